@@ -102,12 +102,27 @@ def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
     return placed
 
 
+def require_settings(settings: Any) -> None:
+    """Raise SettingsError unless a value is settings, such as `read` and `parse` return."""
+    if not isinstance(settings, RunSettings):
+        raise SettingsError(
+            f"the settings are a {type(settings).__name__}; read them from a run file with"
+            " shepherd.read(FILE), or from a dict with shepherd.parse(DICT)"
+        )
+
+
 def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
     """Settings with `key=value` overrides applied; paths in them are relative to the current directory.
 
     Raises:
         SettingsError: as `read`.
     """
+    require_settings(settings)
+    if isinstance(overrides, str | Mapping):
+        raise SettingsError(
+            f"the overrides are a {type(overrides).__name__}; write a list of texts, such as"
+            ' ["federation.rounds=2"]'
+        )
     own = plain(settings)
     changed = _overridden(copy.deepcopy(own), overrides)
     return validated(RunSettings, _placed(changed, Path.cwd(), known=own), "the run settings")

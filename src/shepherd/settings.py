@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -390,12 +391,21 @@ class JudgeTable(Table):
     @field_validator("base_url")
     @classmethod
     def _require_plain_address(cls, url: str) -> str:
-        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) or not _has_host_and_port(url):
             raise SettingsError(
                 "key judge.base_url is not a plain http address; write it as https://host/v1, "
                 "without a password or a query (the API key belongs in the variable of judge.key_env)"
             )
         return url
+
+
+def _has_host_and_port(url: str) -> bool:
+    """Whether an address has a host, and a port that exists if it has any."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that is not closed, or a port that is no number below 65,536
+        return False
 
 
 class TrackingTable(Table):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from shepherd.compare.runs import compare_runs
+from shepherd.compare.runs import PER_CHARACTER, compare_runs
 from shepherd.data import pipeline
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.run import folder
@@ -19,8 +20,10 @@ from shepherd.run.loading import load_base
 from shepherd.run.opening import open_run
 from shepherd.training import score, tune
 from shepherd.ui.cli import main as cli
+from shepherd.ui.report import gather, page
 from tests import runs
 from tests.model import bases
+from tests.ui.report.test_page import Outline
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,45 @@ def test_what_cannot_be_compared_is_named(trained: dict[str, Path], tmp_path: Pa
         compare_runs([trained["plain"], begun])
 
 
+def test_the_page_of_runs_says_what_they_differ_in_and_nothing_of_arms(trained: dict[str, Path]) -> None:
+    paths = [trained[name] for name in ("plain", "wide", "gpt2")]
+    found = compare_runs(paths, ["evaluation.answers=2"])
+    report = gather.collect_runs(paths, found)
+    differing = {row["key"]: row["values"] for row in report["differing"]}
+    assert differing["adapter.rank"] == ["2", "3", "2"]
+    assert differing["algorithm.name"] == ['"fedavg"', '"fedprox"', '"fedavg"']
+    assert "output" not in differing
+    html = page.html(report)
+    outline = Outline(html)
+    assert outline.wrong == []
+    text = next(each["text"] for each in outline.tagged("main"))
+    for said in found["says"]:
+        assert " ".join(said.replace("`", "").split()) in " ".join(text.split())
+    assert "Which run does better?" in text
+    assert "federated arm" not in text
+    assert "Each was trained as its own run file says." in text
+    by_character = page.measures_of({**report, "labels": {"loss": PER_CHARACTER.label}})["loss"]
+    assert (by_character.label, by_character.unit.split(" of")[0]) == (
+        "Held-out loss per character",
+        "nats a character",
+    )
+    shown = [each for each in outline.all if "data-path" in each]
+    assert len(shown) > 30
+    for each in shown:
+        value = report
+        for key in each["data-path"].split("/")[1:]:
+            value = value[int(key)] if isinstance(value, list) else value[key.replace("~1", "/")]
+        assert json.loads(each["data-value"]) == value
+
+
+def test_a_hostile_name_of_a_run_is_inert(trained: dict[str, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(trained["wide"], tmp_path / "<img src=x onerror=alert(1)>\x1b[2J"))
+    paths = [trained["plain"], other]
+    html = page.html(gather.collect_runs(paths, compare_runs(paths, ["evaluation.answers=0"])))
+    assert Outline(html).tagged("img", "script") == []
+    assert "\x1b" not in html
+
+
 def test_the_command_prints_a_table_and_writes_where_it_is_asked(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -121,6 +163,18 @@ def test_the_command_prints_a_table_and_writes_where_it_is_asked(
     assert "/ arm, loss" in done.stdout
     assert (tmp_path / "both.json").is_file()
     assert sorted(path for path in trained["plain"].rglob("*")) == before
+    html = tmp_path / "new" / "both.html"
+    done = CliRunner().invoke(cli.main, [*words, "--html", str(html)])
+    assert done.exit_code == 0, done.output
+    assert f"wrote {html}" in done.stdout
+    assert "2 finished runs, compared on the held-out examples that all of them have" in html.read_text()
+    assert sorted(path for path in trained["plain"].rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    for option, place in (("--html", "file/x.html"), ("--output", "file/x.json"), ("--output", "new")):
+        refused = CliRunner().invoke(cli.main, [*words, option, str(tmp_path / place)])
+        assert refused.exit_code == 2
+        assert "scoring" not in refused.output  # it is refused before anything is scored
+        assert f"{place} cannot be written (" in refused.output.replace("\n", "")
     refused = CliRunner().invoke(cli.main, [*words, "--seeds", "3"])
     assert refused.exit_code == 2
     assert "--seeds is for a run file" in refused.output

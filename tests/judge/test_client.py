@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import os
 import re
 import socket
+import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, ItemsView, Iterator, MutableMapping
+from email.utils import formatdate
+from http.server import ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
-from shepherd.errors import JudgeError
+from shepherd.errors import JudgeError, SettingsError
 from shepherd.judge import client
 from shepherd.judge.cache import Reply
 from shepherd.settings import JudgeTable
@@ -309,7 +319,7 @@ def test_a_completion_with_an_error_of_nothing_is_a_completion(serve) -> None:
     assert ask(table(judge.url)).text == "well"
 
 
-@pytest.mark.parametrize("finish", ["content_filter", "SAFETY", "refusal"])
+@pytest.mark.parametrize("finish", ["content_filter", "SAFETY", "refusal", "sensitive", "IMAGE_SAFETY"])
 @pytest.mark.parametrize("text", [None, "The first ans"])
 def test_a_content_filter_refuses(serve, finish: str, text: str | None) -> None:
     judge = serve(always=lambda handler, _: server.said(handler, text, finish=finish))
@@ -530,16 +540,15 @@ def test_a_redirection_leads_to_no_other_host(serve, code: int) -> None:
     assert judge.calls == 1
 
 
-def test_a_reply_may_be_empty_or_cut(serve) -> None:
+def test_a_reply_may_be_cut(serve) -> None:
     judge = serve(
         script=[
-            lambda handler, _: server.said(handler, None),
             lambda handler, _: server.said(handler, "so f", finish="length"),
             server.body('{"choices": [{"message": {"content": "bare"}}]}'),
         ]
     )
     settings = table(judge.url)
-    assert (ask(settings).text, ask(settings).cut) == ("", True)
+    assert ask(settings).cut
     assert ask(settings) == Reply(text="bare")  # nothing was said of tokens
 
 
@@ -561,3 +570,200 @@ def test_a_missing_key_is_asked_for_by_the_name_of_its_variable(serve, monkeypat
     assert judge.calls == 0
     assert ask(table(judge.url, key_env="")).text == "well"
     assert judge.headers[0]["authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize("finish", ["stop", "tool_calls", "other"])
+@pytest.mark.parametrize("text", [None, "", " \n", []])
+def test_an_empty_reply_is_none_to_keep(serve, finish: str, text: object) -> None:
+    judge = serve(always=lambda handler, _: server.said(handler, text, finish=finish))
+    if text == []:  # parts are how thoughts are sent
+        with pytest.raises(client.Wordless):
+            ask(table(judge.url))
+    else:
+        assert fault(table(judge.url), client.Refused) == f"its reply is empty, with finish_reason '{finish}'"
+
+
+@pytest.mark.parametrize("finish", ["MAX_TOKENS", "max_tokens", "model_length"])
+def test_a_limit_has_other_names(serve, finish: str) -> None:
+    judge = serve(lambda _: "", [lambda handler, _: server.said(handler, "so f", finish=finish)])
+    assert ask(table(judge.url)).cut
+    with pytest.raises(client.Wordless):
+        ask(table(serve(always=lambda handler, _: server.said(handler, None, finish=finish)).url))
+
+
+@pytest.mark.parametrize("finish", ["error", "insufficient_system_resource"])
+def test_a_reply_that_the_server_broke_off_is_asked_again(serve, finish: str) -> None:
+    def broken(handler: server.Handler, _: str) -> None:
+        server.said(handler, "The fir", finish=finish)
+
+    assert ask(table(serve(lambda _: "well", [broken]).url)).text == "well"
+    assert "breaks its replies off, 2 times" in fault(table(serve(always=broken).url, retries=1))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "max_tokens is not supported with this model",
+        "Unrecognized request argument supplied: max_tokens",
+        "max_tokens: Extra inputs are not permitted",
+    ],
+)
+def test_a_limit_that_is_unknown_in_other_words_gets_its_newer_name(serve, said: str) -> None:
+    judge = serve(always=refusing("max_tokens", by=lambda _: server.status(400, said)))
+    assert ask(table(judge.url)).text == "well"
+    assert "max_completion_tokens" in judge.bodies[-1]
+
+
+FILTERS = {
+    "Azure": (400, {"error": {"message": "filtered", "code": "content_filter", "param": "prompt"}}),
+    "Azure, within": (
+        400,
+        {"error": {"message": "filtered", "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+    ),
+    "OpenRouter": (403, {"error": {"message": "flagged", "code": 403, "metadata": {"reasons": ["x"]}}}),
+    "in the body of a 200": (200, {"error": {"message": "filtered", "code": "content_filter"}}),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_of_the_request_refuses_that_prompt_alone(serve, name: str) -> None:
+    judge = serve(always=raw(*FILTERS[name]))
+    assert "its content filter stopped the request" in fault(table(judge.url), client.Refused)
+    assert judge.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("invalid_api_key", "refuses the key in OPENAI_API_KEY"),
+        ("model_not_found", "has no model judge-1"),
+        ("insufficient_quota", "its quota is used up"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_error_may_have_a_name_for_a_code(serve, status: int, code: str, words: str) -> None:
+    judge = serve(always=raw(status, {"error": {"message": "no", "code": code}}))
+    assert words in fault(table(judge.url, retries=0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            server.body("<html><style>p {}</style><p>Sign in</p>", content_type="text/html"),
+            "(it says: Sign in)",
+        ),
+        (server.body('{"success": false, "errors": [{"message": "no such account"}]}'), "no such account"),
+        (server.body('{"choices": null, "base_resp": {"status_msg": "login fail"}}'), "login fail"),
+        (server.body('{"message": "no Route matched"}'), "no Route matched"),
+        (server.body("{}"), "chat completions; check"),
+    ],
+)
+def test_what_is_no_completion_is_shown(serve, answer: server.Step, words: str) -> None:
+    assert words in fault(table(serve(always=answer).url, retries=0))
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1", "remove one /v1 from the end of judge.base_url"),
+        ("/chat/completions", "remove /chat/completions from the end of judge.base_url"),
+        ("/chat/completions/", "remove /chat/completions"),
+        ("/models", "remove /models"),
+        ("/other", "usually ends in /v1"),
+    ],
+)
+def test_an_address_that_is_too_long_is_shortened(serve, path: str, words: str) -> None:
+    said = fault(table(serve().url + path))
+    assert words in said
+    assert "HTTP 404" in said
+
+
+@pytest.mark.parametrize("url", ["http://h:99999/v1", "http://h:abc/v1", "http://[::1/v1", "http://:80/v1"])
+def test_an_address_that_cannot_be_one_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"judge\.base_url is not a plain http address"):
+        table(url)
+
+
+def test_only_what_is_tried_again_is_counted(serve) -> None:
+    judge = serve(always=server.status(405, "Method Not Allowed"))
+    assert "fails with HTTP 405 (Method" in fault(table(judge.url))
+    assert judge.calls == 1
+
+
+@pytest.mark.parametrize("wait", ["3600", "date"])
+def test_a_wait_of_an_hour_is_said_and_not_waited_for(serve, wait: str) -> None:
+    header = formatdate(time.time() + 3600, usegmt=True) if wait == "date" else wait
+    judge = serve(always=lambda handler, _: handler.send(429, "{}", {"retry-after": header}))
+    assert "asks to wait 60 minutes" in fault(table(judge.url))
+    assert judge.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("set_", "shown"),
+    [
+        ({"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "*"}, False),
+        ({"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ".invalid"}, False),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, False),
+        ({"ALL_PROXY": "http://127.0.0.1:9", "NO_PROXY": "other.invalid"}, True),
+    ],
+)
+def test_only_a_proxy_on_the_way_is_named(monkeypatch, set_: dict[str, str], shown: bool) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in set_.items():
+        monkeypatch.setenv(name, value)
+    assert ("through the proxy in" in fault(table("http://judge.invalid/v1", retries=0))) is shown
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A judge of this machine behind TLS, and the file of its certificate."""
+    key, authority = tmp_path / "key.pem", tmp_path / "ca.pem"
+    certify(key, authority)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, key)
+    handler = type("TlsHandler", (server.Handler,), {"judge": server.Judge(lambda _: "well")})
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    http.socket = context.wrap_socket(http.socket, server_side=True)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"https://127.0.0.1:{http.server_port}/v1", authority
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def certify(key: Path, certificate: Path) -> None:
+    """Write a key and a certificate of its own for 127.0.0.1."""
+    made = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "judge")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, made.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(made, hashes.SHA256())
+    )
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key.write_bytes(made.private_bytes(serialization.Encoding.PEM, *private))
+
+
+def test_a_certificate_that_is_not_trusted_says_how(encrypted, monkeypatch) -> None:
+    url, authority = encrypted
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    said = fault(table(url, retries=0))
+    assert said.startswith(f"the certificate of {url} cannot be trusted (self-signed certificate)")
+    assert "SSL_CERT_FILE" in said
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    assert ask(table(url)).text == "well"
+
+
+def test_a_server_without_tls_is_no_network_fault(serve) -> None:
+    url = serve().url.replace("http:", "https:")
+    assert fault(table(url, retries=0)).startswith(f"{url} does not answer with TLS; check the port")

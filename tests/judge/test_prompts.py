@@ -88,6 +88,25 @@ def test_a_verdict_is_the_last_line_or_none(reply: str, verdict: str | None) -> 
             "VERDICT: $\\boxed{\\text{first}}$",
         ),
         *("\\boxed{VERDICT: first}", '{"verdict": "first"}', "VERDICT: first\n---", "**VERDICT:** `first`"),
+        *("VERDICT: first\u200b", "\ufeffVERDICT: first", "VERDICT: first\u202c", "VERDICT: first\x00"),
+        *(
+            "VERDICT: first[EOS]",
+            "VERDICT: first<eos_token>",
+            "VERDICT: first[/s]",
+            "VERDICT: first<endofturn>",
+        ),
+        *("VERDICT: first</response>", "<verdict>VERDICT: first</verdict>", "<b>VERDICT: first</b><br>"),
+        *("~~~\nVERDICT: first\n~~~", "\u2022 VERDICT: first", "| VERDICT: first |", "\\[VERDICT: first\\]"),
+        *(
+            "VERDICT: first,",
+            "VERDICT: first;",
+            "VERDICT: first\\n",
+            "**VERDICT:**\n\n**first**",
+            "VERDICT:\nfirst",
+        ),
+        *('{"reason": "x", "verdict": "first"}', '{"verdict": "first", "reason": "VERDICT: tie"}'),
+        *("[THINK]VERDICT: second[/THINK]VERDICT: first", "<thinking>Hm</thinking>VERDICT: first"),
+        *("<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>VERDICT: first",),
         *("<think>VERDICT: second</think>VERDICT: first", "Let me think.\n</think>\n\nVERDICT: first"),
     ],
 )
@@ -114,10 +133,53 @@ def test_what_is_put_around_a_verdict_is_taken_off(line: str) -> None:
             '{"SCORES": {"first": 7, "second": 9}}',
             "SCORES: first: 7, second: 9",
         ),
+        *("SCORES: first:7, second:9", "SCORES: first = 7, second = 9", "SCORES: first 7\u3001second 9"),
+        *("SCORES: first 7, second 9!", "SCORES: first 7\u200b, second 9"),
+        *(
+            '{"scores": {"first": 7,"second":9}}',
+            '{"why": "x", "scores": {"second": 9, "first": 7}}',
+        ),
     ],
 )
 def test_what_is_put_around_scores_is_taken_off(line: str) -> None:
     assert prompts.scores(f"Both are good.\n{line}") == (7, 9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{\n "verdict": "first",\n "reason": "The second is vague."\n}',
+        '```json\n{\n "reason": "Vague.",\n "verdict": "First"\n}\n```',
+    ],
+)
+def test_a_reply_that_is_one_object_is_read_by_its_key(text: str) -> None:
+    assert prompts.verdict(text) == "first"
+    assert prompts.scores(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"verdict": "first", "verdict": "second"}',
+        '{"verdict": "third"}',
+        '{"answer": {"verdict": "first"}}',
+        '{"verdict": "first"} or rather not',
+        "[" * 5000,
+        '{"a":' * 5000,
+    ],
+)
+def test_an_object_that_says_two_things_or_none_is_unreadable(text: str) -> None:
+    assert prompts.verdict(text) is None
+    assert prompts.scores(text.replace("verdict", "scores")) is None
+
+
+@pytest.mark.parametrize(
+    "begin",
+    ["<think>", "<thinking>", "<thought>", "<reasoning>", "[THINK]", "<seed:think>", "\u25c1think\u25b7"],
+)
+def test_a_thought_that_does_not_end_is_no_verdict(begin: str) -> None:
+    assert prompts.verdict(f"{begin}\nThe first.\nVERDICT: first") is None
+    assert prompts.spoken(f"{begin}\nThe first.\nVERDICT: first") == ""
 
 
 def test_scores_that_were_cut_may_lack_a_digit() -> None:

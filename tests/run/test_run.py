@@ -64,7 +64,7 @@ from shepherd.model import base as bases_
 from shepherd.model import files, lora, pass_plan
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
-from shepherd.overrides import dump, parse, read
+from shepherd.overrides import dump, overridden, parse, read
 from shepherd.run import answerer, checkpoint, folder
 from shepherd.run import log as run_log
 from shepherd.run import run as run_module
@@ -74,7 +74,7 @@ from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
 from shepherd.settings import MachineTable, RunSettings
 from shepherd.training import score
-from shepherd.training.local import completed
+from shepherd.training.local import OBJECTIVE, OPTIMISER, completed
 from tests import runs
 from tests.model import bases
 from tests.run.test_checkpoint import as_first_format
@@ -795,6 +795,48 @@ def test_parts_may_be_values(table, whole, tmp_path) -> None:
     assert {kept.algorithm.name, kept.selection.name, kept.transforms[0].name} == {IN_PYTHON}
     assert kept.aggregation.name == "mean"
     assert f"instruction-tuned by {IN_PYTHON}" in (path / "adapter" / "README.md").read_text()
+
+
+def test_the_parts_of_local_training_may_be_values(table, tmp_path) -> None:
+    given = {
+        "optimiser": plugins.built(OPTIMISER, PartTable(name="sgd", momentum=0.5)),
+        "objective": plugins.built(OBJECTIVE, PartTable(name="sft")),
+    }
+    path = finish(open_run(table, **given))
+    named = {**table.tuning.model_dump(exclude_none=True), "optimiser": {"name": "sgd", "momentum": 0.5}}
+    other = {**table.model_dump(exclude_none=True), "tuning": named, "output": str(tmp_path / "named")}
+    assert weights(path) == weights(finish(open_run(parse(other))))
+    kept = folder.read_settings(path)
+    assert {kept.tuning.optimiser.name, kept.tuning.objective.name} == {IN_PYTHON}
+    with pytest.raises(SettingsError, match=r"optimiser and the objective of the run .* optimiser=VALUE"):
+        resume(path)
+    resume(path, **given).close()
+
+
+@pytest.mark.parametrize("part", ["optimiser", "objective"])
+def test_what_is_no_part_of_local_training_is_refused_by_name(table, part) -> None:
+    with pytest.raises(SettingsError, match=rf"^{part}= got a str; give a value of shepherd\.training\."):
+        open_run(table, **{part: "adamw"})
+    assert not Path(table.output).exists()
+
+
+@pytest.mark.parametrize("wrong", ["run.toml", {"seed": 1}, None, Path("run.toml")])
+def test_what_is_no_settings_is_told_how_to_make_them(wrong: Any) -> None:
+    for call in (open_run, inspect_data, lambda given: overridden(given, [])):
+        with pytest.raises(SettingsError, match=r"^the settings are a \w+; read them from a run file with"):
+            call(wrong)
+
+
+def test_overrides_are_a_list(table) -> None:
+    for wrong in ("seed=1", {"seed": 1}):
+        with pytest.raises(SettingsError, match=r"^the overrides are a \w+; write a list of texts"):
+            overridden(table, wrong)
+
+
+@pytest.mark.parametrize("wrong", [3, None])
+def test_prompts_that_are_none_are_named(tmp_path, wrong: Any) -> None:
+    with pytest.raises(DataError, match=r"^the prompts are a \w+; give a text"):
+        answerer.generate(tmp_path, wrong)
 
 
 def test_a_resumed_run_needs_its_values_again(table) -> None:

@@ -37,15 +37,13 @@ from shepherd.model.answer import prompt_ids
 from shepherd.overrides import overridden, plain
 from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
-from shepherd.run.changes import differing
+from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.loading import load_base
 from shepherd.settings import EvaluationTable, RunSettings
 from shepherd.training.tune import predictions
 
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
-NO_DIFFERENCE = ("output", "machine", "judge", "tracking", "checkpoints", "silos")
-"""Tables that do not change what is trained."""
 PER_CHARACTER = replace(LOSS, label="held-out loss per character", unit="nats a character")
 log = logging.getLogger(__name__)
 
@@ -140,7 +138,7 @@ def _opened(paths: Sequence[Path]) -> tuple[list[RunToCompare], list[Example], i
     if not shared:
         raise DataError(
             f"{listed([str(path) for path in paths])} have no held-out example in common; train them on the"
-            " same data.source with the same data.holdout and data.seed"
+            " same data.source with the same data.holdout and data.seed, which is `seed` where it is not set"
         )
     order = list(dict.fromkeys(key for key in keys[paths[0]] if key in shared))
     runs = [

@@ -41,6 +41,21 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def require_place(path: Path) -> None:
+    """Create the folder of a file that is written after long work, and check now that it can be.
+
+    Raises:
+        FolderError: the file cannot be written there.
+    """
+    with os_errors(f"{path} cannot be written", "check the path and its permissions"):
+        private.make(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, name = tempfile.mkstemp(TEMPORARY_SUFFIX, f".{path.name}-", path.parent)
+        os.close(handle)
+        os.unlink(name)
+
+
 def leftovers(folder: Path, names: tuple[str, ...]) -> list[Path]:
     """List temporary files that killed writers of these file names have left in a folder."""
     earlier = {name + TEMPORARY_SUFFIX for name in names}  # names in earlier versions

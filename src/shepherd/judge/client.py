@@ -8,12 +8,19 @@ completion, and an error in the body of a 200, as gateways send it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
+import re
+import ssl
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 import openai
 
@@ -37,11 +44,35 @@ _MIN_KEY_CHARS = 8
 
 
 _FILTERED = frozenset(
-    {"content_filter", "safety", "refusal", "prohibited_content", "blocklist", "recitation"}
+    {"content_filter", "content_filtered", "content_policy_violation", "guardrail_intervened", "moderation"}
+    | {"safety", "image_safety", "refusal", "prohibited_content", "blocklist", "recitation", "sensitive"}
+    | {"spii", "responsibleaipolicyviolation"}
 )
-"""Finish reasons, in lower case, of content filters: OpenAI's and those of gateways."""
+"""Finish reasons and codes of errors, in lower case, of content filters: OpenAI's and those of gateways."""
+_CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens"})
+"""Finish reasons, in lower case, of replies that ran into their token limit."""
+_FAILED = frozenset({"error", "insufficient_system_resource", "abort", "aborted"})
+"""Finish reasons, in lower case, of replies that the server broke off: another try may succeed."""
 _WORTH_ANOTHER = frozenset({408, 409, 429})
 """Codes below 500 after which a retry may succeed."""
+_CODES = {
+    **dict.fromkeys(("invalid_api_key", "authentication_error", "unauthenticated", "unauthorized"), 401),
+    **dict.fromkeys(("model_not_found", "model_not_available", "deployment_not_found"), 404),
+    **dict.fromkeys(
+        ("insufficient_quota", "rate_limit_exceeded", "rate_limit_error", "overloaded_error"), 429
+    ),
+    **dict.fromkeys(("server_error", "internal_error", "internal_server_error"), 500),
+}
+"""HTTP codes for the names that errors have, in lower case."""
+_UNKNOWN = re.compile(
+    r"unsupported|not (?:be )?(?:supported|permitted|allowed|recogni[sz]ed|accepted|known)|deprecated"
+    r"|does(?: not|n't) (?:support|accept|take|allow)|unrecogni[sz]ed|unknown|unexpected|forbidden"
+    r"|extra (?:fields|inputs)"
+)
+"""What errors say, in lower case, of a parameter that an endpoint does not have."""
+_MAX_WAIT_S = 120.0
+"""Longest Retry-After that `openai` waits for; after a longer one it does not try again."""
+_TAGS = re.compile(r"<(script|style|head)\b.*?</\1>|<[^<>]*>", re.I | re.S)
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -71,10 +102,13 @@ class RequestOptions:
         """
         named = error.get("param") if isinstance(error, Mapping) else None
         said = f"{_words(error)} {named or ''}".lower()
-        unknown = named == "max_tokens" and "unsupported" in f"{said} {error.get('code')}"
-        if self.limit == "max_tokens" and (unknown or "max_completion_tokens" in said):
+        unknown = _UNKNOWN.search(f"{said} {error.get('code') if isinstance(error, Mapping) else ''}")
+        if self.limit == "max_tokens" and (
+            ("max_tokens" in said and unknown) or "max_completion_tokens" in said
+        ):
             return replace(self, limit="max_completion_tokens")
-        return replace(self, temperature=self.temperature and "temperature" not in said)
+        about = "temperature" in said or ("sampling" in said and unknown)
+        return replace(self, temperature=self.temperature and not about)
 
 
 @dataclass(slots=True)
@@ -93,10 +127,7 @@ class Endpoint:
             Wordless: the reply has no word.
             JudgeError: the endpoint cannot be used, or did not answer after all retries.
         """
-        fault: Exception = JudgeError(
-            f"{self.table.base_url} does not answer with chat completions{self._tries()}; "
-            "check that judge.base_url is OpenAI-compatible"
-        )
+        fault: Exception = JudgeError(f"{self.table.base_url} gave no reply; check judge.base_url")
         for attempt in range(self.table.retries + 1):
             if attempt:
                 await asyncio.sleep(
@@ -107,22 +138,40 @@ class Endpoint:
             if error is not None:
                 code = _code(error)
                 where = f"error {code}" if code else "an error"
-                fault = self._fault(code, f"{where} in the body of a 200", self._said(error), "nowhere")
+                fault = self._fault(code, f"{where} in the body of a 200", error)
+                if _is_filter(error):
+                    break
                 if code is None or code >= 500 or code in _WORTH_ANOTHER:
                     continue
                 break
             read = self._read(completion)
             if read is not None:
                 return replace(read, own_temperature=not options.temperature)
+            fault = self._no_completion(completion)
         raise fault
 
+    def _no_completion(self, completion: Any) -> JudgeError:
+        """The error for a 200 that is no chat completion, with what it is instead."""
+        finish = _finish(completion)
+        if finish in _FAILED:
+            return JudgeError(
+                f"{self.table.base_url} breaks its replies off{self._tries()} (finish_reason {finish!r}); try"
+                " again later, or check its log"
+            )
+        body = completion if isinstance(completion, str) else getattr(completion, "model_extra", None)
+        said = self._said(body, "a page of HTML" if _is_html(body) else "")
+        return JudgeError(
+            f"{self.table.base_url} does not answer with chat completions{self._tries()}"
+            f"{f' (it says: {said})' if said else ''}; check that judge.base_url is OpenAI-compatible"
+        )
+
     def _read(self, completion: Any) -> Reply | None:
-        """Parse a reply; None if the body is no chat completion."""
+        """Parse a reply; None if the body is no chat completion, or one that the server broke off."""
         try:
             choice = completion.choices[0]
-            message, usage = choice.message, completion.usage
-            text, cut = _text(message.content), choice.finish_reason == "length"
-            refusal, finish = getattr(message, "refusal", None), str(choice.finish_reason).lower()
+            message, usage, finish = choice.message, completion.usage, _finish(completion)
+            text, cut = _text(message.content), finish in _CUT
+            refusal = getattr(message, "refusal", None)
             spoken = prompts.spoken(text).strip()
             thought = _thought(message, usage) or bool(text.strip())
             read = Reply(
@@ -133,12 +182,16 @@ class Endpoint:
             )
         except (AttributeError, TypeError, IndexError, KeyError):
             return None
+        if finish in _FAILED:
+            return None
         if finish in _FILTERED:
             raise Refused(f"its content filter stopped the reply: {finish}")
         if not spoken and refusal:
             raise Refused(f"it declines: {self._said(refusal)}")
         if not spoken and (cut or thought):
             raise Wordless
+        if not spoken:
+            raise Refused(f"its reply is empty, with finish_reason {finish!r}")
         return read
 
     async def _completion(self, prompt: str) -> tuple[Any, RequestOptions]:
@@ -162,7 +215,19 @@ class Endpoint:
                 "raise judge.timeout or lower judge.concurrency"
             )
         why = self._safe(str(error.__cause__ or error)) or "the connection broke"
-        names = [] if is_local(url) else _set_variables(_PROXIES)
+        if "WRONG_VERSION_NUMBER" in why:
+            return JudgeError(
+                f"{url} does not answer with TLS; check the port in judge.base_url, or begin it with http://"
+                " if this server is unencrypted"
+            )
+        if "CERTIFICATE_VERIFY_FAILED" in why:
+            reason = why.rpartition("certificate verify failed: ")[2].split(" (_ssl")[0]
+            return JudgeError(
+                f"the certificate of {url} cannot be trusted ({reason}); check judge.base_url, or, if the"
+                " server is right, put the certificate of its authority into a file and name that in the"
+                " environment variable SSL_CERT_FILE"
+            )
+        names = _proxies_to(url)
         through = f", through the proxy in {' or '.join(names)}" if names else ""
         return JudgeError(f"{url} cannot be reached{through} ({why}); check judge.base_url and the network")
 
@@ -196,12 +261,23 @@ class Endpoint:
         )
 
     def _status_fault(self, error: openai.APIStatusError) -> Exception:
-        to = self._safe(error.response.headers.get("location", "nowhere"))
-        return self._fault(error.status_code, f"HTTP {error.status_code}", self._said(error.body), to)
+        code, headers = error.status_code, error.response.headers
+        named = _named_code(error.body)
+        return self._fault(
+            named if code == 400 and named else code,
+            f"HTTP {code}",
+            error.body,
+            to=self._safe(headers.get("location", "nowhere")),
+            wait=_wait_s(headers.get("retry-after", "")),
+        )
 
-    def _fault(self, code: int | None, where: str, said: str, to: str) -> Exception:
+    def _fault(
+        self, code: int | None, where: str, error: Any, *, to: str = "nowhere", wait: str = ""
+    ) -> Exception:
         """The exception for an HTTP code, or for the code, if any, of an error in the body of a 200."""
-        url, model = self.table.base_url, self.table.model
+        url, model, said = self.table.base_url, self.table.model, self._said(error)
+        if _is_filter(error):
+            return Refused(f"its content filter stopped the request ({where}: {said})")
         match code:
             case 301 | 302 | 303 | 307 | 308:
                 return JudgeError(
@@ -214,9 +290,17 @@ class Endpoint:
                 whose = (
                     f"the key in {self.table.key_env}" if self.table.key_env else "a request without a key"
                 )
-                return JudgeError(f"{url} refuses {whose} ({where}); check judge.key_env and judge.base_url")
+                return JudgeError(
+                    f"{url} refuses {whose} ({where}); check judge.key_env and judge.base_url"
+                    f" (it says: {said})"
+                )
             case 402:
                 return JudgeError(f"{url} requires payment ({where}: {said}); top up the account")
+            case 404 | 405 if too_long := _too_long(url):
+                return JudgeError(
+                    f"{url} has no chat completions ({where}); remove {too_long} from the end of"
+                    " judge.base_url"
+                )
             case 404:
                 return JudgeError(
                     f"{url} has no model {model}, or no chat completions ({where}: {said}); check judge.model"
@@ -229,17 +313,21 @@ class Endpoint:
                     " address"
                 )
             case 429:
+                if wait:
+                    return JudgeError(
+                        f"{url} gets too many requests or its quota is used up ({where}: {said}); it asks to"
+                        f" wait {wait}: give the same command again then"
+                    )
                 return JudgeError(
                     f"{url} gets too many requests or its quota is used up ({where}{self._tries()}: {said}); "
                     "wait, or lower judge.concurrency"
                 )
-        return JudgeError(
-            f"{url} fails with {where}{self._tries()} ({said}); try again later, or check its log"
-        )
+        tries = self._tries() if code >= 500 or code in _WORTH_ANOTHER else ""
+        return JudgeError(f"{url} fails with {where}{tries} ({said}); try again later, or check its log")
 
-    def _said(self, error: Any) -> str:
+    def _said(self, error: Any, otherwise: str = "no reason given") -> str:
         """The endpoint's error message, in one line and without the key."""
-        said = _words(error) or "no reason given"
+        said = _words(error) or otherwise
         return self._safe(" ".join(said.split()))[:200].rstrip(". ")
 
     def _safe(self, text: str) -> str:
@@ -262,7 +350,7 @@ async def opened(table: JudgeTable) -> AsyncIterator[Endpoint]:
     key = _key(table.key_env)
     # the library would follow a redirection with all that it sends, and send what is meant for this machine
     # through a proxy; a proxy of the environment is the person's own
-    network = _network(trust_env=not is_local(table.base_url))
+    network = _network(through_proxies=not is_local(table.base_url))
     with _hidden(() if table.base_url == URL else OPENAI_ONLY_VARIABLES):
         made = openai.AsyncOpenAI(
             api_key=key,
@@ -275,9 +363,12 @@ async def opened(table: JudgeTable) -> AsyncIterator[Endpoint]:
         yield Endpoint(table, client)
 
 
-def _network(*, trust_env: bool) -> Any:
+def _network(*, through_proxies: bool) -> Any:
     try:
-        return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=trust_env)
+        if through_proxies:
+            return openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        # nothing of the environment but its certificates
+        return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=False, verify=_certificates())
     except OSError as error:
         names = " or ".join(_set_variables(_CERTIFICATES)) or "SSL_CERT_FILE"
         raise JudgeError(
@@ -289,6 +380,20 @@ def _network(*, trust_env: bool) -> Any:
         if not proxies:
             raise
         raise JudgeError(_proxy_fault(proxies, error)) from None
+
+
+def _certificates() -> ssl.SSLContext | bool:
+    """The authorities that the environment names; True for the usual ones."""
+    file, folder = (os.environ.get(name) for name in _CERTIFICATES)
+    return ssl.create_default_context(cafile=file, capath=folder) if file or folder else True
+
+
+def _proxies_to(url: str) -> list[str]:
+    """Names of the environment variables whose proxy is between here and an address."""
+    parts = urlsplit(url)
+    if is_local(url) or proxy_bypass(parts.netloc):
+        return []
+    return _set_variables((f"{parts.scheme.upper()}_PROXY",)) or _set_variables(("ALL_PROXY",))
 
 
 def _proxy_fault(names: Sequence[str], error: Exception) -> str:
@@ -340,16 +445,70 @@ def _error_in(completion: Any) -> Any:
         return None
     if getattr(completion, "object", None) == "error":
         return {name: getattr(completion, name, None) for name in ("message", "code", "param")}
+    return getattr(completion, "error", None) or getattr(_choice(completion), "error", None)
+
+
+def _choice(completion: Any) -> Any:
     choices = getattr(completion, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    return getattr(completion, "error", None) or getattr(choice, "error", None)
+    return choices[0] if isinstance(choices, list) and choices else None
+
+
+def _finish(completion: Any) -> str:
+    """Why a reply ended, in lower case."""
+    return str(getattr(_choice(completion), "finish_reason", None)).lower()
 
 
 def _code(error: Any) -> int | None:
-    """The code of an error, if it is an HTTP status."""
+    """The code of an error, if it is an HTTP status or has the name of one."""
     found = error.get("code") or error.get("status") if isinstance(error, Mapping) else None
     code = int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()) else 0
-    return code if 400 <= code < 600 else None
+    return code if 400 <= code < 600 else _named_code(error)
+
+
+def _names(error: Any) -> list[str]:
+    """The names that an error's body gives it, in lower case."""
+    inner = error.get("error") if isinstance(error, Mapping) else None
+    if isinstance(inner, Mapping):
+        return _names(inner)
+    found = [error.get(key) for key in ("code", "type", "status")] if isinstance(error, Mapping) else []
+    deeper = _names(error["innererror"]) if isinstance(error, Mapping) and error.get("innererror") else []
+    return [name.lower() for name in found if isinstance(name, str)] + deeper
+
+
+def _named_code(error: Any) -> int | None:
+    return next((_CODES[name] for name in _names(error) if name in _CODES), None)
+
+
+def _is_filter(error: Any) -> bool:
+    """Whether an error is a content filter's: by its name, or by the reasons that a moderation gives."""
+    metadata = error.get("metadata") if isinstance(error, Mapping) else None
+    flagged = isinstance(metadata, Mapping) and bool(metadata.get("reasons"))
+    return flagged or any(name in _FILTERED for name in _names(error))
+
+
+def _is_html(completion: Any) -> bool:
+    return isinstance(completion, str) and completion.lstrip()[:1] == "<"
+
+
+def _too_long(url: str) -> str:
+    """What an address has at its end and should not."""
+    path = urlsplit(url).path.rstrip("/")
+    ends = ("/chat/completions", "/completions", "/models", "/chat")
+    if path.endswith("/v1/v1"):
+        return "one /v1"
+    return next((end for end in ends if path.endswith(end)), "")
+
+
+def _wait_s(header: str) -> str:
+    """How long Retry-After asks to wait, where that is longer than `openai` waits itself; "" otherwise."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return ""
+    return f"{math.ceil(seconds / 60):,} minutes" if _MAX_WAIT_S < seconds < math.inf else ""
 
 
 def _words(error: Any) -> str:
@@ -360,13 +519,17 @@ def _words(error: Any) -> str:
     """
     match error:
         case str():
-            return error
+            return " ".join(_TAGS.sub(" ", error).split()) if _is_html(error) else error
         case [*parts]:
             return "; ".join(filter(None, map(_words, parts)))
         case {"loc": [*place], "msg": str() as said}:
             return f"{'.'.join(map(str, place))}: {said}"
         case {"message": said} | {"detail": said} | {"error": said} | {"msg": said} if said:
             return _words(said)
+        case {"errors": said} | {"base_resp": said} if said:
+            return _words(said)
+        case {"status_msg": str() as said}:
+            return said
     return ""
 
 
@@ -380,7 +543,7 @@ def _text(content: Any) -> str:
 
 def _thought(message: Any, usage: Any) -> bool:
     """Whether the server reports that the model thought before its reply."""
-    names = ("reasoning_content", "reasoning", "thinking")
+    names = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
     return (
         any(getattr(message, name, None) for name in names)
         or isinstance(message.content, list)

@@ -2,16 +2,19 @@
 
 The two answers are put between markers drawn from the hash of their own content, so no answer can close
 its own block; and only the last line of the judge's reply is read, in one fixed form. What servers and
-models put around that line (markdown, quotation marks, brackets, a stop token) is removed. A reply that
-does not end so is unreadable: `verdict` and `scores` return None, and nothing is guessed from the rest.
+models put around that line (markdown, quotation marks, brackets, a stop token) is removed. A reply that is
+one JSON object, or whose last line is one, is read by its key. A reply that does not end so is
+unreadable: `verdict` and `scores` return None, and nothing is guessed from the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from contextlib import suppress
+from typing import Any, Literal, TypeAlias
 
 from shepherd.judge.questions import Question
 
@@ -47,23 +50,32 @@ _WRAP = (
     r"(?:[\s*_`\"'\u2018-\u201f\u00ab\u00bb\u2039\u203a\u3008-\u3011\[\](){}<>$]|\\(?:boxed|text|textbf)\b)*"
 )
 # in front of a line: also a heading's, a quotation's and a list's marks
-_LEAD = rf"[\s#>+-]*{_WRAP}"
-_TAIL = rf"{_WRAP}[.!\u3002]?{_WRAP}"
+_LEAD = rf"[\s#>+|\u2013\u2014\u2022-]*{_WRAP}"
+_TAIL = rf"{_WRAP}[.,;!\u3002]?{_WRAP}[\s|]*"
 _VERDICT = re.compile(rf"{_LEAD}verdict{_WRAP}:{_WRAP}(first|second|tie)\b{_TAIL}", re.I)
+_VERDICT_BEGUN = re.compile(rf"{_LEAD}verdict{_WRAP}:{_WRAP}", re.I)
 _NUMBER = rf"{_WRAP}(10(?:\.0+)?|[1-9](?:\.\d+)?){_WRAP}"
 _SCORES = re.compile(
-    rf"{_LEAD}scores{_WRAP}:{_WRAP}first{_WRAP}:?\s{_NUMBER}[,;]{_WRAP}second{_WRAP}:?\s{_NUMBER}\.?{_WRAP}",
+    rf"{_LEAD}scores{_WRAP}:{_WRAP}first{_WRAP}[:=\s]{_NUMBER}[,;\u3001]{_WRAP}second{_WRAP}[:=\s]{_NUMBER}{_TAIL}",
     re.I,
 )
 _STOP = re.compile(
-    r"(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</?s>|<eos>|<(?:end|start)_of_turn>|\[/?INST\]|</?answer>)",
+    r"(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:end|start)_?of_?turn>|</?s>|<eos(?:_token)?>|<br ?/?>"
+    r"|\[(?:eos|/s|/?inst)\]|</?(?:answer|response|output|verdict|final|p|b|strong|em|code)>|\\n$|\\[\[\]()])",
     re.I,
 )
-"""End-of-turn tokens, which a misconfigured server sends as text."""
-_MARKS = re.compile(r"[\s#>+*_`\"'\u2018-\u201f\[\](){}<$-]*")
+"""End-of-turn tokens, which a misconfigured server sends as text, and tags of HTML."""
+_THINKING = r"(?:seed:)?(?:think|thinking|thought|reasoning|reflection)"
+_THINKS = re.compile(rf"\s*(?:<{_THINKING}>|\[think\]|\u25c1think\u25b7)", re.I)
+_THOUGHT = re.compile(rf"</{_THINKING}>|\[/think\]|\u25c1/think\u25b7|<\|channel\|>final<\|message\|>", re.I)
+"""Ends of a thought in front of a reply, of several families of models."""
+_MARKS = re.compile(r"[\s#>+*_~`\"'\u2018-\u201f\[\](){}<$-]*")
 """Characters of a line without content, such as a closing fence."""
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2236: ":"}
 
+_SHOWS_NOTHING = re.compile(r"[\x00\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_FENCE = re.compile(r"^(?:```|~~~)\w*\s*|\s*(?:```|~~~)$")
+_MAX_JSON_CHARS = 20_000
 _MAX_VERDICT_CHARS = 200
 """A last line with this many characters or more is no verdict."""
 
@@ -86,8 +98,14 @@ def verdict(reply: str) -> Verdict | None:
     >>> verdict("VERDICT: first\\nOr is it the second?") is None
     True
     """
-    match = _VERDICT.fullmatch(_last_line(reply))
-    return _READ.get(match[1].lower()) if match else None  # some other letters fold to these
+    last, before = _last_lines(reply)
+    match = _VERDICT.fullmatch(last)
+    if match is None and _VERDICT_BEGUN.fullmatch(before):  # the word has a line of its own
+        match = _VERDICT.fullmatch(f"{before} {last}")
+    if match:
+        return _READ.get(match[1].lower())  # some other letters fold to these
+    found = _json_value(reply, last, "verdict")
+    return _READ.get(found.strip().lower()) if isinstance(found, str) else None
 
 
 def scores(reply: str, *, cut: bool = False) -> tuple[float, float] | None:
@@ -101,8 +119,16 @@ def scores(reply: str, *, cut: bool = False) -> tuple[float, float] | None:
     >>> scores("SCORES: first 11, second 8") is None
     True
     """
-    match = _SCORES.fullmatch(_last_line(reply[: reply.rfind("\n") + 1] if cut else reply))
-    return (float(match[1]), float(match[2])) if match else None
+    whole = reply[: reply.rfind("\n") + 1] if cut else reply
+    last, _ = _last_lines(whole)
+    match = _SCORES.fullmatch(last)
+    if match:
+        return float(match[1]), float(match[2])
+    found = _json_value(whole, last, "scores")
+    match found:
+        case {"first": int() | float() as first, "second": int() | float() as second}:
+            return (float(first), float(second)) if 1 <= first <= 10 and 1 <= second <= 10 else None
+    return None
 
 
 def spoken(reply: str) -> str:
@@ -111,15 +137,35 @@ def spoken(reply: str) -> str:
     >>> spoken("<think>The first?</think>VERDICT: tie"), spoken("<think>VERDICT: first")
     ('VERDICT: tie', '')
     """
-    before, closed, rest = reply.rpartition("</think>")
-    return "" if not (before or closed) and rest.lstrip().startswith("<think>") else rest
+    *_, rest = _THOUGHT.split(reply)
+    begun = rest == reply and (_THINKS.match(rest) or rest.lstrip().startswith("<|channel|>analysis"))
+    return "" if begun else rest
 
 
-def _last_line(reply: str) -> str:
-    """The last line with content, with full-width characters replaced by plain ones."""
-    lines = (_STOP.sub("", line) for line in reversed(spoken(reply).split("\n")))
-    last = next((line for line in lines if not _MARKS.fullmatch(line)), "")
-    return last.translate(_FULL_WIDTH).strip() if len(last) < _MAX_VERDICT_CHARS else ""
+def _last_lines(reply: str) -> tuple[str, str]:
+    """The last line with content and the one before it, with full-width characters replaced by plain ones."""
+    lines = (_SHOWS_NOTHING.sub("", _STOP.sub("", line)) for line in reversed(spoken(reply).split("\n")))
+    content = (line for line in lines if not _MARKS.fullmatch(line))
+    last, before = next(content, ""), next(content, "")
+    return _plain(last), _plain(before)
+
+
+def _plain(line: str) -> str:
+    return line.translate(_FULL_WIDTH).strip() if len(line) < _MAX_VERDICT_CHARS else ""
+
+
+def _json_value(reply: str, last: str, key: str) -> Any:
+    """The value of a key in a reply, or a last line, that is one JSON object; None if neither is."""
+    whole = _FENCE.sub("", _STOP.sub("", spoken(reply)).strip())
+    for text in (last, whole):
+        if not (text.startswith("{") and text.endswith("}")) or len(text) > _MAX_JSON_CHARS:
+            continue
+        with suppress(ValueError, RecursionError):
+            pairs = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+            found = [value for name, value in pairs if name.lower() == key]
+            if len(found) == 1:
+                return dict(found[0]) if isinstance(found[0], list) else found[0]
+    return None
 
 
 def _prompt(question: Question, first: str, second: str, closing: str) -> str:

@@ -8,7 +8,7 @@ asked.generate(["Name a bird.", {"instruction": "Who is it?", "context": "Ann is
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -256,6 +256,10 @@ def generate(
         DataError: an instruction is empty.
         ShepherdError: as `Answerer.answers`.
     """
+    if not isinstance(prompts, str | Iterable):
+        raise DataError(
+            f"the prompts are a {type(prompts).__name__}; give a text, or a list of texts or of rows"
+        )
     if isinstance(run, Run):
         run = Answerer.of(run)
     if isinstance(run, Answerer):

@@ -24,6 +24,8 @@ from shepherd.settings import RunSettings
 ROUNDS = "federation.rounds"
 FREE = ("judge", "tracking", "checkpoints")
 """Tables that no number of a run depends on."""
+NO_DIFFERENCE = ("output", "machine", "judge", "tracking", "checkpoints", "silos")
+"""Tables and keys that do not change what is trained."""
 CHECKED = ("model.base",)
 """Keys that may change after the first checkpoint, which knows what they name by its fingerprint."""
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ def continued(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
         FolderError: there is no run; or its run file was edited in a key that its rounds depend on.
         SettingsError: an override changes such a key, or there would be fewer rounds than before.
     """
-    path, overrides = Path(path), tuple(overrides)
+    # one text alone would be read letter by letter
+    path, overrides = Path(path), (overrides,) if isinstance(overrides, str) else tuple(overrides)
     written = folder.read_settings(path)
     before = _trained_with(path) or written
     if edited := _refused(before, written, path):

@@ -9,6 +9,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.data import lint, pipeline
 from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
+from shepherd.overrides import require_settings
 from shepherd.settings import RunSettings
 
 
@@ -45,6 +46,7 @@ def inspect_data(
         TemplateError: the template cannot render with this tokenizer.
         BaseError: the base has no usable tokenizer, or needs to run code without consent.
     """
+    require_settings(settings)
     from shepherd.model.base import load_tokenizer
     from shepherd.run.loading import placed  # brings torch: not for `data split`
 

@@ -25,6 +25,7 @@ from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
+from shepherd.overrides import require_settings
 from shepherd.rounds import context_of, start
 from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
@@ -33,7 +34,8 @@ from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
 from shepherd.settings import RunSettings
-from shepherd.training.local import completed, local_training
+from shepherd.training import local
+from shepherd.training.local import GivenTraining, completed, local_training
 
 log = logging.getLogger(__name__)
 
@@ -55,26 +57,35 @@ def open_run(
         rows: the data, where data.source is "memory": a list of dicts, a pandas DataFrame, a
             `datasets.Dataset`, columns by name; or any of these by the name of its client.
         parts: `algorithm`, `aggregation`, `server`, `transform` or `selection`, a value of the type of that
-            name in `shepherd.core`, in place of what the settings name. The run file in the folder says so,
-            and `resume` needs the same again.
+            name in `shepherd.core`; or `optimiser` or `objective`, of the type in `shepherd.training`; in
+            place of what the settings name. The run file in the folder says so, and `resume` needs the same
+            again.
 
     Raises:
         TypeError: there is no such part.
+        SettingsError: what is given as settings is something else.
         FolderError: `output` holds another run or other files, or cannot be written.
         ShepherdError: the base, the data or a setting cannot be used; nothing has been written.
     """
+    require_settings(settings)
+    training = _of_training(parts)
     with stage("preparing the run"):
-        return _start(settings, prepared, consent, rows, Parts(**parts))
+        return _start(settings, prepared, consent, rows, Parts(**parts), training)
 
 
 def _start(
-    settings: RunSettings, prepared: TokenisedData | None, consent: Consent, rows: Any, parts: Parts
+    settings: RunSettings,
+    prepared: TokenisedData | None,
+    consent: Consent,
+    rows: Any,
+    parts: Parts,
+    given: GivenTraining,
 ) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
-    settings = plugins.with_given(settings, parts)
+    settings = local.with_given(plugins.with_given(settings, parts), given)
     method = plugins.method(settings, consent.plugins, parts)
-    training = local_training(settings.tuning, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins, given)
     selection = plugins.selection(settings, consent.plugins, parts)
     settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
@@ -144,18 +155,27 @@ def resume(path: str | Path, consent: Consent = NOTHING, overrides: Iterable[str
     """
     if folder.is_over_silos(path):
         raise FolderError(f"the run in {path} is over silos; continue it with `shepherd resume {path}`")
+    training = _of_training(parts)
     again = Parts(**parts)
     holder = folder.reopen(path)
     with holder.closed_on_error(), stage("preparing the run"):
-        return _continue(holder, consent, changes.continued(path, overrides), again)
+        return _continue(holder, consent, changes.continued(path, overrides), again, training)
 
 
-def _continue(holder: RunFolder, consent: Consent, settings: RunSettings, parts: Parts) -> Run:
+def _of_training(parts: dict[str, Any]) -> GivenTraining:
+    """Take the parts of the local training out of `parts`."""
+    return GivenTraining(**{name: parts.pop(name) for name in ("optimiser", "objective") if name in parts})
+
+
+def _continue(
+    holder: RunFolder, consent: Consent, settings: RunSettings, parts: Parts, given: GivenTraining
+) -> Run:
     plan = _kept_plan(holder, settings)
-    _require_same_parts(holder.path, plugins.given(settings), parts.given)
+    begun_with = [*plugins.given(settings), *local.given(settings)]
+    _require_same_parts(holder.path, begun_with, [*parts.given, *given.given])
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins, parts)
-    training = local_training(settings.tuning, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins, given)
     selection = plugins.selection(settings, consent.plugins, parts)
     base = load_base(plan.over(settings) if plan else settings, consent)
     if plan is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from shepherd import plugins
+from shepherd.core.method import IN_PYTHON
 from shepherd.data import split as splits
 from shepherd.errors import SettingsError
 from shepherd.plugins import Kind
@@ -27,12 +29,46 @@ class LocalTraining(NamedTuple):
     objective: Objective
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenTraining:
+    """Parts of the local training given as values, each in place of the one that the run file names.
+
+    Raises:
+        SettingsError: a value is of another type.
+    """
+
+    optimiser: Optimiser | None = None
+    objective: Objective | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("optimiser", OPTIMISER), ("objective", OBJECTIVE)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind.type):
+                raise SettingsError(
+                    f"{name}= got a {type(value).__name__}; give a value of"
+                    f" {kind.type.__module__}.{kind.type.__name__}, such as build(Config()) of a plug-in"
+                    f" returns, or name a module in {kind.chosen_by}"
+                )
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the parts that are given."""
+        return [each.name for each in fields(self) if getattr(self, each.name) is not None]
+
+
+NAMED_TRAINING = GivenTraining()
+"""No part is given: the run file names both."""
 DEFAULT_TRAINING = LocalTraining(adamw.build(adamw.Config()), sft.build(sft.Config()))
 """The default: supervised fine-tuning with AdamW."""
 
 
-def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTraining:
+def local_training(
+    table: TuningTable, allowed: Collection[str] = (), parts: GivenTraining = NAMED_TRAINING
+) -> LocalTraining:
     """The optimiser and objective that `[tuning.optimiser]` and `[tuning.objective]` name.
+
+    Args:
+        parts: values that stand in for those that the table names.
 
     Raises:
         PluginError: as `plugins.built`.
@@ -40,7 +76,8 @@ def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTr
             supports yet.
     """
     found = LocalTraining(
-        plugins.built(OPTIMISER, table.optimiser, allowed), plugins.built(OBJECTIVE, table.objective, allowed)
+        parts.optimiser or plugins.built(OPTIMISER, table.optimiser, allowed),
+        parts.objective or plugins.built(OBJECTIVE, table.objective, allowed),
     )
     if found.objective.group_size > 1:
         raise SettingsError(
@@ -48,6 +85,17 @@ def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTr
             ' but a run reads and splits examples one by one; set tuning.objective.name = "sft"'
         )
     return found
+
+
+def with_given(settings: RunSettings, parts: GivenTraining) -> RunSettings:
+    """The settings with `plugins.IN_PYTHON` as the name of each part that is given as a value."""
+    tables = {name: type(getattr(settings.tuning, name))(name=IN_PYTHON) for name in parts.given}
+    return settings.model_copy(update={"tuning": settings.tuning.model_copy(update=tables)})
+
+
+def given(settings: RunSettings) -> list[str]:
+    """Names of the parts of a run's local training that were given as values."""
+    return [name for name in LocalTraining._fields if getattr(settings.tuning, name).name == IN_PYTHON]
 
 
 def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -284,6 +285,78 @@ def test_what_a_model_writes_is_text_and_nothing_else(
     assert set(answers(seen).values()) == {HOSTILE}
     assert seen("document.querySelectorAll('#answers img, #answers b, #answers a').length") == 0
     assert seen.page.title() == f"Shepherd: {chat.settings.output}"
+
+
+def test_markdown_is_formatted_only_where_a_person_asks_and_never_runs(
+    visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hostile(*given: Any, **options: Any) -> Iterator[dict[str, str]]:
+        yield dict.fromkeys(options["arms"], HOSTILE + "\n\n![p](http://192.0.2.1/p.png)\n\n- one\n- two")
+
+    monkeypatch.setattr(Chat, "answer", hostile)
+    seen = visit()
+    seen.page.get_by_text("Template and sampling").click()
+    seen.page.get_by_label("Show Markdown as formatted").check()
+    ask(seen)
+    said(seen, "Answered in")
+    assert seen("document.querySelectorAll('#answer-0 strong').length") == 1
+    assert seen("document.querySelectorAll('#answer-0 li').length") == 2
+    assert seen("document.querySelectorAll('#answers img, #answers a, #answers script').length") == 0
+    assert not any("192.0.2.1" in each for each in seen.requests)
+    assert "<img src=x" in seen.page.locator("#answer-0").inner_text()
+
+
+def test_a_session_keeps_its_questions_until_they_are_forgotten(
+    visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hostile(self: Any, instruction: str, *given: Any, **options: Any) -> Iterator[dict[str, str]]:
+        yield dict.fromkeys(options["arms"], f"to {instruction}: {HOSTILE}")
+
+    monkeypatch.setattr(Chat, "answer", hostile)
+    seen, other = visit(), visit()
+    for question in ("first <b>", "second"):
+        ask(seen, question)
+        seen.page.locator("#answer-0").get_by_text(f"to {question}:").wait_for()
+        said(seen, "Answered in")
+    seen.page.get_by_text("Earlier questions of this session").click()
+    headings = seen.page.locator("#history h3")
+    headings.nth(1).wait_for()
+    assert headings.all_inner_texts() == ["second", "first <b>"]
+    assert seen("document.querySelectorAll('#history img, #history b, #history a').length") == 0
+    assert other("document.querySelectorAll('#history h3').length") == 0
+    seen.page.locator("#forget").click()
+    seen.page.locator("#history").get_by_text("None yet.").wait_for()
+    ask(seen, "third")
+    headings.get_by_text("third").wait_for()
+    assert headings.count() == 1
+
+
+def test_an_answer_that_is_empty_is_said_to_be(
+    visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*given: Any, **options: Any) -> Iterator[dict[str, str]]:
+        yield dict.fromkeys(options["arms"], "")
+
+    words = "getComputedStyle(document.querySelector('#answer-0 p'), '::before').content"
+    monkeypatch.setattr(Chat, "answer", silent)
+    seen = visit()
+    assert "The answer appears here." in seen(words)
+    ask(seen)
+    said(seen, "Answered in")
+    assert "An empty answer." in seen(words)
+
+
+def test_examples_fill_the_question_and_answers_are_copied(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    seen.page.get_by_role("button", name=page.EXAMPLES[1]).click()
+    seen.page.wait_for_function(f"document.querySelector('textarea').value == {json.dumps(page.EXAMPLES[1])}")
+    ask(seen)
+    said(seen, "Answered in")
+    answer = seen.page.locator("#answer-0").inner_text()
+    seen.page.get_by_role("button", name="Copy").first.click()
+    seen.page.wait_for_function(f"navigator.clipboard.readText().then(text => text == {json.dumps(answer)})")
+    assert seen.errors == []
 
 
 def test_its_colours_are_the_reports() -> None:

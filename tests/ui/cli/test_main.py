@@ -390,3 +390,11 @@ def test_the_public_names_are_sorted_and_there() -> None:
     assert all(hasattr(shepherd, name) for name in shepherd.__all__)
     with pytest.raises(AttributeError, match="no attribute 'sheep'"):
         shepherd.sheep  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [(), ("silos",), ("data",)])
+def test_no_line_of_the_lists_of_commands_is_cut(words: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(cli.main, [*words, "--help"], terminal_width=80).output
+    listed = shown.partition("Commands:\n")[2].splitlines()
+    assert len(listed) > 1
+    assert [line for line in listed if line.endswith("...") or line.startswith("     ")] == []

@@ -213,6 +213,34 @@ def test_commands_in_sentences_are_code(sentence: str, shown: str) -> None:
     assert page.with_code(sentence) == shown
 
 
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("federated beats base.", "Federated beats base."),
+        ("By loss, it wins.", "By loss, it wins."),
+        ("local-ulm beats base.", "local-ulm beats base."),
+        ("`resume` it", "<code>resume</code> it"),
+        ("<b> x", "&lt;b&gt; x"),
+        ("", ""),
+    ],
+)
+def test_a_headline_begins_with_a_capital(sentence: str, shown: str) -> None:
+    assert str(page.headline(sentence)) == shown
+
+
+def test_replies_without_a_word_are_counted_on_the_page(tmp_path: Path) -> None:
+    path = folders.comparison(folders.write(tmp_path / "run"))
+    file = path / "compare" / "comparison.json"
+    compared = json.loads(file.read_text())
+    compared["judge"]["wordless"] = 7
+    file.write_text(json.dumps(compared))
+    report.write(path)
+    assert re.search(
+        r"<dt>replies without a word</dt><dd><span[^>]*/judge/wordless[^>]*>7<",
+        (path / report.HTML).read_text(),
+    )
+
+
 def test_what_is_equal_in_all_rounds_is_a_sentence_and_no_chart(tmp_path: Path) -> None:
     stored = gather.collect(folders.write(tmp_path / "run"))
     rows = [{**row, "bytes_down": 10**6, "bytes_up": row["round"] * 10**5} for row in stored["rounds"]]

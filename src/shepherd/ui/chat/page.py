@@ -1,8 +1,8 @@
 """The chat page: a question goes to several arms at once, and their answers appear side by side.
 
 The only module that imports gradio. The page listens on loopback and requires the token of its address. It
-calls no other host and shows every text as plain text: what a model writes is never taken for HTML or
-Markdown.
+calls no other host. What a model writes is shown as plain text, or, where the person asks for it, as Markdown
+without HTML, links or pictures (`shepherd.ui.chat.markdown`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from html import escape
 from importlib import import_module
@@ -28,6 +28,7 @@ from shepherd.ui.access import Token
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.arms import BASE, LOCAL
 from shepherd.ui.chat.gate import Gate
+from shepherd.ui.chat.markdown import as_html
 from shepherd.version import install
 from shepherd.visible import shown
 
@@ -38,6 +39,15 @@ PORTS = range(7860, 7960)
 UPDATE_INTERVAL_S = 0.05
 """Least time between two updates of answers under way."""
 MAX_QUEUED_QUESTIONS = 16
+
+MAX_HISTORY = 50
+"""Most earlier questions that a session keeps."""
+EXAMPLES = (
+    "Name three animals.",
+    "Write one sentence about the sea.",
+    "What is 7 plus 5?",
+)
+"""Questions of no data set, so that nothing private is on the page before a person types it."""
 
 LOCAL_LABEL = "a local client"
 GOING, WRONG = "going", "wrong"
@@ -105,18 +115,32 @@ CSS = """
 #answers { display: grid !important; gap: .25rem 1rem;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 #answers > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem; align-content: start; }
-#answers > .column:not(.hide) { display: grid; grid-row: span 2; grid-template-rows: subgrid; }
+#answers > .column:not(.hide) { display: grid; grid-row: span 3; grid-template-rows: subgrid; }
+#answers button { justify-self: start; }
 .html-container { padding: 0 !important; }
 .arm h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
 .arm p { margin: .15rem 0 0; font-size: .85rem; line-height: 1.3; opacity: .8; overflow-wrap: anywhere; }
-.answer p { margin: 0; padding: .6rem .75rem; min-height: 8.5rem; font-size: 1rem; line-height: 1.45;
-            white-space: pre-wrap; overflow-wrap: anywhere; height: 100%;
+.answer p, .answer .md { margin: 0; padding: .6rem .75rem; min-height: 8.5rem; font-size: 1rem;
+            line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere;
+            height: 100%; box-sizing: border-box;
             border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
             background: var(--block-background-fill); }
+.md { white-space: normal !important; }
+.md p { margin: 0 0 .5em; padding: 0; min-height: 0; height: auto; border: 0; background: none; }
+.md ul, .md ol { margin: 0 0 .5em; padding-left: 1.4em; list-style: revert; }
+.md pre { white-space: pre-wrap; margin: 0 0 .5em; }
+.history h3 { margin: 1rem 0 .25rem; font-size: 1rem; overflow-wrap: anywhere; white-space: pre-wrap; }
+.history dt { font-weight: 600; font-size: .85rem; }
+.history dd { margin: 0 0 .4rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .answer p:empty::before { content: "The answer appears here."; opacity: .6; }
+.answer p.nothing:empty::before { content: "An empty answer."; }
 .chat-status p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
 .chat-status p.wrong { font-weight: 600; }
 """
+
+
+Asked = tuple[str, str, Mapping[str, str]]
+"""A question of a session: instruction, context and each arm's answer."""
 
 
 def launch(
@@ -307,6 +331,8 @@ class _Page:
             self.ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
             self.stop = gr.Button("Stop", min_width=90, elem_id="stop", interactive=False)
             self.clear = gr.Button("Clear", min_width=90, elem_id="clear")
+        with gr.Row(elem_id="examples"):
+            self.examples = [gr.Button(each, size="sm", min_width=160) for each in EXAMPLES]
 
     def _choices(self) -> None:
         gr, chat = self.gr, self.chat
@@ -338,12 +364,14 @@ class _Page:
                 min_width=200,
             )
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=120)
+            self.formatted = gr.Checkbox(False, label="Show Markdown as formatted", min_width=160)
 
     def _answers(self) -> None:
         gr = self.gr
         self.status = gr.HTML(_status_line(""), elem_classes="chat-status", elem_id="chat-status")
         self.heads: list[Any] = []
         self.texts: list[Any] = []
+        self.copies: list[Any] = []
         self.boxes: list[Any] = []
         with gr.Row(elem_id="answers"):
             for name in self.columns:
@@ -353,8 +381,13 @@ class _Page:
                     text = gr.HTML(
                         _answer_text(""), elem_classes="answer", elem_id=f"answer-{len(self.texts)}"
                     )
+                    self.copies.append(gr.Button("Copy", size="sm", min_width=70))
                 self.texts.append(text)
                 self.boxes.append(box)
+        self.kept = gr.State([])
+        with gr.Accordion("Earlier questions of this session", open=False):
+            self.history = gr.HTML(_history([]), elem_classes="history", elem_id="history")
+            self.forget = gr.Button("Forget them", size="sm", min_width=90, elem_id="forget")
 
     def _wire(self) -> None:
         gr = self.gr
@@ -367,8 +400,8 @@ class _Page:
         asking = gr.on(
             ask_events,
             self._answer_question,
-            [self.instruction, self.context, self.shown, self.client, *sampling],
-            [self.status, *self.texts],
+            [self.instruction, self.context, self.shown, self.client, *sampling, self.formatted, self.kept],
+            [self.status, *self.texts, self.kept, self.history],
             concurrency_limit=1,
             trigger_mode="once",
             show_progress="hidden",
@@ -379,6 +412,11 @@ class _Page:
         self.stop.click(None, cancels=asking, **immediate)
         cleared = [self.instruction, self.context, self.status, *self.texts]
         self.clear.click(self._cleared, None, cleared, **immediate)
+        self.forget.click(lambda: [[], _history([])], None, [self.kept, self.history], **immediate)
+        for button, words in zip(self.examples, EXAMPLES, strict=True):
+            button.click(None, None, self.instruction, js=f"() => {json.dumps(words)}", **immediate)
+        for place, button in enumerate(self.copies):
+            button.click(None, None, None, js=_copy_script(f"answer-{place}"), **immediate)
         self.shown.change(self._visible, self.shown, self.boxes, **immediate)
         if LOCAL in self.columns:
             place = self.columns.index(LOCAL)
@@ -411,12 +449,16 @@ class _Page:
         top_p: float,
         longest: int,
         seed: int | None,
-    ) -> Iterator[list[str]]:
-        """Yield the status line and the text of each column as answers grow."""
+        formatted: bool,
+        kept: Sequence[Asked],
+    ) -> Iterator[list[Any]]:
+        """Yield the status line, the text of each column as answers grow, and the history at the end."""
         began = perf_counter()
         arms = {name: self._arm(name, client) for name in self.columns if name in shown}
         texts: dict[str, str] = {}
-        yield self._outputs("Answering …", arms, texts, GOING)
+        same = [self.gr.skip(), self.gr.skip()]
+        show = as_html if formatted else _text
+        yield [*self._outputs("Answering …", arms, texts, GOING), *same]
         answers = self.chat.answer(
             instruction or "",
             context or "",
@@ -430,19 +472,30 @@ class _Page:
         try:
             with closing(answers):
                 for texts in throttled(answers, UPDATE_INTERVAL_S):
-                    yield self._outputs("Answering …", arms, texts, GOING)
+                    yield [*self._outputs("Answering …", arms, texts, GOING, show), *same]
         except ShepherdError as error:
-            yield self._outputs(str(error), arms, texts, WRONG)
+            yield [*self._outputs(str(error), arms, texts, WRONG, show), *same]
         except Exception as error:  # such as a full GPU; the page stays usable
             _log.exception("an answer failed")
             message = f"the answer failed ({type(error).__name__}: {error}); see the terminal"
-            yield self._outputs(message, arms, texts, WRONG)
+            yield [*self._outputs(message, arms, texts, WRONG, show), *same]
         else:
-            yield self._outputs(f"Answered in {perf_counter() - began:.1f} s.", arms, texts)
+            done = f"Answered in {perf_counter() - began:.1f} s."
+            now = [*kept, (instruction, context or "", texts)][-MAX_HISTORY:]
+            yield [*self._outputs(done, arms, texts, "", show), now, _history(now)]
 
-    def _outputs(self, status: str, arms: dict[str, str], texts: dict[str, str], kind: str = "") -> list[str]:
-        answers = (texts.get(arms.get(name, ""), "") for name in self.columns)
-        return [_status_line(status, kind), *map(_answer_text, answers)]
+    def _outputs(
+        self,
+        status: str,
+        arms: dict[str, str],
+        texts: dict[str, str],
+        kind: str = "",
+        show: Callable[[str], str] | None = None,
+    ) -> list[str]:
+        asked = [arms.get(name, "") for name in self.columns]
+        ended = kind != GOING
+        shown = (_answer_text(texts.get(arm, ""), show or _text, ended and arm in texts) for arm in asked)
+        return [_status_line(status, kind), *shown]
 
 
 def _head(chat: Chat) -> str:
@@ -473,8 +526,31 @@ def _button_updates(*buttons: bool) -> str:
     return ", ".join(json.dumps({"__type__": "update", "interactive": each}) for each in buttons)
 
 
-def _answer_text(text: str) -> str:
+def _answer_text(text: str, show: Callable[[str], str] | None = None, ended: bool = False) -> str:
+    if ended and not text:
+        return '<p class="nothing"></p>'
+    if show is as_html and text:
+        return f'<div class="md">{as_html(text)}</div>'
     return f"<p>{_text(text)}</p>"
+
+
+def _history(kept: Sequence[Asked]) -> str:
+    """The earlier questions of a session as HTML, the last one first, each with its answers."""
+    if not kept:
+        return "<p>None yet.</p>"
+    return "".join(
+        f"<h3>{_text(instruction)}</h3>{f'<p>{_text(context)}</p>' if context else ''}<dl>"
+        + "".join(f"<dt>{_text(arm)}</dt><dd>{_text(text)}</dd>" for arm, text in texts.items())
+        + "</dl>"
+        for instruction, context, texts in reversed(kept)
+    )
+
+
+def _copy_script(ident: str) -> str:
+    """JavaScript that copies the text of an element."""
+    return (
+        f"() => {{ navigator.clipboard.writeText(document.getElementById({json.dumps(ident)}).innerText); }}"
+    )
 
 
 def _text(text: str) -> str:

@@ -13,7 +13,7 @@ from shepherd.ui.cli.options import run_folder
 from shepherd.ui.cli.silos import agreed, echo, trust
 
 
-@click.command()
+@click.command(short_help="Answer prompts with the adapter of a run.")
 @run_folder
 @click.argument("instruction", required=False)
 @click.option(
@@ -103,7 +103,7 @@ def generate(
         answers.print_answers(found, several=len(asked) * options["n"] > 1, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Ask several models side by side, on a page.")
 @run_folder
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1.  [default: a free one]"

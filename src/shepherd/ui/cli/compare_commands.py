@@ -15,7 +15,7 @@ from shepherd.ui.cli.options import base_url, key_env, overrides, run_file, run_
 from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
 
 
-@click.command()
+@click.command(short_help="Compare federated with local and central, or runs.")
 @run_file
 @overrides
 @click.option(
@@ -49,6 +49,12 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
     metavar="FILE.json",
     help="Of finished runs: also write the comparison into this file.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Of finished runs: also write a page that needs no network into this file.",
+)
 @base_url
 @key_env
 @trust
@@ -65,6 +71,7 @@ def compare(
     seeds: int,
     max_calls: int | None,
     output: Path | None,
+    html: Path | None,
     base_url: str | None,
     key_env: str | None,
     remote_code: bool,
@@ -80,9 +87,13 @@ def compare(
     shepherd compare RUN_A RUN_B ...
     """
     if run_file.is_dir():
-        return _compare_runs(context, run_file, overrides, output, agreed(remote_code, plugins))
+        return _compare_runs(context, run_file, overrides, output, html, agreed(remote_code, plugins))
     if output is not None:
         raise click.UsageError("--output is for finished runs; a run file names its own output")
+    if html is not None:
+        raise click.UsageError(
+            "--html is for finished runs; `shepherd report RUN_FOLDER` writes a run's page"
+        )
     from shepherd.compare.arms import CompareSpec, variant
     from shepherd.overrides import read
 
@@ -123,7 +134,12 @@ OF_RUN_FILES = ("locals_", "arms", "match", "seeds", "max_calls", "base_url", "k
 
 
 def _compare_runs(
-    context: click.Context, first: Path, others: tuple[str, ...], output: Path | None, consent: Consent
+    context: click.Context,
+    first: Path,
+    others: tuple[str, ...],
+    output: Path | None,
+    html: Path | None,
+    consent: Consent,
 ) -> None:
     """Compare finished runs; `others` are run folders and overrides of [evaluation]."""
     for parameter in context.command.params:
@@ -134,16 +150,23 @@ def _compare_runs(
             )
     from shepherd.compare.folders import write_json
     from shepherd.compare.runs import compare_runs
+    from shepherd.io.atomic import require_place
     from shepherd.ui.terminal.comparison_table import print_comparison
     from shepherd.ui.terminal.running import plain_lines
 
     overrides = [each for each in others if "=" in each and not Path(each).is_dir()]
     paths = [first, *(Path(each) for each in others if each not in overrides)]
+    for file in filter(None, (output, html)):
+        require_place(file)
     with plain_lines():
         found = compare_runs(paths, overrides, consent)
     print_comparison(found)
     if output is not None:
         echo(f"wrote {write_json(output, found)}")
+    if html is not None:
+        from shepherd.ui.report.writing import write_runs
+
+        echo(f"wrote {write_runs(html, paths, found)}")
 
 
 @click.command()
@@ -192,7 +215,7 @@ def judge(
     print_verdicts(found)
 
 
-@click.command()
+@click.command(short_help="Write a run's report as one HTML page.")
 @run_folder
 def report(folder: Path) -> None:
     """Write report.html, a page that needs no network, and report.json, the figures on it."""
@@ -201,7 +224,7 @@ def report(folder: Path) -> None:
     echo(f"wrote {write(folder)}")
 
 
-@click.command()
+@click.command(short_help="Serve the report of a run while it trains.")
 @run_folder
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1.  [default: a free one]"

@@ -24,7 +24,7 @@ def data() -> None:
     """Inspect the data of a run file before any training."""
 
 
-@data.command()
+@data.command(short_help="Show examples, with their trained part marked.")
 @run_file
 @overrides
 @click.option(

@@ -10,7 +10,7 @@ from shepherd.ui.cli.options import overrides, run_folder
 from shepherd.ui.cli.silos import agreed, echo, plugin, trust
 
 
-@click.command()
+@click.command(short_help="Write a run's adapter for other programs.")
 @run_folder
 @overrides
 @click.option(
@@ -53,7 +53,7 @@ def export(
     echo(f"wrote {output}")
 
 
-@click.command("plugins")
+@click.command("plugins", short_help="List every plug-in, with its keys.")
 @click.argument("kinds", nargs=-1, metavar="[KIND ...]")
 @plugin
 def list_plugins(kinds: tuple[str, ...], plugins: tuple[str, ...]) -> None:

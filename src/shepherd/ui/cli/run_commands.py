@@ -13,7 +13,7 @@ from shepherd.ui.cli.options import overrides, run_file, run_folder
 from shepherd.ui.cli.silos import agreed, echo, plugin, require_flare, tracker, trust, wished
 
 
-@click.command()
+@click.command(short_help="Write a run file that fits the data and the base.")
 @click.argument("file", type=click.Path(path_type=Path), default=Path("run.toml"), metavar="[FILE]")
 @click.option(
     "--data",
@@ -94,7 +94,7 @@ def run(
     train(lambda: open_run(settings, consent=consent), Path(settings.output))
 
 
-@click.command()
+@click.command(short_help="Continue a run that was stopped, or extend it.")
 @run_folder
 @overrides
 @click.option(

@@ -75,7 +75,7 @@ def _dropped(error: OSError) -> bool:
     return dropped(error, sys.stdout)
 
 
-@click.group()
+@click.group(short_help="Federations over a network, on NVIDIA FLARE.")
 @click.pass_context
 def silos(context: click.Context) -> None:
     """Federations over a network, on NVIDIA FLARE: create one, and run its server and sites.
@@ -94,7 +94,7 @@ def require_flare() -> None:
         raise SilosError(f"NVIDIA FLARE is not installed; install it with: {install('silos')}")
 
 
-@silos.command()
+@silos.command(short_help="Create a federation: certificates and kits.")
 @federation_folder
 @click.option(
     "--server",
@@ -132,7 +132,7 @@ def add_site(folder: Path, name: str) -> None:
         echo(sentence)
 
 
-@silos.command("remove-site")
+@silos.command("remove-site", short_help="Disconnect and refuse a site.")
 @federation_folder
 @click.argument("name")
 @click.option(
@@ -146,7 +146,7 @@ def remove_site(folder: Path, name: str, kit: Path | None) -> None:
         echo(sentence)
 
 
-@silos.command("remove-admin")
+@silos.command("remove-admin", short_help="Disconnect and refuse an administrator.")
 @federation_folder
 @click.argument("name")
 @click.option(
@@ -161,7 +161,7 @@ def remove_admin(folder: Path, name: str, kit: Path | None, stop_runs: bool) -> 
         echo(sentence)
 
 
-@silos.command()
+@silos.command(short_help="List or delete the runs that a server keeps.")
 @federation_folder
 @click.option("--delete", "doomed", multiple=True, metavar="ID", help="Delete this run; repeatable.")
 @click.option(
@@ -195,7 +195,7 @@ def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -
     echo(f"deleted {', '.join(named)}: freed {freed / 1e6:,.1f} MB")
 
 
-@silos.command()
+@silos.command(short_help="Run and supervise the server.")
 @federation_folder
 def server(folder: Path) -> None:
     """Run and supervise the server; FOLDER is the federation's folder from `create`, or the server's kit."""
@@ -204,7 +204,7 @@ def server(folder: Path) -> None:
     serve(folder, echo)
 
 
-@silos.command()
+@silos.command(short_help="Run and supervise a site.")
 @click.argument("kit", type=click.Path(path_type=Path), metavar="SITE_KIT")
 @click.option(
     "--config",
@@ -220,7 +220,7 @@ def site(kit: Path, config: Path) -> None:
     join(kit, config, echo)
 
 
-@silos.command()
+@silos.command(short_help="Show what a site would train on and release.")
 @click.argument("file", type=click.Path(path_type=Path), default=Path("site.toml"), metavar="[site.toml]")
 @click.option("--new", is_flag=True, help="Write a commented site.toml to start from.")
 @click.option(
@@ -246,7 +246,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
         raise click.exceptions.Exit(2)
 
 
-@silos.command()
+@silos.command(short_help="Show connected sites and runs under way.")
 @admin_kit
 def status(kit: Path) -> None:
     """Show which sites are connected, and which runs are under way."""
@@ -256,7 +256,7 @@ def status(kit: Path) -> None:
     print_status(seen(kit))
 
 
-@silos.command()
+@silos.command(short_help="Stop a run at the server and its sites.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
 @click.option(
     "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the run's own]"
@@ -268,7 +268,7 @@ def stop(folder: Path, kit: Path | None) -> None:
     echo(stopped(folder, kit))
 
 
-@silos.command()
+@silos.command(short_help="Give a run a new id, so that sites repeat rounds.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
 @click.option(
     "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the run's own]"
@@ -283,7 +283,7 @@ def anew(folder: Path, kit: Path | None) -> None:
     echo(named_anew(folder, kit))
 
 
-@silos.command()
+@silos.command(short_help="Try a federation on this machine alone.")
 @click.argument("run_file", type=click.Path(path_type=Path), metavar="RUN.toml")
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
 from shepherd.run import folder as folders
+from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.folder import planned
 from shepherd.run.log import LOG, read_rows
 from shepherd.run.versions import VERSIONS
@@ -89,6 +91,74 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "samples": _samples(compared) or single_run.samples(answered),
     }
     return dict(plain(shown))
+
+
+def collect_runs(paths: Sequence[Path], compared: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the page of several runs shows; `compared` is what `shepherd.compare.runs` found.
+
+    Raises:
+        FolderError: a path holds no run, or a file of it is damaged.
+    """
+    settings = [published(planned(path)).model_dump(mode="json", exclude_none=True) for path in paths]
+    others = _other_measures(compared)
+    arms = _arms(compared, (*MEASURES, *others))
+    names = [arm["name"] for arm in arms]
+    curves = [
+        _curve(name, given["seed"], read_rows(path))
+        for name, given, path in zip(names, settings, paths, strict=True)
+    ]
+    shown = {
+        "format": FORMAT,
+        "title": ", ".join(names),
+        "runs": [
+            {
+                "name": name,
+                "base": given["model"]["base"],
+                "algorithm": given["algorithm"]["name"],
+                "rank": given["adapter"]["rank"],
+            }
+            for name, given in zip(names, settings, strict=True)
+        ],
+        "differing": list(_differing(settings)),
+        "says": _says(compared),
+        "comparison": _comparison(compared),
+        "arms": arms,
+        "measures": [m for m in (*MEASURES, *others) if any(m in arm["measures"] for arm in arms)],
+        "other_measures": others,
+        "labels": {
+            text(table(each)["name"]): text(table(each).get("label"))
+            for each in items(compared.get("measures"))
+            if table(each).get("name")
+        },
+        "differences": [{**each, "lacks": _lacks(each, compared)} for each in _differences(compared)],
+        "clients": [],
+        "categories": _categories({}, arms),
+        "holdings": {},
+        "client_loss": _client_loss({}, []),
+        "rounds": [],
+        "curves": [{**curve, "name": curve["arm"]} for curve in curves if curve["points"]],
+        "judge": None,
+        "samples": _samples(compared),
+        "settings": {},
+    }
+    return dict(plain(shown))
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Keys whose values differ between runs, with the value in each as JSON, or "not set"."""
+    flat = [dict(_flat(given)) for given in settings]
+    for key in dict.fromkeys(key for each in flat for key in each):
+        values = [each.get(key, "not set") for each in flat]
+        if key.split(".")[0] not in NO_DIFFERENCE and len(set(values)) > 1:
+            yield {"key": key, "values": values}
+
+
+def _flat(given: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{inside}{key}.")
+        else:
+            yield inside + key, json.dumps(value, ensure_ascii=False)
 
 
 def _failures(rows: Sequence[Row]) -> list[Row]:
@@ -331,7 +401,7 @@ def _judge(compared: Mapping[str, Any]) -> Row | None:
     given = table(compared.get("judge"))
     if not given:
         return None
-    counts = ("questions", "asked", "calls", "tokens", "unreadable", "refused", "left")
+    counts = ("questions", "asked", "calls", "tokens", "unreadable", "refused", "wordless", "left")
     rows, strengths = (
         [_verdicts(table(row)) for row in items(given.get(key))] for key in ("rows", "strengths")
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -61,7 +61,16 @@ def measures_of(report: Report) -> dict[str, Measure]:
         )
         for name, given in report.get("other_measures", {}).items()
     }
-    return {**MEASURES, **others}
+    given = {**MEASURES, **others}
+    labels = report.get("labels", {})
+    return {name: _labelled(measure, labels.get(name, "")) for name, measure in given.items()}
+
+
+def _labelled(measure: Measure, label: str) -> Measure:
+    """The measure, under the label of a comparison whose loss is not per token."""
+    if measure.name != "loss" or not label.endswith(" per character"):
+        return measure
+    return replace(measure, label=label[:1].upper() + label[1:], unit="nats a character of the response")
 
 
 def html(report: Report) -> str:
@@ -83,7 +92,11 @@ def live(title: str, inside: str, tag: str, nonce: str) -> str:
 
 def main(report: Report) -> str:
     """The content of the page's <main>."""
-    return _environment().get_template("main.html").render(r=report, **_template_variables(report))
+    return (
+        _environment()
+        .get_template("main.html")
+        .render(r={"runs": [], **report}, **_template_variables(report))
+    )
 
 
 def trouble(sentence: str) -> str:
@@ -116,6 +129,7 @@ def _template_variables(report: Report) -> dict[str, Any]:
         "measures": measures_of(report),
         "breakable": breakable,
         "with_code": with_code,
+        "headline": with_code if report.get("runs") else headline,
         "shade": shade,
         "tracks": partial(tracks, report),
         "spans": spans(report),
@@ -170,6 +184,11 @@ def breakable(name: str) -> Markup:
     words = re.split(r"(?<=[_/.:=-])", name)
     parts = [word[k : k + MAX_SHORT_CHARS] for word in words for k in range(0, len(word), MAX_SHORT_CHARS)]
     return Markup('<bdi class="long">{}</bdi>').format(Markup("<wbr>").join(parts))
+
+
+def headline(sentence: str) -> Markup:
+    """A sentence as `with_code`, with a capital at its beginning where that is a plain word."""
+    return with_code(re.sub(r"^[a-z](?=[a-z]* )", lambda first: first[0].upper(), sentence))
 
 
 def with_code(sentence: str) -> Markup:

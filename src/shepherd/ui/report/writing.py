@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shepherd.io import private
 from shepherd.io.atomic import write_atomic
 from shepherd.ui.report import page
-from shepherd.ui.report.gather import collect
+from shepherd.ui.report.gather import collect, collect_runs
 
 HTML, JSON = "report.html", "report.json"
 
@@ -26,6 +27,19 @@ def write(folder: str | Path) -> Path:
     report = collect(folder)
     write_atomic(Path(folder) / JSON, dumped(report))
     return write_atomic(Path(folder) / HTML, page.html(report))
+
+
+def write_runs(file: Path, paths: Sequence[Path], compared: Mapping[str, Any]) -> Path:
+    """Write the page of several finished runs into a file.
+
+    Args:
+        compared: what `shepherd.compare.runs.compare_runs` found of these runs.
+
+    Raises:
+        FolderError: the file cannot be written, or a file of a run is damaged.
+    """
+    private.make(file.parent)
+    return write_atomic(file, page.html(collect_runs(paths, compared)))
 
 
 def dumped(report: Mapping[str, Any]) -> str:
