@@ -34,7 +34,7 @@ from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
 from shepherd.settings import RunSettings
-from shepherd.training.local import completed, local_training
+from shepherd.training.local import completed, local_training, require_steps_of
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def _start(
     settings = plugins.with_given(settings, parts)
     method = plugins.method(settings, consent.plugins, parts)
     training = local_training(settings.tuning, consent.plugins)
+    require_steps_of(method.algorithm, training.optimiser, settings)
     selection = plugins.selection(settings, consent.plugins, parts)
     settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
@@ -157,6 +158,7 @@ def _continue(holder: RunFolder, consent: Consent, settings: RunSettings, parts:
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins, parts)
     training = local_training(settings.tuning, consent.plugins)
+    require_steps_of(method.algorithm, training.optimiser, settings)
     selection = plugins.selection(settings, consent.plugins, parts)
     base = load_base(plan.over(settings) if plan else settings, consent)
     if plan is None:

@@ -366,7 +366,13 @@ def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: fl
     shared = {n: t for n, t in local.items() if job.algorithm.shared(n, broadcast.round)}
     delta = Adapter({n: t - corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
     rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
-    result = LocalResult(start=start, local=local, steps=steps, rate_sum=job.learning_rate * math.fsum(rates))
+    result = LocalResult(
+        start=start,
+        local=local,
+        steps=steps,
+        rate_sum=job.learning_rate * math.fsum(rates),
+        learning_rate=job.learning_rate,
+    )
     memory, extra = job.algorithm.remember(visit.memory, broadcast, result)
     taken = np.concatenate(list(visit.batches)) if steps else np.zeros(0, np.int64)
     trained = int(visit.trained_tokens[taken].sum())

@@ -1,12 +1,12 @@
-"""The SCAFFOLD plug-in against the algorithm as published, written out once more on the quadratic model."""
+"""SCAFFOLD against the algorithm as published, written out once more, and where it ends on quadratics."""
 
 import numpy as np
 import pytest
+from tests.quadratic import Quadratic, chosen, drawn, method
 
+from shepherd.algorithms import fedavg, scaffold
 from shepherd.core import Context, seed_for
 from shepherd.rounds import rounds, start
-from tests.plugins import scaffold
-from tests.quadratic import Quadratic, chosen, drawn, method
 
 CLIENTS, STEPS, RATE, ROUNDS, SEED = 4, 3, 0.1, 5, 11
 
@@ -55,3 +55,62 @@ def test_each_round_is_the_published_update(share):
         for name in x:
             np.testing.assert_allclose(state.adapter[name], x[name], atol=5e-6)
             np.testing.assert_allclose(state.memory["control"][name], c[name], atol=2e-5)
+
+
+CURVATURE = {"c0": 0.2, "c1": 1.0, "c2": 3.0, "c3": 0.5}
+
+
+def optimum(federation):
+    """The minimum of the mean of h_k ||w - target_k||^2 / 2: the mean of the targets, weighted by h_k."""
+    total = sum(CURVATURE.values())
+    return {
+        name: sum(CURVATURE[c] * federation.targets[c][name].astype(float) for c in CURVATURE) / total
+        for name in drawn(0)
+    }
+
+
+def distance(algorithm, share, rounds_=150):
+    """How far the run ends from the global minimum, with constant local rates and no noise."""
+    asked = method(algorithm)
+    federation = Quadratic(algorithm, steps=10, rate=0.1, noise=0.0, curvature=CURVATURE)
+    federation.infos = [type(info)(name=info.name, examples=1) for info in federation.infos]
+    loop = rounds(
+        asked,
+        federation,
+        start(asked, drawn(0)),
+        until=rounds_,
+        select=chosen("uniform", share=share),
+        quorum=1.0,
+        seed=SEED,
+        context=Context(clients=CLIENTS, share=share),
+    )
+    *_, (state, _) = loop
+    best = optimum(federation)
+    return max(float(np.max(np.abs(state.adapter[n] - best[n]))) for n in best)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_it_reaches_the_global_minimum_where_fedavg_does_not(share):
+    assert distance(scaffold.build(scaffold.Config()), share) < 1e-4
+    assert distance(fedavg.ALGORITHM, share) > 0.1
+
+
+def test_the_servers_control_is_the_mean_of_the_clients():
+    """So it stays when only some are asked, which is what equal weights are needed for."""
+    asked = method(scaffold.build(scaffold.Config()))
+    federation = Quadratic(asked.algorithm, clients=CLIENTS)
+    federation.infos = [type(info)(name=info.name, examples=1) for info in federation.infos]
+    loop = rounds(
+        asked,
+        federation,
+        start(asked, drawn(0)),
+        until=7,
+        select=chosen("uniform", share=0.5),
+        quorum=1.0,
+        seed=SEED,
+        context=Context(clients=CLIENTS, share=0.5),
+    )
+    for state, _ in loop:
+        for name, control in state.memory["control"].items():
+            mean = sum(memory[name] for memory in federation.memories.values() if memory) / CLIENTS
+            np.testing.assert_allclose(control, mean, atol=1e-5)
