@@ -1,12 +1,15 @@
 """SCAFFOLD against the algorithm as published, written out once more, and where it ends on quadratics."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.quadratic import Quadratic, chosen, drawn, method
 
 from shepherd.algorithms import fedavg, scaffold
-from shepherd.core import Context, seed_for
+from shepherd.core import ClientInfo, Context, chain, seed_for
 from shepherd.rounds import rounds, start
+from shepherd.transforms import clip
 
 CLIENTS, STEPS, RATE, ROUNDS, SEED = 4, 3, 0.1, 5, 11
 
@@ -69,11 +72,11 @@ def optimum(federation):
     }
 
 
-def distance(algorithm, share, rounds_=150):
+def distance(algorithm, share, rounds_=150, transform=None):
     """How far the run ends from the global minimum, with constant local rates and no noise."""
-    asked = method(algorithm)
-    federation = Quadratic(algorithm, steps=10, rate=0.1, noise=0.0, curvature=CURVATURE)
-    federation.infos = [type(info)(name=info.name, examples=1) for info in federation.infos]
+    asked = method(algorithm, transform=transform)
+    federation = Quadratic(algorithm, transform, steps=10, rate=0.1, noise=0.0, curvature=CURVATURE)
+    federation.infos = [ClientInfo(name=f"c{k}", examples=1) for k in range(CLIENTS)]
     loop = rounds(
         asked,
         federation,
@@ -93,6 +96,15 @@ def distance(algorithm, share, rounds_=150):
 def test_it_reaches_the_global_minimum_where_fedavg_does_not(share):
     assert distance(scaffold.build(scaffold.Config()), share) < 1e-4
     assert distance(fedavg.ALGORITHM, share) > 0.1
+
+
+def test_after_a_clip_it_would_end_elsewhere():
+    """Under a clip c is not the mean of the c_k."""
+    algorithm = scaffold.build(scaffold.Config())
+    unchecked = replace(algorithm, needs_exact=False)
+    short = chain(clip.build(clip.Config(norm=5.0)))
+    assert distance(algorithm, 1.0) < 1e-4
+    assert distance(unchecked, 1.0, transform=short) > 0.01
 
 
 def test_the_servers_control_is_the_mean_of_the_clients():

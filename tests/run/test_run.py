@@ -293,6 +293,7 @@ def test_a_run_that_cannot_begin_writes_nothing(llama_folder, source, tmp_path) 
         (DataError, {"split": {"clients": 1000}}),
         (SettingsError, {"algorithm": {"name": "fedsomething"}}),
         (SettingsError, {"algorithm": {"name": "fedavg", "mu": 1}}),
+        (SettingsError, {"algorithm": {"name": "fednova"}}),  # under AdamW
     ):
         with pytest.raises(error):
             open_(**tables)
