@@ -11,7 +11,7 @@ from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Algorithm, Parts, seed_for
+from shepherd.core import Algorithm, Method, Parts, seed_for
 from shepherd.data import pipeline
 from shepherd.data.files import left_out
 from shepherd.data.pipeline import TokenisedData
@@ -85,6 +85,7 @@ def _start(
     dated = pipeline.dated(settings, base.tokenizer)
     prepared = prepared or _read_data(dated, base, consent, rows)
     pipeline.require_readable(prepared, base)
+    _require_contribution(settings, method, prepared)
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
     plan = _choose_plan(dated, base, prepared, cohort)
@@ -114,6 +115,20 @@ def _start(
         )
         run._log_start()
     return run
+
+
+def _require_contribution(settings: RunSettings, method: Method, prepared: TokenisedData) -> None:
+    """Raise SettingsError if the contribution of each client is asked for and cannot be computed."""
+    if settings.evaluation.contribution and method.transform.mechanism is not None:
+        raise SettingsError(
+            "evaluation.contribution would report on single updates, which the noise of a transform is to"
+            " hide; set evaluation.contribution = false, or remove the transform"
+        )
+    if settings.evaluation.contribution and not len(prepared.heldout):
+        raise SettingsError(
+            "evaluation.contribution scores held-out examples, and there is none; set data.holdout, or"
+            " evaluation.contribution = false"
+        )
 
 
 def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: Any) -> TokenisedData:
