@@ -1,8 +1,8 @@
 """A federation of quadratic clients in numpy: client k pulls every tensor towards a target of its own.
 
-f_k(w) = ||w - target_k||^2 / 2, with seeded gradient noise, a few steps of gradient descent a visit. It
-goes through `trainable`, `correct`, `remember` and the transform as the real trainer does: parameters
-stacked (K, ...), here with K = `stack` clients at a time.
+f_k(w) = h_k ||w - target_k||^2 / 2, where h_k is 1 unless `curvature` says otherwise, with seeded gradient
+noise, a few steps of gradient descent a visit. It goes through `trainable`, `correct`, `remember` and the
+transform as the real trainer does: parameters stacked (K, ...), here with K = `stack` clients at a time.
 """
 
 from __future__ import annotations
@@ -97,12 +97,16 @@ class Quadratic:
         rate: float = 0.1,
         noise: float = 0.01,
         stack: int = 1,
+        own_steps: Mapping[str, int] | None = None,
+        curvature: Mapping[str, float] | None = None,
+        rank: int | None = None,
     ) -> None:
         self.algorithm, self.transform = algorithm, transform or chain()
-        self.infos = [ClientInfo(name=f"c{k}", examples=k + 1) for k in range(clients)]
+        self.infos = [ClientInfo(name=f"c{k}", examples=k + 1, rank=rank) for k in range(clients)]
         self.targets = {info.name: drawn(100 + k) for k, info in enumerate(self.infos)}
         self.memories: dict[str, Payload] = {}
         self.steps, self.rate, self.noise, self.stack = steps, rate, noise, stack
+        self.own_steps, self.curvature = own_steps or {}, curvature or {}
 
     def clients(self) -> Sequence[ClientInfo]:
         return self.infos
@@ -121,8 +125,10 @@ class Quadratic:
             for name, one in zip(names, kept, strict=True)
         ]
         params = {n: np.stack([start[n] for start in starts]) for n in tensors}  # (K, ...)
-        rates = np.full((len(names), 1, 1), self.rate, np.float32)
-        for step in range(self.steps):
+        counts = [self.own_steps.get(name, self.steps) for name in names]
+        for step in range(max(counts)):
+            going = [step < count for count in counts]
+            rates = np.array([self.rate * now for now in going], np.float32)[:, None, None]
             for n in tensors:
                 grad = np.stack(
                     [self._grad(broadcast, k, n, step, p) for k, p in zip(names, params[n], strict=True)]
@@ -130,17 +136,29 @@ class Quadratic:
                 if self.algorithm.correct is not None:
                     at = Step(index=step, rates=rates)
                     grad = self.algorithm.correct(n, grad, params[n], broadcast, memory, at)
-                params[n] = params[n] - np.float32(self.rate) * grad
+                trained = (len(names), *self._trained(broadcast, n, params[n].shape[1:]))
+                corner(params[n], trained)[...] -= rates * corner(grad, trained)
         for row, name in enumerate(names):
             # no name for the delta here: it would keep one update alive (law 5)
-            yield self._sent(broadcast, name, starts[row], {n: params[n][row] for n in tensors})
+            local = {
+                n: corner(params[n][row], self._trained(broadcast, n, params[n].shape[1:])) for n in tensors
+            }
+            yield self._sent(broadcast, name, starts[row], local)
+
+    def _trained(self, broadcast: Broadcast, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The part of a factor that is trained: all but the ranks that the server keeps in addition."""
+        return SHAPES[name] if broadcast.adapter[name].shape != SHAPES[name] else shape
 
     def _grad(self, broadcast: Broadcast, client: str, name: str, step: int, param: np.ndarray):
-        rng = np.random.default_rng(seed_for(broadcast.seed, client, name, step))
-        noise = np.float32(self.noise) * rng.standard_normal(param.shape, dtype=np.float32)
         target = self.targets[client][name]
-        beyond = [(0, size - known) for size, known in zip(param.shape, target.shape, strict=True)]
-        return param - np.pad(target, beyond) + noise  # ranks of a client's own are pulled to zero
+        target = np.pad(
+            target, [(0, most - own) for own, most in zip(target.shape, param.shape, strict=True)]
+        )
+        grad = self.curvature.get(client, 1.0) * (param - target)
+        if not self.noise:
+            return grad
+        rng = np.random.default_rng(seed_for(broadcast.seed, client, name, step))
+        return grad + np.float32(self.noise) * rng.standard_normal(param.shape, dtype=np.float32)
 
     def _sent(
         self, broadcast: Broadcast, client: str, start: Adapter, local: Mapping[str, np.ndarray]
@@ -149,9 +167,8 @@ class Quadratic:
         sent = {n: broadcast.adapter[n] for n in shared}
         delta = Adapter({n: corner(local[n], t.shape) - corner(t, local[n].shape) for n, t in sent.items()})
         memory = self.memories.get(client, Payload())
-        result = LocalResult(
-            start=start, local=Adapter(local), steps=self.steps, rate_sum=self.steps * self.rate
-        )
+        steps = self.own_steps.get(client, self.steps)
+        result = LocalResult(start=start, local=Adapter(local), steps=steps, rate_sum=steps * self.rate)
         self.memories[client], extra = self.algorithm.remember(memory, broadcast, result)
         weight = float(next(info.examples for info in self.infos if info.name == client))
         update = Update(round=broadcast.round, clients=(client,), delta=delta, weight=weight, extra=extra)

@@ -66,7 +66,10 @@ def test_a_dotted_name_is_a_module_outside(package):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (PartTable(name="fedadgrad"), "no algorithm called 'fedadgrad'; there are fedavg, fedprox, ffa_lora"),
+        (
+            PartTable(name="fedadgrad"),
+            "no algorithm called 'fedadgrad'; there are fedavg, .*fedprox, ffa_lora",
+        ),
         (PartTable(name="fedpox"), "did you mean 'fedprox'"),
         (PartTable(name=""), "no algorithm called ''"),
         (PartTable(name="__init__"), "no algorithm called '__init__'"),
@@ -124,6 +127,14 @@ def test_a_name_inside_needs_nobodys_word(package):
     assert plugins.algorithm(PartTable(name="fedprox", mu=1.0), allowed=()).correct is not None
 
 
+EQUAL = {"federation": {"weights": "equal"}}
+SGD = {"tuning": {"optimiser": {"name": "sgd"}}}
+MOMENTUM = {"tuning": {"optimiser": {"name": "sgd", "momentum": 0.9}}}
+BY_SIZE = {"name": "size-weighted", "share": 0.5}
+PLAIN = "is right only for local steps of plain SGD, and tuning.optimiser is "
+INSTEAD = r'set \[tuning.optimiser\] name = "sgd" without momentum'
+
+
 def run(**tables):
     return parse({"model": {"base": "tiny"}, "data": {"source": "world"}, **tables})
 
@@ -149,6 +160,25 @@ def run(**tables):
         ),
         ({"aggregation": {"name": "mean", "trim": 1}}, "unknown key trim; known keys there are none"),
         ({"server": {"name": "sgd", "momentum": 0.9}}, "unknown key momentum"),
+        (
+            {"algorithm": {"name": "scaffold"}},
+            "the algorithm 'scaffold' counts each client the same, .* set federation.weights = \"equal\"",
+        ),
+        ({**EQUAL, "algorithm": {"name": "scaffold"}}, f"'scaffold' {PLAIN}'adamw'; {INSTEAD}"),
+        ({"algorithm": {"name": "fednova"}}, f"'fednova' {PLAIN}'adamw'; {INSTEAD}"),
+        (
+            {**EQUAL, "algorithm": {"name": "scaffold"}, **MOMENTUM},
+            f"'scaffold' {PLAIN}'sgd' with momentum; {INSTEAD}",
+        ),
+        ({"algorithm": {"name": "fednova"}, **MOMENTUM}, f"'fednova' {PLAIN}'sgd' with momentum; {INSTEAD}"),
+        (
+            {**EQUAL, **SGD, "algorithm": {"name": "scaffold"}, "selection": BY_SIZE},
+            "'scaffold' counts each client the same, and the selection 'size_weighted' .* name = \"uniform\"",
+        ),
+        (
+            {**SGD, "algorithm": {"name": "fednova"}, "transforms": [{"name": "clip"}]},
+            "the algorithm 'fednova' is right only .* the transform 'clip' .*; remove the transform",
+        ),
     ],
 )
 def test_a_key_of_another_file_or_a_combination_that_is_not_sound_is_refused(tables, message):
@@ -158,6 +188,14 @@ def test_a_key_of_another_file_or_a_combination_that_is_not_sound_is_refused(tab
 
 def test_size_that_draws_the_cohort_does_not_weigh_it_too():
     require(run(selection={"name": "size-weighted", "share": 0.5}, federation={"weights": "equal"}))
+
+
+@pytest.mark.parametrize("algorithm", ["scaffold", "fednova"])
+def test_what_is_derived_for_sgd_runs_under_sgd(algorithm):
+    require(run(algorithm={"name": algorithm}, **SGD, **EQUAL))
+    require(
+        run(algorithm={"name": algorithm}, tuning={"optimiser": {"name": "sgd", "momentum": 0.0}}, **EQUAL)
+    )
 
 
 def test_a_hyphen_in_a_name_is_an_underscore_of_its_file():

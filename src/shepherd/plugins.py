@@ -81,6 +81,7 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
         aggregation=parts.aggregation or aggregation(settings.aggregation, allowed),
         server=parts.server or server_optimiser(settings.server, allowed),
         transform=parts.transform or transform(settings.transforms, allowed),
+        names=_names_of(settings, parts),
     )
     if settings.adapter.ranks and not made.aggregation.takes_ranks:
         raise SettingsError(
@@ -91,6 +92,12 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
         raise SettingsError(
             f"adapter.ranks has clients train a part of the adapter, and algorithm.name ="
             f' "{settings.algorithm.name}" leaves a part of its own with each client; remove one of them'
+        )
+    weights = settings.federation.weights
+    if made.algorithm.needs_equal_weights and weights != "equal":
+        raise SettingsError(
+            f"the algorithm {settings.algorithm.name!r} counts each client the same, which"
+            f' federation.weights = "{weights}" does not; set federation.weights = "equal"'
         )
     return made
 
@@ -104,7 +111,20 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             f'selection.name = "{settings.selection.name}" draws clients by their size, which'
             f' federation.weights = "{weights}" would count a second time; set federation.weights = "equal"'
         )
+    if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
+        raise SettingsError(
+            f"the algorithm {settings.algorithm.name!r} counts each client the same, and the selection"
+            f' {settings.selection.name!r} asks large ones more often; set [selection] name = "uniform"'
+        )
     return made
+
+
+def _names_of(settings: RunSettings, parts: Parts) -> dict[str, str]:
+    """What the run file calls the parts of the method that are not given as values."""
+    named = {each: getattr(settings, each).name for each in ("algorithm", "aggregation", "server")}
+    if settings.transforms:
+        named["transform"] = ", ".join(table.name for table in settings.transforms)
+    return {part: name for part, name in named.items() if getattr(parts, part) is None}
 
 
 def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:

@@ -341,6 +341,10 @@ class EvaluationTable(Table):
     them (the embedded world has checkers); 0 answers none."""
     max_new_tokens: PositiveInt = 64
     """Longest answer, in tokens."""
+    contribution: bool = False
+    """Whether each scored round reports what each of its clients contributed to the fall of the held-out
+    loss. It holds the updates of the cohort, and scores the held-out examples once more for each client; not
+    for a run over a network."""
     metrics: tuple[NamedPart, ...] = tuple(
         PartTable(name=name) for name in ("right", "exact", "f1", "rouge_l")
     )

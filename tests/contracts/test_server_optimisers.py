@@ -13,7 +13,7 @@ from shepherd.core import Adapter, Aggregation
 from shepherd.errors import SettingsError
 from shepherd.rounds import start
 
-NAMES = found(server_optimisers, "fedavgm")
+NAMES = found(server_optimisers)
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 

@@ -35,7 +35,7 @@ SETTINGS: Mapping[str, Any] = {
     "federation": {"rounds": 1},
     "tuning": {"max_steps": 1, "batch_size": 2},
     "machine": {"device": "cpu", "threads": 1, "workers": 1},
-    "evaluation": {"examples": 8, "answers": 8, "max_new_tokens": 4},
+    "evaluation": {"examples": 8, "answers": 8, "max_new_tokens": 4, "contribution": True},
 }
 
 

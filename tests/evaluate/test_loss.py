@@ -23,8 +23,10 @@ def test_categories_clients_and_the_whole_by_hand() -> None:
     assert scored.client["ann"] == (3 * 2 + 1 * 3) / 4
     assert scored.client["bob"] == 1.0  # of what is held out of its mix
     assert math.isnan(scored.client["cay"])
+    assert scored.worst_client == (3 * 2 + 1 * 3) / 4
+    assert scored.spread == (2.25 - 1.0) / 2  # of two clients
     row = scored.row()
-    assert list(row) == ["loss", "category", "client"]
+    assert list(row) == ["loss", "category", "client", "worst_client", "spread"]
     assert (row["loss"], row["category"]) == (scored.loss, scored.category)
 
 

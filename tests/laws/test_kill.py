@@ -23,7 +23,7 @@ from shepherd.settings import TrackingTable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 HERE = Path(__file__).parent
-SCAFFOLD = "tests.plugins.scaffold"
+SCAFFOLD = "scaffold"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def table(llama_folder: Path, source: Path, output: Path, algorithm: str, rounds
         llama_folder,
         source,
         output,
-        federation={"rounds": rounds},
+        federation={"rounds": rounds, "weights": "equal" if algorithm == SCAFFOLD else "examples"},
         algorithm={"name": algorithm},
         tuning={"optimiser": {"name": "sgd"}} if algorithm == SCAFFOLD else {},
         evaluation={"every": 5},

@@ -293,10 +293,38 @@ def test_a_run_that_cannot_begin_writes_nothing(llama_folder, source, tmp_path) 
         (DataError, {"split": {"clients": 1000}}),
         (SettingsError, {"algorithm": {"name": "fedsomething"}}),
         (SettingsError, {"algorithm": {"name": "fedavg", "mu": 1}}),
+        (SettingsError, {"algorithm": {"name": "fednova"}}),  # under AdamW
+        (SettingsError, {"data": {"holdout": 0}, "evaluation": {"contribution": True}}),
     ):
         with pytest.raises(error):
             open_(**tables)
         assert not (tmp_path / "run").exists()
+
+
+def test_contributions_are_of_scored_rounds_and_add_up_to_the_fall(llama_folder, source, tmp_path) -> None:
+    asked = {"evaluation": {"contribution": True, "every": 2}, "selection": {"share": 0.75}}
+    plain = {**asked, "evaluation": {"every": 2}}
+    rows, without = [], []
+    for kept, name, tables in ((rows, "run", asked), (without, "plain", plain)):
+        with open_run(runs.settings(llama_folder, source, tmp_path / name, **tables)) as run:
+            kept += [row for _, row in run.rounds()]
+    assert [("contribution" in row, "heldout" in row) for row in rows] == [
+        (False, False),
+        *2 * [(True, True)],
+    ]
+    for row, other in zip(rows, without, strict=True):
+        found = row.pop("contribution", {"projection": {}, "leave_one_out": {}})
+        assert runs.without_times(row) == runs.without_times(other)  # watching changes nothing
+        for shares in found.values():
+            assert set(shares) == (set(row["cohort"]) if "heldout" in row else set())
+    with open_run(
+        runs.settings(llama_folder, source, tmp_path / "each", evaluation={"contribution": True})
+    ) as run:
+        losses = [read_rows(run.folder)[0]["heldout"]["loss"]]
+        for _, row in run.rounds():
+            losses.append(row["heldout"]["loss"])
+            fall = sum(row["contribution"]["projection"].values())
+            assert fall == pytest.approx(losses[-2] - losses[-1], abs=1e-9)
 
 
 def test_a_token_or_a_place_that_the_base_lacks_is_refused_before_training(llama_folder, tmp_path) -> None:

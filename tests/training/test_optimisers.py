@@ -107,6 +107,22 @@ def test_at_a_rate_of_zero_no_bit_moves_and_the_others_are_as_without_it(name: s
     assert moved != adapter()
 
 
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_one_is_plain_exactly_if_its_change_is_the_sum_of_rate_times_gradient(name: str) -> None:
+    ours = optimiser(OPTIMISERS[name][0])
+    (found,) = run(ours, [0.01], steps=3)
+    summed = [
+        np.allclose(
+            found[tensor],
+            start - 0.01 * sum(gradients(step, 1)[0][tensor].numpy() for step in range(3)),
+            rtol=1e-4,
+            atol=1e-7,
+        )
+        for tensor, start in adapter().items()
+    ]
+    assert ours.plain == all(summed)
+
+
 def test_a_key_of_another_optimiser_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"the optimiser 'sgd'.*betas"):
         optimiser(PartTable(name="sgd", betas=[0.9, 0.999]))

@@ -11,7 +11,7 @@ import torch
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 
-from shepherd.algorithms import fedavg, fedprox, fedsa_lora, ffa_lora
+from shepherd.algorithms import fedavg, fednova, fedprox, fedsa_lora, ffa_lora
 from shepherd.core import Adapter, Broadcast, ClientInfo
 from shepherd.data import shared_prefix
 from shepherd.data.tokens import Tokens
@@ -271,6 +271,15 @@ def test_the_rate_is_the_shape_of_each_visits_own_length(llama) -> None:
     for one, result in zip((short, long), together, strict=True):
         (alone,) = tuned(llama, one, **table)
         close(result.delta, alone.delta, 2e-4)
+
+
+def test_fednovas_steps_are_those_of_the_schedule_in_each_visit(llama) -> None:
+    """At a linear schedule from 1 to 0 over n steps, the shares are n, n - 1 .. 1 over n."""
+    nova = fednova.build(fednova.Config())
+    results = tuned(llama, visit("a", 1, steps=2), visit("b", 2, steps=4), algorithm=nova, schedule="linear")
+    assert [float(result.extra[fednova.STEPS][0]) for result in results] == pytest.approx([1.5, 2.5])
+    (constant,) = tuned(llama, visit("a", 1, steps=3), algorithm=nova)
+    assert constant.extra[fednova.STEPS].tolist() == [3.0]
 
 
 def truncated(adapter: Adapter, rank: int) -> Adapter:

@@ -34,6 +34,13 @@ class LocalResult:
     steps: int
     rate_sum: float
     """Sum of the learning rates of all steps; steps times the rate if it is constant."""
+    learning_rate: float | None = None
+    """Learning rate of the round, before the schedule within a visit; None if it is each step's."""
+
+    @property
+    def effective_steps(self) -> float:
+        """Steps, each counted as the share of the round's learning rate that it was made with."""
+        return self.rate_sum / self.learning_rate if self.learning_rate else float(self.steps)
 
     @property
     def delta(self) -> Adapter:
@@ -83,6 +90,16 @@ def no_server_memory(adapter: Adapter) -> Memory:
     return {}
 
 
+def as_accepted(update: Update, counts: Mapping[str, float]) -> Update:
+    """Aggregate the update as it is."""
+    return update
+
+
+def as_aggregated(update: Update) -> Update:
+    """Move along the aggregate as it is."""
+    return update
+
+
 def nothing_extra(state: ServerState) -> Payload:
     """Send the adapter alone."""
     return Payload()
@@ -118,12 +135,28 @@ class Algorithm:
     """The layout that a client's update must have; the default is the shared tensors' and no extra."""
     observe: Callable[[Broadcast, Context, Draws], Observer] | None = None
     """What to report about a round's updates, such as the gap of averaged factors (law 10); None: nothing."""
+    accept: Callable[[Update, Mapping[str, float]], Update] = as_accepted
+    """What of one checked update is aggregated: `(update, counts) -> update`, or raise `UpdateRefused`.
+
+    `counts` has the largest value of each metric that counts something, such as "steps", in the visit that
+    was asked; it is empty if that is not known. What a client claims in `extra` is checked against it here.
+    """
+    settle: Callable[[Update], Update] = as_aggregated
+    """The change that the aggregate stands for, before the server optimiser makes its step."""
     server_init: Callable[[Adapter], Memory] = no_server_memory
     """The server's memory before the first round."""
     server_extra: Callable[[ServerState], Payload] = nothing_extra
     """What the server sends in addition to the adapter."""
     server_remember: Callable[[ServerState, Update, Context], Memory] = keep_server_memory
     """The server's memory after a round, computed from the aggregated update."""
+    needs_sgd: bool = False
+    """Whether it is right only for local steps of plain SGD, without momentum and without scaling."""
+    needs_mean: bool = False
+    """Whether its `extra` must be averaged as the change is."""
+    needs_exact: bool = False
+    """Whether the server must get each update as the client made it: not clipped, rounded or turned."""
+    needs_equal_weights: bool = False
+    """Whether each client must count the same and be as likely as any other to be asked."""
 
     personal: bool = False
     """Whether a client's own model is what `start` makes of its memory, and not the server's adapter."""

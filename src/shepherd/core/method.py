@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 
 from shepherd.core.aggregation import Aggregation
 from shepherd.core.algorithm import Algorithm
@@ -27,34 +28,58 @@ class Method:
     aggregation: Aggregation
     server: ServerOptimiser
     transform: Transform
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the run file calls its parts, by the part; for messages."""
 
     def __post_init__(self) -> None:
+        for fault in self._faults():
+            raise SettingsError(fault)
+
+    def _faults(self) -> Iterator[str]:
+        """One sentence for each two parts that are not sound together."""
+        algorithm, aggregation = self._called("algorithm"), self._called("aggregation")
+        server, transform = self._called("server"), self._called("transform")
         if self.transform.mechanism is not None and not self.aggregation.is_mean:
-            raise SettingsError(
-                "a transform that spends privacy budget adds its noise to a mean, and this aggregation is"
+            yield (
+                f"{transform}, which spends privacy budget, adds its noise to a mean, and {aggregation} is"
                 ' not a mean; set [aggregation] name = "mean", or remove the transform'
             )
         if not self.aggregation.keeps_basis and not self.server.whole_step:
-            raise SettingsError(
-                "this aggregation factorises the sum of the products anew in each round, so the adapter can"
-                ' only move to its result, by a whole step and without a momentum; set [server] name = "sgd"'
-                " with learning_rate = 1, or another aggregation"
+            yield (
+                f"{aggregation} factorises the sum of the products anew in each round, so the adapter can"
+                f" only move to its result, by a whole step and without a momentum, and {server} moves it"
+                ' otherwise; set [server] name = "sgd" with learning_rate = 1, or another aggregation'
             )
         if not self.aggregation.keeps_basis and not self.algorithm.server_is_model:
-            raise SettingsError(
-                "this algorithm leaves one factor with each client, and this aggregation turns the basis that"
-                ' the factors share; set [aggregation] name = "mean"'
+            yield (
+                f"{algorithm} leaves one factor with each client, and {aggregation} turns the basis that the"
+                ' factors share; set [aggregation] name = "mean"'
             )
         if self.aggregation.side_rank and self.algorithm.personal:
-            raise SettingsError(
-                "this algorithm adds a client's own ranks after those of the server, where this aggregation"
-                ' keeps frozen ranks; set [aggregation] name = "mean" or "product"'
+            yield (
+                f"{algorithm} leaves a part of its model with each client, and {aggregation} keeps frozen ranks"
+                ' beside the trained ones; set [aggregation] name = "mean"'
             )
         if self.server.needs_mean and not self.aggregation.is_mean:
-            raise SettingsError(
-                "this server optimiser requires a mean, and this aggregation is not a mean; set"
+            yield (
+                f"{server} requires a mean, and {aggregation} is not a mean; set"
                 ' [aggregation] name = "mean", or [server] name = "sgd"'
             )
+        if self.algorithm.needs_mean and not self.aggregation.is_mean:
+            yield (
+                f"what {algorithm} sends in addition to the change has to be averaged with it, and"
+                f' {aggregation} is not a mean; set [aggregation] name = "mean", or [algorithm] name ='
+                ' "fedavg"'
+            )
+        if self.algorithm.needs_exact and self.transform.alters:
+            yield (
+                f"{algorithm} is right only where the server gets what the clients sent, and {transform}"
+                ' changes it on its way; remove the transform, or set [algorithm] name = "fedavg"'
+            )
+
+    def _called(self, part: str) -> str:
+        kind = {"server": "server optimiser"}.get(part, part)
+        return f"the {kind} {self.names[part]!r}" if part in self.names else f"this {kind}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,9 @@ class Transform:
     cohort."""
     mechanism: Mechanism | None = None
     """How it spends privacy budget; None if it protects nobody."""
+    alters: bool = True
+    """Whether what is aggregated may differ from what the algorithm made, as after clipping or rounding;
+    False for one that cancels exactly."""
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -114,4 +117,5 @@ def chain(*transforms: Transform) -> Transform:
         on_arrival=on_arrival,
         on_server=on_server,
         mechanism=spending[0] if spending else None,
+        alters=any(part.alters for part in transforms),
     )

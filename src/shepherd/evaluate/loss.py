@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,23 @@ class HeldOutLoss:
     category: Mapping[str, float]
     client: Mapping[str, float]
 
+    @property
+    def worst_client(self) -> float | None:
+        """The highest loss of a client; None if no client has one."""
+        return max(self._known(), default=None)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the clients' losses, each client once; None if no client has one."""
+        return float(np.std(self._known())) if self._known() else None
+
     def row(self) -> dict[str, Any]:
         """Value of `heldout` in rounds.jsonl."""
-        return {"loss": self.loss, "category": dict(self.category), "client": dict(self.client)}
+        by = {"category": dict(self.category), "client": dict(self.client)}
+        return {"loss": self.loss, **by, "worst_client": self.worst_client, "spread": self.spread}
+
+    def _known(self) -> list[float]:
+        return [loss for loss in self.client.values() if not math.isnan(loss)]
 
 
 def summarise(

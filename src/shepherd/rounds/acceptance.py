@@ -177,7 +177,7 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
     arrived = _decode(request, answer)
     if arrived.weight != answer.weight:  # a mechanism controls the weights
         check_report(arrived, request.broadcast.round, ANYTHING)
-    return check_tensors(arrived, expected)
+    return request.method.algorithm.accept(check_tensors(arrived, expected), allowed.counts)
 
 
 def _decode(request: RoundRequest, update: Update) -> Update:

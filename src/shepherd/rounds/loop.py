@@ -176,6 +176,7 @@ def next_state(
         FederationError: a number in it would not be finite.
     """
     update, transforms = method.transform.on_server(aggregate, state.transforms, noise)
+    update = method.algorithm.settle(update)
     done = replace(state, round=state.round + 1, transforms=transforms)
     if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is added
         return done

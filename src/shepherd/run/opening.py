@@ -11,7 +11,7 @@ from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Algorithm, Parts, seed_for
+from shepherd.core import Algorithm, Method, Parts, seed_for
 from shepherd.data import pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import FolderError, SettingsError
@@ -35,7 +35,7 @@ from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
 from shepherd.settings import RunSettings
 from shepherd.training import local
-from shepherd.training.local import GivenTraining, completed, local_training
+from shepherd.training.local import GivenTraining, completed, local_training, require_steps_of
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def _start(
     settings = local.with_given(plugins.with_given(settings, parts), given)
     method = plugins.method(settings, consent.plugins, parts)
     training = local_training(settings.tuning, consent.plugins, given)
+    require_steps_of(method.algorithm, training.optimiser, settings)
     selection = plugins.selection(settings, consent.plugins, parts)
     settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
@@ -94,6 +95,7 @@ def _start(
     dated = pipeline.dated(settings, base.tokenizer)
     prepared = prepared or _read_data(dated, base, consent, rows)
     pipeline.require_readable(prepared, base)
+    _require_contribution(settings, method, prepared)
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
     plan = _choose_plan(dated, base, prepared, cohort)
@@ -123,6 +125,25 @@ def _start(
         )
         run._log_start()
     return run
+
+
+def _require_contribution(settings: RunSettings, method: Method, prepared: TokenisedData) -> None:
+    """Raise SettingsError if the contribution of each client is asked for and cannot be computed."""
+    if settings.evaluation.contribution and method.transform.mechanism is not None:
+        raise SettingsError(
+            "evaluation.contribution would report on single updates, which the noise of a transform is to"
+            " hide; set evaluation.contribution = false, or remove the transform"
+        )
+    if settings.evaluation.contribution and not method.algorithm.server_is_model:
+        raise SettingsError(
+            f"evaluation.contribution scores the server's model without each client, and algorithm.name ="
+            f" {settings.algorithm.name!r} has none; set evaluation.contribution = false"
+        )
+    if settings.evaluation.contribution and not len(prepared.heldout):
+        raise SettingsError(
+            "evaluation.contribution scores held-out examples, and there is none; set data.holdout, or"
+            " evaluation.contribution = false"
+        )
 
 
 def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: Any) -> TokenisedData:
@@ -176,6 +197,7 @@ def _continue(
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins, parts)
     training = local_training(settings.tuning, consent.plugins, given)
+    require_steps_of(method.algorithm, training.optimiser, settings)
     selection = plugins.selection(settings, consent.plugins, parts)
     base = load_base(plan.over(settings) if plan else settings, consent)
     if plan is None:

@@ -21,13 +21,13 @@ from time import perf_counter
 from typing import Any
 
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Method, Selection, ServerState
+from shepherd.core import Adapter, Method, Scoped, Seeded, Selection, ServerState, Update
 from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import FederationError, FolderError
-from shepherd.evaluate import answers, loss, personal
+from shepherd.evaluate import answers, contribution, loss, personal
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
@@ -117,8 +117,11 @@ class Run(HeldRun):
         """
         self._require_open()
         self._complete_saved()
+        held = contribution.Held(self._scores_contribution)
         done = rounds(
-            self.method,
+            contribution.recorded(self.method, held)
+            if self.settings.evaluation.contribution
+            else self.method,
             self.simulation,
             self.state,
             context=context_of(self.settings, self.selection, self.state.adapter, len(self.prepared.clients)),
@@ -132,7 +135,7 @@ class Run(HeldRun):
         while self.state.round < self.until:
             with stage(f"round {self.state.round + 1}/{self.until}"):
                 state, report = next(done)
-                row = self._round_row(state, report)
+                row = self._round_row(state, report, held.updates)
                 self._save(state, row)
                 self.trackers.log(row)
             yield state, row
@@ -199,10 +202,28 @@ class Run(HeldRun):
             if scored:
                 log.info("before training  held out %.4f", scored["heldout"]["loss"])
 
-    def _round_row(self, state: ServerState, report: RoundReport) -> Row:
+    def _is_scored(self, number: int) -> bool:
+        """Whether the held-out examples are scored after a round, counted from 1."""
+        due = number % self.settings.evaluation.every == 0 or number == self.until
+        return due and len(self.prepared.heldout) > 0
+
+    def _scores_contribution(self, number: int) -> bool:
+        return self.settings.evaluation.contribution and self._is_scored(number)
+
+    def _contribution(self, state: ServerState, after: float, updates: Sequence[Update]) -> Row:
+        """What each client contributed to a round that led from `state` to the held-out loss `after`."""
+        noise = Scoped(Seeded(self.settings.seed), (state.round, "noise"))
+        context = context_of(self.settings, self.selection, state.adapter, len(self.prepared.clients))
+        without = contribution.without_each(self.method, state, updates, context, noise)
+        one_out = {name: self._heldout_scores(other.adapter)["loss"] - after for name, other in without}
+        fall = self._heldout_scores(state.adapter)["loss"] - after
+        return {"leave_one_out": one_out, "projection": contribution.projections(updates, fall)}
+
+    def _round_row(self, state: ServerState, report: RoundReport, updates: Sequence[Update] = ()) -> Row:
         began = perf_counter()
-        due = state.round % self.settings.evaluation.every == 0 or state.round == self.until
-        scored = self._scored(state) if due else {}
+        scored = self._scored(state) if self._is_scored(state.round) else {}
+        if updates:
+            scored["contribution"] = self._contribution(self.state, scored["heldout"]["loss"], updates)
         scoring = perf_counter() - began
         return {
             **report_row(report),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from shepherd import plugins
-from shepherd.core.method import IN_PYTHON
+from shepherd.core import IN_PYTHON, Algorithm
 from shepherd.data import split as splits
 from shepherd.errors import SettingsError
 from shepherd.plugins import Kind
@@ -98,11 +98,32 @@ def given(settings: RunSettings) -> list[str]:
     return [name for name in LocalTraining._fields if getattr(settings.tuning, name).name == IN_PYTHON]
 
 
+def require_steps_of(algorithm: Algorithm, optimiser: Optimiser, settings: RunSettings) -> None:
+    """Raise SettingsError if the algorithm is right only for SGD, and the local optimiser is another."""
+    if algorithm.needs_sgd and not optimiser.plain:
+        name = settings.tuning.optimiser.name
+        momentum = " with momentum" * ("momentum" in settings.tuning.optimiser.own)
+        raise SettingsError(
+            f"the algorithm {settings.algorithm.name!r} is right only for local steps of plain SGD, and"
+            f' tuning.optimiser is {name!r}{momentum}; set [tuning.optimiser] name = "sgd" without'
+            ' momentum and a larger tuning.learning_rate, such as 0.1, or [algorithm] name = "fedavg"'
+        )
+
+
+def require_at_server(settings: RunSettings, allowed: Collection[str] = ()) -> None:
+    """Raise the errors of `require`, as far as a server can know: it imports no optimiser of a site."""
+    plugins.require(settings, allowed)
+    if settings.tuning.optimiser.name in plugins.names(optimisers):
+        made: Optimiser = plugins.built(OPTIMISER, settings.tuning.optimiser)
+        require_steps_of(plugins.algorithm(settings.algorithm, allowed), made, settings)
+
+
 def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:
     """Raise the errors of `completed` if a part of a run cannot be built, before anything is loaded."""
     plugins.require(settings, allowed)
     splits.rule(settings.split, allowed)
-    local_training(settings.tuning, allowed)
+    training = local_training(settings.tuning, allowed)
+    require_steps_of(plugins.algorithm(settings.algorithm, allowed), training.optimiser, settings)
 
 
 def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:

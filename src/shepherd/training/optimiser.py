@@ -28,3 +28,6 @@ class Optimiser:
     `number` counts from 1. `rates` (K,) holds each client's learning rate, and is 0 for a client whose visit
     has ended: its adapter must not move then.
     """
+    plain: bool = False
+    """Whether a step is the learning rate times the gradient, as SGD's without momentum; with or without
+    weight decay."""

@@ -369,7 +369,13 @@ def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: fl
     # a client may train fewer ranks than it was sent, and others of its own
     delta = Adapter({n: corner(local[n], t.shape) - corner(t, local[n].shape) for n, t in sent.items()})
     rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
-    result = LocalResult(start=start, local=local, steps=steps, rate_sum=job.learning_rate * math.fsum(rates))
+    result = LocalResult(
+        start=start,
+        local=local,
+        steps=steps,
+        rate_sum=job.learning_rate * math.fsum(rates),
+        learning_rate=job.learning_rate,
+    )
     memory, extra = job.algorithm.remember(visit.memory, broadcast, result)
     taken = np.concatenate(list(visit.batches)) if steps else np.zeros(0, np.int64)
     trained = int(visit.trained_tokens[taken].sum())

@@ -268,6 +268,23 @@ def test_an_edited_run_file_is_refused_by_its_key(tmp_path: Path, server: Hosted
         coordinate.resume(path, overrides=["silos.grace_s=1.0"])
 
 
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("algorithm.name=fednova", "'fednova' is right only for local steps of plain SGD"),
+        ("algorithm.name=scaffold", "'scaffold' counts each client the same"),
+        ("evaluation.contribution=true", r"evaluation\.contribution is for a run in one process"),
+    ],
+)
+def test_what_is_not_sound_over_sites_is_refused_before_anything_is_sent(
+    tmp_path: Path, server: Hosted, override: str, why: str
+) -> None:
+    with pytest.raises(SettingsError, match=why):
+        opened(tmp_path, override)
+    assert not server.served
+    assert not (tmp_path / "run").exists()
+
+
 def test_who_stops_reading_can_read_on(tmp_path: Path, server: Hosted, whole: bytes) -> None:
     run = opened(tmp_path)
     with closing(run):

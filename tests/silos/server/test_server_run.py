@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import multiprocessing
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -476,6 +477,26 @@ def test_no_module_from_outside_is_imported_for_an_order(tmp_path: Path, table: 
 def test_no_order_makes_one_site_more_than_half(tmp_path: Path) -> None:
     outcome = told(served(tmp_path, both(), order(max_share=0.9)))["outcome"]
     assert "federation.max_share = 0.9" in outcome["error"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "why"),
+    [
+        ({"algorithm": {"name": "fednova"}}, "'fednova' is right only for local steps of plain SGD"),
+        ({"algorithm": {"name": "scaffold"}}, "'scaffold' counts each client the same"),
+        (
+            {"selection": {"name": "size_weighted", "share": 0.5}},
+            "'size_weighted'|\"size_weighted\" draws clients by their size",
+        ),
+    ],
+)
+def test_parts_that_are_not_sound_together_are_refused_before_any_site_is_asked(
+    tmp_path: Path, tables: dict[str, Any], why: str
+) -> None:
+    post, asked = both(), order()
+    outcome = told(served(tmp_path, post, replace(asked, settings={**asked.settings, **tables})))["outcome"]
+    assert re.search(why, outcome["error"])
+    assert not post.asked
 
 
 def test_a_weight_beyond_the_visit_is_a_failure(tmp_path: Path) -> None:

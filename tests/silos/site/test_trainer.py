@@ -403,6 +403,12 @@ def test_a_request_outside_the_rules_is_refused_by_name(
     assert isinstance(ask(trainer, asked(sent)), Update)  # and nothing else is the worse for it
 
 
+def test_an_algorithm_for_sgd_under_adamw_is_refused_here_too(born, asked, shaped) -> None:
+    trainer = born(algorithms=["fedprox", "fednova"])
+    told = reason(ask(trainer, asked(broadcast(shaped), settings=tables(algorithm={"name": "fednova"}))))
+    assert "the algorithm 'fednova' is right only for local steps of plain SGD" in told
+
+
 def test_clocks_a_little_apart_do_no_harm(born, asked) -> None:
     question = asked()
     for ahead in (-request_checks.MAX_CLOCK_SKEW_S + 60, request_checks.MAX_CLOCK_SKEW_S - 60):

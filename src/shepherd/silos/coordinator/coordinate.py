@@ -253,6 +253,11 @@ def open_run(
             "evaluation.data is for a run in one process, since each site scores its own examples; leave it"
             " out, and score the run afterwards with `shepherd evaluate RUN_FOLDER --data FILE`"
         )
+    if settings.evaluation.contribution:
+        raise SettingsError(
+            "evaluation.contribution is for a run in one process, since sites score a round once; leave it"
+            " out"
+        )
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
     require(settings, consent.plugins)  # refuse a wrong name before anything is written

@@ -46,6 +46,7 @@ from shepherd.silos.server.pooling import pooled
 from shepherd.silos.server.run_status import RunStatus
 from shepherd.silos.server.site_federation import RequestContext, SiteFederation, Transport, short_deadline_s
 from shepherd.silos.server.trusted_modules import NO_OTHERS, Trusted
+from shepherd.training.local import require_at_server
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class ServerRun:
         """Raise FederationError unless this server accepts the job."""
         _require_sites(self.order.sites, self.known)
         trusted.require(self.settings, self.trusted)
+        require_at_server(self.settings, self.trusted.all)
         share = self.settings.federation.max_share
         if share > weights.MAX_SHARE:
             raise FederationError(

@@ -46,7 +46,7 @@ from shepherd.silos.site.site_settings import SiteSettings, read, scoring_settin
 from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
 from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
-from shepherd.training.local import local_training
+from shepherd.training.local import local_training, require_steps_of
 from shepherd.training.tune import Progress, TuningResult
 from shepherd.visible import in_this_process
 
@@ -306,15 +306,18 @@ class Trainer:
     def _clients(self, request: Request, settings: RunSettings, prepared: TokenisedData) -> LocalClients:
         """This site's data as a set of one client."""
         limits = self.settings.policy
+        algorithm = plugins.algorithm(settings.algorithm, limits.algorithms)
+        training = local_training(settings.tuning, {*limits.optimisers, *limits.objectives})
+        require_steps_of(algorithm, training.optimiser, settings)
         return LocalClients(
             datasets={self.name: prepared.clients[self.name]},
-            algorithm=plugins.algorithm(settings.algorithm, limits.algorithms),
+            algorithm=algorithm,
             transform=plugins.transform(settings.transforms, limits.transforms),
             tuning=settings.tuning,
             federation=settings.federation,
             micro_batch_tokens=self.settings.trainer.micro_batch_tokens,
             order_seed=self._order_seed(request),
-            training=local_training(settings.tuning, {*limits.optimisers, *limits.objectives}),
+            training=training,
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=released.CAP_NATS,

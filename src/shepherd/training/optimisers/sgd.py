@@ -42,4 +42,4 @@ def build(config: Config) -> Optimiser:
             values.sub_(moves.mul_(rates.view(-1, 1, 1)))
         return momentum
 
-    return Optimiser(init=init, step=step)
+    return Optimiser(init=init, step=step, plain=not config.momentum)
