@@ -48,14 +48,18 @@ def test_the_product_of_the_result_is_the_mean_of_the_clients_products():
                 for u in federation.sent
             ]
             due = np.average(products, axis=0, weights=weights)
-            np.testing.assert_allclose(state.adapter[pair.b] @ state.adapter[pair.a], due, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                state.adapter[pair.b] @ state.adapter[pair.a], due, rtol=1e-4, atol=1e-5
+            )
         assert report.figures["gap"] == 0.0
         before = state.adapter
 
 
 def test_a_client_sends_the_factor_of_the_round_alone():
     adapter = drawn(0)
-    sizes = {part: sum(t.nbytes for n, t in adapter.items() if part in n) for part in (".lora_A.", ".lora_B.")}
+    sizes = {
+        part: sum(t.nbytes for n, t in adapter.items() if part in n) for part in (".lora_A.", ".lora_B.")
+    }
     sent = [report.bytes_up for _, report in run(Quadratic(ALGORITHM), adapter)]
     assert sent == [4 * sizes[".lora_B."], 4 * sizes[".lora_A."]] * 2
 

@@ -33,6 +33,7 @@ from shepherd.core import (
     seed_for,
     shapes_of,
 )
+from shepherd.core.round_audit import RoundAudit
 from shepherd.errors import FederationError
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
 from shepherd.rounds.report import RoundReport
@@ -107,14 +108,17 @@ def rounds(
             allow=allow,
             quorum=quorum,
         )
-        log, observer = RoundLog(), _observer(method, broadcast, context, Seeded(secret))
+        log = RoundLog()
+        observer, audit = _observers(method, broadcast, context, Seeded(secret))
         if cohort:
-            updates = _observe(usable_updates(request, Shares(max_share), log), observer)
+            updates = _observe(usable_updates(request, Shares(max_share), log), observer, audit)
             # pulls the clients through one at a time
             aggregate = method.aggregation.combine(state, updates, context)
             _require_no_more(updates)
         else:
             aggregate = _empty_aggregate(method, broadcast)
+        figures = {**(observer.figures() if observer else {}), **(audit.figures(aggregate) if audit else {})}
+        cosines = audit.cosines(aggregate) if audit and _may_tell_apart(log, federation) else {}
         state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
         yield (
             state,
@@ -127,7 +131,8 @@ def rounds(
                 failures=log.failures,
                 bytes_down=broadcast.nbytes * len(cohort),
                 bytes_up=log.bytes_up,
-                figures=observer.figures() if observer else {},
+                figures=figures,
+                cosines=cosines,
                 federation_seconds=log.waited,
                 seconds=perf_counter() - began,
             ),
@@ -202,19 +207,39 @@ def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tup
     return Adapter(delta), Payload(extra)
 
 
-def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observer | None:
-    """The algorithm's observer; None under noise, since its report would not be covered by the mechanism."""
+def _observers(
+    method: Method, broadcast: Broadcast, context: Context, draws: Draws
+) -> tuple[Observer | None, RoundAudit | None]:
+    """The algorithm's observer and the audit of a method that has one.
+
+    None under noise, since what they report would not be covered by the mechanism.
+    """
     if method.algorithm.observe is None or method.transform.mechanism is not None:
-        return None
-    return method.algorithm.observe(broadcast, context, draws)
+        return None, None
+    if method.aggregation.side_rank:  # the adapter is longer than its rank without stacking experts
+        context = replace(context, rank=None)
+    return (
+        method.algorithm.observe(broadcast, context, draws),
+        RoundAudit(broadcast.adapter, draws, context.rank),
+    )
 
 
-def _observe(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:
+def _observe(
+    updates: Iterator[Update], observer: Observer | None, audit: RoundAudit | None
+) -> Iterator[Update]:
     for update in updates:
         if observer is not None:
             observer.add(update)
+        if audit is not None:
+            audit.add(update)
         yield update
         del update
+
+
+def _may_tell_apart(log: RoundLog, federation: Federation) -> bool:
+    """Whether a figure about one client's update may be reported: every client of the mean must allow a mean
+    of one, since the mean of all figures and the others' would give a hidden one away (law 11)."""
+    return all(log.info(federation, client).min_cohort <= 1 for client in log.weights)
 
 
 def _require_finite(state: ServerState) -> None:
