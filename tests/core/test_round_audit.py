@@ -50,6 +50,15 @@ def dense(adapter, updates, result):
     }, cosines
 
 
+def filled(delta, adapter):
+    """The change with zeros for the ranks that it does not have."""
+    missing = {
+        name: [(0, whole - own) for whole, own in zip(adapter[name].shape, tensor.shape, strict=True)]
+        for name, tensor in delta.items()
+    }
+    return Adapter({name: np.pad(tensor, missing[name]) for name, tensor in delta.items()})
+
+
 def audited(adapter, updates, seed=0, **how):
     audit = RoundAudit(adapter, Seeded(seed), **how)
     for update in updates:
@@ -115,10 +124,7 @@ def test_a_client_of_fewer_ranks_moves_the_first_ones(shapes, weights, seed):
         )
         for u in updates
     ]
-    padded = [
-        replace(u, delta=Adapter({n: np.pad(t, [(0, a - b) for a, b in zip(adapter[n].shape, t.shape, strict=True)]) for n, t in u.delta.items()}))
-        for u in few
-    ]  # fmt: skip
+    padded = [replace(u, delta=filled(u.delta, adapter)) for u in few]
     result = updates[0]
     assert audited(adapter, few).figures(result) == pytest.approx(audited(adapter, padded).figures(result))
     assert audited(adapter, few).figures(result) == pytest.approx(dense(adapter, padded, result)[0], abs=1e-9)

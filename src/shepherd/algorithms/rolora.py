@@ -2,12 +2,12 @@
 
     rounds 1, 3, 5, ...:  B  <-  sum_k p_k B_k        rounds 2, 4, 6, ...:  A  <-  sum_k p_k A_k
 
-All clients share the other factor, so the mean of the products is the product of the mean: averaging is exact,
-the gap of `shepherd.core.factor_gap` is zero, and a client sends half of the adapter. Unlike FFA-LoRA, A learns
-too. Chen et al., arXiv 2409.02346 and 2502.01755.
+All clients share the other factor, so the mean of the products is the product of the mean: averaging is
+exact, the gap of `shepherd.core.factor_gap` is zero, and a client sends half of the adapter. Unlike
+FFA-LoRA, A learns too. Chen et al., arXiv 2409.02346 and 2502.01755.
 
-B is first because it starts at zero: the gradient of A is B^T times that of the product, so a first round of A
-would not move it at all. A run of one round trains B alone, as FFA-LoRA does.
+B is first because it starts at zero: the gradient of A is B^T times that of the product, so a first round
+of A would not move it at all. A run of one round trains B alone, as FFA-LoRA does.
 """
 
 from __future__ import annotations

@@ -125,6 +125,16 @@ class Algorithm:
     server_remember: Callable[[ServerState, Update, Context], Memory] = keep_server_memory
     """The server's memory after a round, computed from the aggregated update."""
 
+    memory_is_basis_free: bool = False
+    """Whether what a client or the server remembers is right for any factors of the same products. A control
+    variate or a personal B is not: it belongs to the ranks of the broadcast one by one."""
+
+    @property
+    def remembers_factors(self) -> bool:
+        """Whether a memory belongs to the ranks of the broadcast one by one, or may do so."""
+        keeps = self.remember is not remember_nothing or self.server_init is not no_server_memory
+        return keeps and not self.memory_is_basis_free
+
     def leaves(self, name: str, round: int) -> bool:
         """Whether a tensor is part of an update in a round: trained and shared."""
         return self.trainable(name, round) and self.shared(name, round)

@@ -71,8 +71,9 @@ class Gap:
         rank: rank of every matrix's factors, if some tensors stack experts; None if none does.
 
     An update may carry A alone or B alone; the other factor is then the broadcast's, and the numerator
-    is exactly zero. One with fewer ranks than the adapter moves the first ones. Memory, in float64: twice the adapter, and at most the budget (or eight columns,
-    where even these take more).
+    is exactly zero. One with fewer ranks than the adapter moves the first ones.
+    Memory, in float64: twice the adapter, and at most the budget (or eight columns, where even these take
+    more).
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from shepherd.core.aggregation import Aggregation
 from shepherd.core.algorithm import Algorithm
 from shepherd.core.selection import Selection
-from shepherd.core.server_optimiser import ServerOptimiser
+from shepherd.core.server_optimiser import ServerOptimiser, no_state
 from shepherd.core.transform import Transform
 from shepherd.errors import SettingsError
 
@@ -40,11 +40,27 @@ class Method:
                 ' only move to its result, by a whole step and without a momentum; set [server] name = "sgd"'
                 " with learning_rate = 1, or another aggregation"
             )
+        if self.server.rebase is not None and self.server.init is not no_state:
+            raise SettingsError(
+                "this server optimiser writes the factors anew, and its own state would belong to the old"
+                " ones; remove its init or its rebase"
+            )
+        if self.algorithm.remembers_factors and self.server.rebase is not None:
+            raise SettingsError(_forgotten("server optimiser", '[server] name = "sgd"'))
+        if self.algorithm.remembers_factors and not self.aggregation.keeps_basis:
+            raise SettingsError(_forgotten("aggregation", '[aggregation] name = "mean"'))
         if self.server.needs_mean and not self.aggregation.is_mean:
             raise SettingsError(
                 "this server optimiser requires a mean, and this aggregation is not a mean; set"
                 ' [aggregation] name = "mean", or [server] name = "sgd"'
             )
+
+
+def _forgotten(part: str, instead: str) -> str:
+    return (
+        f"this {part} writes the factors anew, and what the algorithm remembers from round to round belongs to"
+        f" the old ones; set {instead}, or an algorithm without a memory"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

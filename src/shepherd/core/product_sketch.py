@@ -4,15 +4,15 @@ A client moves module j from B A to (B + dB)(A + dA), so its change of the weigh
 
     dW  =  dB (A + dA) + B dA
 
-The vector of a change is linear in it, and keeps norms and inner products over all modules together: exactly if
-all matrices together have no more entries than the width, else in expectation, by TensorSketch (Pham and Pagh,
-KDD 2013). It counts the rows of B and the columns of A into random buckets with random signs; the sketch of an
-outer product is the circular convolution of the two, so in Fourier space it is a product. One vector costs
-O((out + in) rank + width log width) a module.
+The vector of a change is linear in it, and keeps norms and inner products over all modules together:
+exactly if all matrices together have no more entries than the width, else in expectation, by TensorSketch
+(Pham and Pagh, KDD 2013). It counts the rows of B and the columns of A into random buckets with random
+signs; the sketch of an outer product is the circular convolution of the two, so in Fourier space it is a
+product. One vector costs O((out + in) rank + width log width) a module.
 
-An estimated inner product of x and y deviates by about ||x|| ||y|| sqrt(2 / width) where many modules or ranks
-contribute, and by at most twice that for a single matrix of rank 1. The same sketch serves a whole round: its
-differences and means are the sketches of the differences and means.
+An estimated inner product of x and y deviates by about ||x|| ||y|| sqrt(2 / width) where many modules or
+ranks contribute, and by at most twice that for a single matrix of rank 1. The same sketch serves a whole
+round: its differences and means are the sketches of the differences and means.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class ProductSketch:
         rank: rank of every matrix's factors, if some tensors stack experts; None if none does.
         width: numbers in a vector.
 
-    Memory: twice the width for each rank of a module, and what a change has in float64, one module at a time.
+    Memory: twice the width for each rank of a module, and what a change has in float64, one module at a
+    time.
     """
 
     def __init__(self, adapter: Adapter, draws: Draws, rank: int | None = None, width: int = WIDTH) -> None:
@@ -98,7 +99,8 @@ class ProductSketch:
         if module.pair.b in delta:
             d_b = self._lifted(_b_of(delta[module.pair.b], module.experts), module.b)
             terms.append(self._product(d_b, a[..., : d_b.shape[-1]]))
-        return sum(terms, start=self._product(b[..., :0], a[..., :0]))
+        changed: NDArray[Any] = sum(terms, start=self._product(b[..., :0], a[..., :0]))
+        return changed
 
     def _lifted(self, factor: Vector, side: _Side | None) -> NDArray[Any]:
         """A factor (E, n, r), or the Fourier transform of its sketch, (E, width // 2 + 1, r)."""
@@ -131,7 +133,7 @@ def _side(random: np.random.Generator, shape: tuple[int, int], width: int) -> _S
     experts, length = shape
     blocks = -(-length // width)
     buckets = random.permuted(np.tile(np.arange(width), (experts * blocks, 1)), axis=1)
-    signs = random.integers(0, 2, shape) * 2.0 - 1.0
+    signs = random.choice(np.array([-1.0, 1.0]), shape)
     return _Side(buckets.reshape(experts, -1)[:, :length], signs)
 
 

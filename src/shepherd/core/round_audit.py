@@ -1,17 +1,19 @@
 """The audit of a round: how far apart the clients' updates are, and what the aggregation made of them.
 
-With dW_k the change of the weights BA that client k sends, p_k its weight in the mean, M = sum_k p_k dW_k, W the
-broadcast's products and D the change of the products that the aggregation returns, over all LoRA modules,
+With dW_k the change of the weights BA that client k sends, p_k its weight in the mean, M = sum_k p_k dW_k,
+W the broadcast's products and D the change of the products that the aggregation returns, over all LoRA
+modules,
 
     spread       =  sqrt(sum_k p_k ||dW_k - M||^2) / ||M||
     energy kept  =  1 - ||M - D||^2 / ||W + M||^2
     cosine_k     =  <dW_k, D> / (||dW_k|| ||D||)
 
-All three are of products, so they do not depend on the basis that a client's factors are in. Where the result is
-the exact mean of the products cut to a rank, the energy kept is the share of its squared singular values that the
-cut keeps; of averaged factors it is 1 - gap^2. It is below 0 if the result is worse than none.
+All three are of products, so they do not depend on the basis that a client's factors are in. Where the
+result is the exact mean of the products cut to a rank, the energy kept is the share of its squared singular
+values that the cut keeps; of averaged factors it is 1 - gap^2. It is below 0 if the result is worse than
+none.
 
-One pass and memory of a fixed size: an update is kept as a vector of `product_sketch.WIDTH` numbers (law 5).
+One pass and memory of a fixed size: of an update a vector of `product_sketch.WIDTH` numbers is kept (law 5).
 """
 
 from __future__ import annotations
@@ -74,8 +76,8 @@ class RoundAudit:
     def figures(self, result: Update) -> Mapping[str, float]:
         """The figures of the round, by their column in rounds.jsonl; none of a round without an update.
 
-        One that has no value is not a number: the spread around a mean of zero, or the cosine with a result of
-        zero.
+        One that has no value is not a number: the spread around a mean of zero, or the cosine with a result
+        of zero.
         """
         if not self._weight:
             return {}

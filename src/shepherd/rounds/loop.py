@@ -188,6 +188,9 @@ def next_state(
     memory = method.algorithm.server_remember(state, update, context)
     done = replace(done, adapter=moved.adapter, optimiser=moved.optimiser, memory=memory)
     _require_finite(done)
+    if method.server.rebase is not None:
+        done = replace(done, adapter=method.server.rebase(done, context))
+        _require_finite(done)
     return done
 
 

@@ -33,9 +33,9 @@ class RoundReport:
     bytes_up: int
     """Bytes of the tensors received, refused updates included."""
     figures: Mapping[str, float]
-    """Figures of the algorithm's observer and of the audit, such as the gap of averaged factors (law 10)."""
+    """Figures of the observer and of the audit, such as the gap of averaged factors (law 10)."""
     cosines: Mapping[str, float] = field(default_factory=dict)
-    """Cosine of each client's change with the result; empty unless all of them allow figures of one client."""
+    """Cosine of each client's change with the result; empty unless all clients allow figures about one."""
     federation_seconds: float
     """Seconds of waiting for the clients; in one process, of their training."""
     seconds: float
