@@ -153,6 +153,6 @@ class Quadratic:
         weight = float(next(info.examples for info in self.infos if info.name == client))
         update = Update(round=broadcast.round, clients=(client,), delta=delta, weight=weight, extra=extra)
         update = replace(update, metrics={"loss": weight})
-        return self.transform.on_client(
-            update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client))
+        return self.transform.at_client(
+            update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client)), broadcast
         )

@@ -34,6 +34,11 @@ class Method:
                 "a transform that spends privacy budget adds its noise to a mean, and this aggregation is"
                 ' not a mean; set [aggregation] name = "mean", or remove the transform'
             )
+        if self.transform.needs_both_factors and any(map(self._sends_one_factor, range(2))):
+            raise SettingsError(
+                "this transform rotates A and B together, and with this algorithm a client sends only one of"
+                ' them in a round; remove the transform, or set [algorithm] name = "fedavg"'
+            )
         if not self.aggregation.keeps_basis and not self.server.whole_step:
             raise SettingsError(
                 "this aggregation factorises the sum of the products anew in each round, so the adapter can"
@@ -55,11 +60,16 @@ class Method:
                 ' [aggregation] name = "mean", or [server] name = "sgd"'
             )
 
+    def _sends_one_factor(self, round: int) -> bool:
+        """Whether of a module's two factors only one leaves a client in this round."""
+        a, b = (self.algorithm.leaves(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
+        return a != b
+
 
 def _forgotten(part: str, instead: str) -> str:
     return (
-        f"this {part} writes the factors anew, and what the algorithm remembers from round to round belongs to"
-        f" the old ones; set {instead}, or an algorithm without a memory"
+        f"this {part} writes the factors anew, and what the algorithm remembers from round to round belongs"
+        f" to the old ones; set {instead}, or an algorithm without a memory"
     )
 
 

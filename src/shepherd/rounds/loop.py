@@ -117,9 +117,9 @@ def rounds(
             _require_no_more(updates)
         else:
             aggregate = _empty_aggregate(method, broadcast)
+        state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
         figures = {**(observer.figures() if observer else {}), **(audit.figures(aggregate) if audit else {})}
         cosines = audit.cosines(aggregate) if audit and _may_tell_apart(log, federation) else {}
-        state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
         yield (
             state,
             RoundReport(
