@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core.adapter import Adapter
+from shepherd.core.experts import experts_of
 from shepherd.core.messages import Broadcast, Context, Update
 from shepherd.core.randomness import Draws
 
@@ -163,11 +164,6 @@ class Gap:
 def observe(broadcast: Broadcast, context: Context, draws: Draws) -> Gap:
     """Make the observer of a method that averages factors."""
     return Gap(broadcast.adapter, draws, rank=context.rank)
-
-
-def experts_of(a: NDArray[Any], rank: int | None) -> int:
-    """Number of matrices that a parameter's A (E r, in) stacks; 1 if no rank is known."""
-    return max(1, len(a) // (rank or len(a)))
 
 
 def _in_float64(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core.adapter import Adapter
-from shepherd.core.factor_gap import Pair, experts_of, pairs
+from shepherd.core.experts import experts_of, split_a, split_b
+from shepherd.core.factor_gap import Pair, pairs
 from shepherd.core.randomness import Draws
 
 Vector = NDArray[np.float64]
@@ -67,8 +68,10 @@ class ProductSketch:
         entries = [e * len(adapter[pair.b]) * adapter[pair.a].shape[1] for pair, e in found]
         self.exact = sum(entries) <= width
         self._modules = [self._module(adapter, draws, pair, experts) for pair, experts in found]
-        self._a = [self._lifted(_a_of(adapter[m.pair.a], m.experts), m.a) for m in self._modules]
-        self._b = [self._lifted(_b_of(adapter[m.pair.b], m.experts), m.b) for m in self._modules]
+        self._a = [
+            self._lifted(split_a(adapter[m.pair.a], m.experts).swapaxes(1, 2), m.a) for m in self._modules
+        ]
+        self._b = [self._lifted(split_b(adapter[m.pair.b], m.experts), m.b) for m in self._modules]
 
     def whole(self) -> Vector:
         """The vector of the adapter's own products."""
@@ -92,12 +95,12 @@ class ProductSketch:
         a, b = self._a[k], self._b[k]
         terms = []
         if module.pair.a in delta:
-            d_a = self._lifted(_a_of(delta[module.pair.a], module.experts), module.a)
+            d_a = self._lifted(split_a(delta[module.pair.a], module.experts).swapaxes(1, 2), module.a)
             ranks = d_a.shape[-1]
             terms.append(self._product(b[..., :ranks], d_a))
             a = np.concatenate([a[..., :ranks] + d_a, a[..., ranks:]], axis=-1)
         if module.pair.b in delta:
-            d_b = self._lifted(_b_of(delta[module.pair.b], module.experts), module.b)
+            d_b = self._lifted(split_b(delta[module.pair.b], module.experts), module.b)
             terms.append(self._product(d_b, a[..., : d_b.shape[-1]]))
         changed: NDArray[Any] = sum(terms, start=self._product(b[..., :0], a[..., :0]))
         return changed
@@ -115,17 +118,6 @@ class ProductSketch:
         if self.exact:
             return np.concatenate([term.ravel() for term in terms])
         return np.fft.irfft(sum(terms), n=self.width)
-
-
-def _a_of(tensor: NDArray[Any], experts: int) -> Vector:
-    """A (E r, in) as (E, in, r)."""
-    by_expert = tensor.reshape(experts, -1, tensor.shape[1]).transpose(0, 2, 1)
-    return by_expert.astype(np.float64)
-
-
-def _b_of(tensor: NDArray[Any], experts: int) -> Vector:
-    """B (out, r E) as (E, out, r)."""
-    return tensor.reshape(len(tensor), -1, experts).transpose(2, 0, 1).astype(np.float64)
 
 
 def _side(random: np.random.Generator, shape: tuple[int, int], width: int) -> _Side:

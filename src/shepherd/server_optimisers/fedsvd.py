@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from shepherd.config import PositiveFloat, PositiveInt, Table
 from shepherd.core import Adapter, Context, ServerOptimiser, ServerState
-from shepherd.core.factor_gap import experts_of, pairs
+from shepherd.core.experts import experts_of, joined_a, joined_b, split_a, split_b
+from shepherd.core.factor_gap import pairs
 from shepherd.server_optimisers import sgd
 
 Matrix = NDArray[np.float64]
@@ -57,22 +58,21 @@ def rebased(adapter: Adapter, rank: int | None = None) -> Adapter:
     for pair in pairs(adapter):
         a, b = adapter[pair.a], adapter[pair.b]
         experts = experts_of(a, rank)
-        by_expert = a.reshape(experts, -1, a.shape[1])  # (E, r, in)
-        columns = b.reshape(len(b), -1, experts)  # (out, r, E)
-        new = [factorised(columns[:, :, e], by_expert[e]) for e in range(experts)]
-        tensors[pair.b] = np.stack([b for b, _ in new], axis=2).reshape(b.shape)
-        tensors[pair.a] = np.concatenate([a for _, a in new])
+        stacks = zip(split_b(b, experts), split_a(a, experts), strict=True)
+        new = [factorised(own_b, own_a) for own_b, own_a in stacks]
+        tensors[pair.b] = joined_b(np.stack([own_b for own_b, _ in new]))
+        tensors[pair.a] = joined_a(np.stack([own_a for _, own_a in new]))
     return Adapter(tensors)
 
 
-def factorised(b: NDArray[Any], a: NDArray[Any]) -> tuple[Matrix, Matrix]:
+def factorised(b: Matrix, a: Matrix) -> tuple[Matrix, Matrix]:
     """B (out, r) and A (r, in) -> U S and V^T of their product, in these shapes.
 
     Rows of V^T are orthonormal, the largest singular value first; where r is above `in`, the rest are zero.
     """
     rank = len(a)
-    q_b, r_b = np.linalg.qr(b.astype(np.float64))  # (out, p), (p, r)
-    q_a, r_a = np.linalg.qr(a.T.astype(np.float64))  # (in, q), (q, r)
+    q_b, r_b = np.linalg.qr(b)  # (out, p), (p, r)
+    q_a, r_a = np.linalg.qr(a.T)  # (in, q), (q, r)
     u, s, v = np.linalg.svd(r_b @ r_a.T)  # (p, p), (min(p, q),), (q, q)
     new_b, new_a = np.zeros((len(b), rank)), np.zeros((rank, a.shape[1]))
     new_b[:, : len(s)] = q_b @ (u[:, : len(s)] * s)

@@ -28,7 +28,8 @@ from pydantic import Field
 
 from shepherd.config import Table
 from shepherd.core import Adapter, Broadcast, Context, Draws, Transform, Update, corner, not_finite
-from shepherd.core.factor_gap import experts_of, pairs
+from shepherd.core.experts import experts_of, joined_a, joined_b, split_a, split_b
+from shepherd.core.factor_gap import pairs
 
 Matrices = NDArray[np.float64]
 FLAT = 1e-9
@@ -63,13 +64,13 @@ def turned(update: Update, broadcast: Broadcast, strength: float, rank: int | No
     for pair in pairs(update.delta):
         change_a, change_b = update.delta[pair.a], update.delta[pair.b]
         experts = experts_of(change_a, rank)
-        was_a = _by_expert(corner(broadcast.adapter[pair.a], change_a.shape), experts)  # (E, r, in)
-        was_b = _columns(corner(broadcast.adapter[pair.b], change_b.shape), experts)  # (E, out, r)
-        a, b = was_a + _by_expert(change_a, experts), was_b + _columns(change_b, experts)
+        was_a = split_a(corner(broadcast.adapter[pair.a], change_a.shape), experts)  # (E, r, in)
+        was_b = split_b(corner(broadcast.adapter[pair.b], change_b.shape), experts)  # (E, out, r)
+        a, b = was_a + split_a(change_a, experts), was_b + split_b(change_b, experts)
         overlap = b.swapaxes(1, 2) @ was_b if broadcast.round % 2 else a @ was_a.swapaxes(1, 2)  # (E, r, r)
         turn = partial_turn(nearest_rotation(overlap), strength)
-        tensors[pair.a] = (turn.swapaxes(1, 2) @ a - was_a).reshape(change_a.shape)
-        tensors[pair.b] = (b @ turn - was_b).transpose(1, 2, 0).reshape(change_b.shape)
+        tensors[pair.a] = joined_a(turn.swapaxes(1, 2) @ a - was_a)
+        tensors[pair.b] = joined_b(b @ turn - was_b)
     return Adapter(tensors)
 
 
@@ -90,11 +91,3 @@ def nearest_rotation(overlap: Matrices) -> Matrices:
 def partial_turn(rotation: Matrices, strength: float) -> Matrices:
     """The rotation nearest to a weighted mean of the identity and this one."""
     return nearest_rotation((1 - strength) * np.eye(rotation.shape[-1]) + strength * rotation)
-
-
-def _by_expert(a: NDArray[Any], experts: int) -> Matrices:
-    return a.reshape(experts, -1, a.shape[1]).astype(np.float64)
-
-
-def _columns(b: NDArray[Any], experts: int) -> Matrices:
-    return b.reshape(len(b), -1, experts).transpose(2, 0, 1).astype(np.float64)
