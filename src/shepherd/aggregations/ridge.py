@@ -73,5 +73,4 @@ def correction(overlap: Matrices, a: Matrices, ridge: float) -> Matrices:
     rank = gram.shape[-1]
     scale = np.trace(gram, axis1=1, axis2=2)[:, None, None] / rank
     system = gram + np.where(scale > 0, ridge * scale, 1.0) * np.eye(rank)
-    fitted: Matrices = np.linalg.solve(system, overlap.swapaxes(1, 2)).swapaxes(1, 2)
-    return fitted
+    return np.linalg.solve(system, overlap.swapaxes(1, 2)).swapaxes(1, 2).astype(np.float64)

@@ -110,7 +110,8 @@ class ProductSketch:
         return factor if side is None else np.fft.rfft(_counted(factor, side, self.width), axis=1)
 
     def _product(self, b: NDArray[Any], a: NDArray[Any]) -> NDArray[Any]:
-        return np.einsum("eor,eir->eoi" if self.exact else "efr,efr->f", b, a)
+        product: NDArray[Any] = np.einsum("eor,eir->eoi" if self.exact else "efr,efr->f", b, a)
+        return product
 
     def _vector(self, terms: Sequence[NDArray[Any]]) -> Vector:
         if not terms:

@@ -85,7 +85,8 @@ def nearest_rotation(overlap: Matrices) -> Matrices:
     settled = overlap + np.where(size > 0, FLAT * size, 1.0) * np.eye(overlap.shape[-1])
     u, _, v = np.linalg.svd(settled)
     last = u[..., -1] * np.linalg.det(u @ v)[..., None]
-    return np.concatenate([u[..., :-1], last[..., None]], axis=-1) @ v
+    nearest: Matrices = np.concatenate([u[..., :-1], last[..., None]], axis=-1) @ v
+    return nearest
 
 
 def partial_turn(rotation: Matrices, strength: float) -> Matrices:
