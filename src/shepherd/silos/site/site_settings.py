@@ -177,10 +177,10 @@ class PolicyTable(Table):
     """Failed visits and scores of a run in a calendar month after which the run is refused, whatever the
     cause: a failure may reveal something about the examples of the visit. A fixed rule without a key of its
     own allows five attempts at one request."""
-    algorithms: tuple[str, ...] = ("fedavg", "fedprox", "ffa_lora", "rolora")
+    algorithms: tuple[str, ...] = ("fedavg", "fedprox", "ffa_lora")
     """Algorithms that may run, by exact module name. A module outside this package runs its own code here:
     list it only if you have read it."""
-    transforms: tuple[str, ...] = ("clip", "fedrot")
+    transforms: tuple[str, ...] = ("clip",)
     """Transforms that may run, by exact module name, as above."""
     optimisers: tuple[str, ...] = ("adamw",)
     """Local optimisers that may run, by exact module name, as above. Under "sgd" an update is the sum of the
