@@ -37,6 +37,7 @@ from shepherd.core import (
     corner,
     seed_for,
 )
+from shepherd.core.cores import bases_of, shrunk
 from shepherd.server_optimisers import sgd
 
 SHAPES = {
@@ -113,6 +114,7 @@ class Quadratic:
 
     def _visit(self, broadcast: Broadcast, names: Sequence[str]) -> Iterator[Update]:
         tensors = [n for n in broadcast.adapter if self.algorithm.trainable(n, broadcast.round)]
+        bases = bases_of(self.algorithm, broadcast.adapter, broadcast.round)
         kept = [self.memories.get(name, Payload()) for name in names]
         known = next((one for one in kept if one), Payload())
         memory = {n: np.stack([one.get(n, np.zeros_like(known[n])) for one in kept]) for n in known}
@@ -130,6 +132,8 @@ class Quadratic:
                 if self.algorithm.correct is not None:
                     at = Step(index=step, rates=rates)
                     grad = self.algorithm.correct(n, grad, params[n], broadcast, memory, at)
+                if n in bases:  # a step on the core
+                    grad = (bases[n] @ (bases[n].T @ grad)).astype(np.float32)
                 params[n] = params[n] - np.float32(self.rate) * grad
         for row, name in enumerate(names):
             # no name for the delta here: it would keep one update alive (law 5)
@@ -145,6 +149,7 @@ class Quadratic:
     ) -> Update:
         shared = [n for n in local if self.algorithm.shared(n, broadcast.round)]
         delta = Adapter({n: local[n] - corner(broadcast.adapter[n], local[n].shape) for n in shared})
+        delta = shrunk(bases_of(self.algorithm, broadcast.adapter, broadcast.round), delta)
         memory = self.memories.get(client, Payload())
         result = LocalResult(
             start=start, local=Adapter(local), steps=self.steps, rate_sum=self.steps * self.rate

@@ -42,7 +42,7 @@ def test_it_trains(name):
             for t in federation.targets.values()
             for n in sorted({n for round in range(2) for n in s.adapter if algorithm.leaves(n, round)})
         )
-        for s in run(method(algorithm), federation, until=8)
+        for s in (start(method(algorithm), drawn(0)), *run(method(algorithm), federation, until=8))
     ]
     assert loss[-1] < 0.9 * loss[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from shepherd.core.aggregation import Aggregation
-from shepherd.core.algorithm import Algorithm
+from shepherd.core.algorithm import Algorithm, no_core
 from shepherd.core.selection import Selection
 from shepherd.core.server_optimiser import ServerOptimiser, no_state
 from shepherd.core.transform import Transform
@@ -49,6 +49,11 @@ class Method:
             raise SettingsError(
                 "this server optimiser writes the factors anew, and its own state would belong to the old"
                 " ones; remove its init or its rebase"
+            )
+        if self.algorithm.core is not no_core and not self.aggregation.is_mean:
+            raise SettingsError(
+                "with this algorithm clients send cores of the factors, which only a mean combines; set"
+                ' [aggregation] name = "mean"'
             )
         if self.algorithm.remembers_factors and self.server.rebase is not None:
             raise SettingsError(_forgotten("server optimiser", '[server] name = "sgd"'))

@@ -6,8 +6,9 @@ resume, call it with a saved state; the result has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -33,6 +34,7 @@ from shepherd.core import (
     seed_for,
     shapes_of,
 )
+from shepherd.core.cores import bases_of, grown
 from shepherd.core.round_audit import RoundAudit
 from shepherd.errors import FederationError
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
@@ -111,15 +113,19 @@ def rounds(
         log = RoundLog()
         observer, audit = _observers(method, broadcast, context, Seeded(secret))
         if cohort:
-            updates = _observe(usable_updates(request, Shares(max_share), log), observer, audit)
+            grow = partial(grown, bases_of(method.algorithm, state.adapter, number))
+            updates = _observe(usable_updates(request, Shares(max_share), log), grow, observer, audit)
             # pulls the clients through one at a time
             aggregate = method.aggregation.combine(state, updates, context)
             _require_no_more(updates)
         else:
             aggregate = _empty_aggregate(method, broadcast)
         state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
-        figures = {**(observer.figures() if observer else {}), **(audit.figures(aggregate) if audit else {})}
-        cosines = audit.cosines(aggregate) if audit and _may_tell_apart(log, federation) else {}
+        figures: Mapping[str, float] = observer.figures() if observer else {}
+        cosines: Mapping[str, float] = {}
+        if audit is not None and cohort:
+            figures = {**figures, **audit.figures(grow(aggregate))}
+            cosines = audit.cosines(grow(aggregate)) if _may_tell_apart(log, federation) else {}
         yield (
             state,
             RoundReport(
@@ -184,6 +190,7 @@ def next_state(
     done = replace(state, round=state.round + 1, transforms=transforms)
     if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is added
         return done
+    update = grown(bases_of(method.algorithm, state.adapter, state.round), update)
     moved = method.server.apply(state, update)
     memory = method.algorithm.server_remember(state, update, context)
     done = replace(done, adapter=moved.adapter, optimiser=moved.optimiser, memory=memory)
@@ -228,13 +235,15 @@ def _observers(
 
 
 def _observe(
-    updates: Iterator[Update], observer: Observer | None, audit: RoundAudit | None
+    updates: Iterator[Update],
+    grow: Callable[[Update], Update],
+    observer: Observer | None,
+    audit: RoundAudit | None,
 ) -> Iterator[Update]:
     for update in updates:
-        if observer is not None:
-            observer.add(update)
-        if audit is not None:
-            audit.add(update)
+        for each in (observer, audit):
+            if each is not None:
+                each.add(grow(update))
         yield update
         del update
 
