@@ -6,9 +6,8 @@ resume, call it with a saved state; the result has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -22,7 +21,6 @@ from shepherd.core import (
     Draws,
     Federation,
     Method,
-    Observer,
     Payload,
     Scoped,
     Seeded,
@@ -35,9 +33,9 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.core.cores import bases_of, grown
-from shepherd.core.round_audit import RoundAudit
 from shepherd.errors import FederationError
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
+from shepherd.rounds.observing import observers
 from shepherd.rounds.report import RoundReport
 from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, allow_any
 from shepherd.settings import RunSettings
@@ -110,22 +108,15 @@ def rounds(
             allow=allow,
             quorum=quorum,
         )
-        log = RoundLog()
-        observer, audit = _observers(method, broadcast, context, Seeded(secret))
+        log, seen_by = RoundLog(), observers(method, broadcast, context, Seeded(secret))
         if cohort:
-            grow = partial(grown, bases_of(method.algorithm, state.adapter, number))
-            updates = _observe(usable_updates(request, Shares(max_share), log), grow, observer, audit)
+            updates = seen_by.passing(usable_updates(request, Shares(max_share), log))
             # pulls the clients through one at a time
             aggregate = method.aggregation.combine(state, updates, context)
             _require_no_more(updates)
         else:
             aggregate = _empty_aggregate(method, broadcast)
         state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
-        figures: Mapping[str, float] = observer.figures() if observer else {}
-        cosines: Mapping[str, float] = {}
-        if audit is not None and cohort:
-            figures = {**figures, **audit.figures(grow(aggregate))}
-            cosines = audit.cosines(grow(aggregate)) if _may_tell_apart(log, federation) else {}
         yield (
             state,
             RoundReport(
@@ -137,8 +128,8 @@ def rounds(
                 failures=log.failures,
                 bytes_down=broadcast.nbytes * len(cohort),
                 bytes_up=log.bytes_up,
-                figures=figures,
-                cosines=cosines,
+                figures=seen_by.figures(aggregate),
+                cosines=seen_by.cosines(aggregate, log.strictest(federation)),
                 federation_seconds=log.waited,
                 seconds=perf_counter() - began,
             ),
@@ -215,43 +206,6 @@ def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tup
         for part in (expected.delta, expected.extra)
     )
     return Adapter(delta), Payload(extra)
-
-
-def _observers(
-    method: Method, broadcast: Broadcast, context: Context, draws: Draws
-) -> tuple[Observer | None, RoundAudit | None]:
-    """The algorithm's observer and the audit of a method that has one.
-
-    None under noise, since what they report would not be covered by the mechanism.
-    """
-    if method.algorithm.observe is None or method.transform.mechanism is not None:
-        return None, None
-    if method.aggregation.side_rank:  # the adapter is longer than its rank without stacking experts
-        context = replace(context, rank=None)
-    return (
-        method.algorithm.observe(broadcast, context, draws),
-        RoundAudit(broadcast.adapter, draws, context.rank),
-    )
-
-
-def _observe(
-    updates: Iterator[Update],
-    grow: Callable[[Update], Update],
-    observer: Observer | None,
-    audit: RoundAudit | None,
-) -> Iterator[Update]:
-    for update in updates:
-        for each in (observer, audit):
-            if each is not None:
-                each.add(grow(update))
-        yield update
-        del update
-
-
-def _may_tell_apart(log: RoundLog, federation: Federation) -> bool:
-    """Whether a figure about one client's update may be reported: every client of the mean must allow a mean
-    of one, since the mean of all figures and the others' would give a hidden one away (law 11)."""
-    return all(log.info(federation, client).min_cohort <= 1 for client in log.weights)
 
 
 def _require_finite(state: ServerState) -> None:
