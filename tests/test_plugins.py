@@ -66,7 +66,10 @@ def test_a_dotted_name_is_a_module_outside(package):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (PartTable(name="fedadgrad"), "no algorithm called 'fedadgrad'; there are .*fedavg, fedprox, .*ffa_lora"),
+        (
+            PartTable(name="fedadgrad"),
+            "no algorithm called 'fedadgrad'; there are .*fedavg, fedprox, .*ffa_lora",
+        ),
         (PartTable(name="fedpox"), "did you mean 'fedprox'"),
         (PartTable(name=""), "no algorithm called ''"),
         (PartTable(name="__init__"), "no algorithm called '__init__'"),
