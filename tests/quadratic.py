@@ -37,6 +37,7 @@ from shepherd.core import (
     corner,
     seed_for,
 )
+from shepherd.core.cores import bases_of, shrunk
 from shepherd.server_optimisers import sgd
 
 SHAPES = {
@@ -117,6 +118,7 @@ class Quadratic:
 
     def _visit(self, broadcast: Broadcast, names: Sequence[str]) -> Iterator[Update]:
         tensors = [n for n in broadcast.adapter if self.algorithm.trainable(n, broadcast.round)]
+        bases = bases_of(self.algorithm, broadcast.adapter, broadcast.round)
         kept = [self.memories.get(name, Payload()) for name in names]
         known = next((one for one in kept if one), Payload())
         memory = {n: np.stack([one.get(n, np.zeros_like(known[n])) for one in kept]) for n in known}
@@ -136,6 +138,8 @@ class Quadratic:
                 if self.algorithm.correct is not None:
                     at = Step(index=step, rates=rates)
                     grad = self.algorithm.correct(n, grad, params[n], broadcast, memory, at)
+                if n in bases:  # a step on the core
+                    grad = (bases[n] @ (bases[n].T @ grad)).astype(np.float32)
                 trained = (len(names), *self._trained(broadcast, n, params[n].shape[1:]))
                 corner(params[n], trained)[...] -= rates * corner(grad, trained)
         for row, name in enumerate(names):
@@ -166,6 +170,7 @@ class Quadratic:
         shared = [n for n in local if self.algorithm.shared(n, broadcast.round)]
         sent = {n: broadcast.adapter[n] for n in shared}
         delta = Adapter({n: corner(local[n], t.shape) - corner(t, local[n].shape) for n, t in sent.items()})
+        delta = shrunk(bases_of(self.algorithm, broadcast.adapter, broadcast.round), delta)
         memory = self.memories.get(client, Payload())
         steps = self.own_steps.get(client, self.steps)
         result = LocalResult(start=start, local=Adapter(local), steps=steps, rate_sum=steps * self.rate)
@@ -173,6 +178,6 @@ class Quadratic:
         weight = float(next(info.examples for info in self.infos if info.name == client))
         update = Update(round=broadcast.round, clients=(client,), delta=delta, weight=weight, extra=extra)
         update = replace(update, metrics={"loss": weight})
-        return self.transform.on_client(
-            update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client))
+        return self.transform.at_client(
+            update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client)), broadcast
         )

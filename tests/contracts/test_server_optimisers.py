@@ -9,7 +9,8 @@ from tests.quadratic import Quadratic, bits, drawn, method, update_of
 
 from shepherd import plugins, server_optimisers
 from shepherd.aggregations import mean
-from shepherd.core import Adapter, Aggregation
+from shepherd.core import Adapter, Aggregation, Context, shapes_of
+from shepherd.core.factor_gap import pairs
 from shepherd.errors import SettingsError
 from shepherd.rounds import start
 
@@ -78,3 +79,18 @@ def test_one_that_does_not_move_by_the_aggregate_itself_is_refused_where_factors
         method(aggregation=anew, server=partial)
     whole = replace(partial, whole_step=True)
     assert method(aggregation=anew, server=whole).server is whole
+
+
+def test_factors_that_are_written_anew_have_the_same_products(name):
+    asked = method(server=built(name))
+    if asked.server.rebase is not None:
+        assert not asked.server.whole_step
+        context = Context(rank=2)
+        for round in range(ROUNDS):
+            state = replace(start(asked, drawn(round), context), round=round)
+            after = asked.server.rebase(state, context)
+            assert shapes_of(after) == shapes_of(state.adapter)
+            assert not any(tensor.flags.writeable for tensor in after.values())
+            for pair in pairs(after):
+                due = state.adapter[pair.b] @ state.adapter[pair.a]
+                np.testing.assert_allclose(after[pair.b] @ after[pair.a], due, rtol=1e-4, atol=1e-5)

@@ -9,12 +9,13 @@ from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 from shepherd import plugins, transforms
 from shepherd.algorithms import fedavg
 from shepherd.config import PartTable
-from shepherd.core import Adapter, Context, Seeded
+from shepherd.core import Adapter, Broadcast, Context, Seeded
 from shepherd.rounds import rounds, start
 from shepherd.run.checkpoint import Checkpoint, load, save
 
 AVG = fedavg.ALGORITHM
 CONTEXT = Context(clients=4, share=1.0, rounds=4)
+BROADCAST = Broadcast(round=0, adapter=drawn(0), seed=0)
 pytestmark = pytest.mark.parametrize("name", plugins.names(transforms))
 
 
@@ -60,7 +61,7 @@ def test_a_zero_update_passes(name):
     transform = built(name)
     zero = replace(update_of("c0", 0), delta=drawn(0).times(0.0))
     state = transform.init(CONTEXT)
-    sent = transform.on_client(zero, transform.public(state), Seeded(0))
+    sent = transform.at_client(zero, transform.public(state), Seeded(0), BROADCAST)
     back, _ = transform.on_server(transform.on_arrival(sent, state), state, Seeded(0))
     assert all(np.isfinite(tensor).all() for tensor in back.delta.values())
     assert {n: t.shape for n, t in back.delta.items()} == {n: t.shape for n, t in zero.delta.items()}
@@ -71,7 +72,7 @@ def test_nothing_is_mutated_and_the_client_keeps_its_name_and_round(name):
     update = replace(update_of("c0", 0, weight=3.0, round=2), extra=Adapter({"c": [1e3]}))
     then = bits(update.delta), bits(update.extra)
     state = transform.init(CONTEXT)
-    sent = transform.on_client(update, transform.public(state), Seeded(0))
+    sent = transform.at_client(update, transform.public(state), Seeded(0), BROADCAST)
     transform.on_server(transform.on_arrival(sent, state), state, Seeded(0))
     assert (bits(update.delta), bits(update.extra)) == then
     assert (sent.clients, sent.round) == (("c0",), 2)

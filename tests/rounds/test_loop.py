@@ -17,9 +17,11 @@ from shepherd.core import (
     Context,
     Expected,
     Failure,
+    Mechanism,
     Transform,
     chain,
     moved,
+    padded,
     seed_for,
     shapes_of,
 )
@@ -179,6 +181,74 @@ def test_quorum_not_met_names_who_failed_and_why():
         "(c1: it timed out; c2: it gave no answer; c3: it gave no answer; c4: it gave no answer; "
         "c5: it gave no answer; and 6 more); fix those clients or lower federation.quorum"
     )
+
+
+def test_a_round_is_audited_client_by_client():
+    ((_, report),) = run(answering(of("c0", 7.0), of("c1", 1.0), of("c2", -1.0)))
+    assert set(report.figures) == {"gap", "spread", "energy_kept", "cosine"}
+    assert set(report.cosines) == {"c0", "c1", "c2"}
+    row = report_row(report)
+    assert row["cosines"] == report.cosines
+    assert row["cosine"] == pytest.approx(np.mean(list(report.cosines.values())), abs=1e-6)
+
+
+def test_no_client_is_told_apart_where_one_of_them_requires_a_mean_of_several():
+    """The mean cosine and those of the others would give away the one that was left out."""
+    federation = answering(of("c0", 7.0), of("c1", 1.0), of("c2", -1.0))
+    federation.infos[1] = replace(federation.infos[1], min_cohort=2)
+    ((_, report),) = run(federation)
+    assert (report.cosines, "cosines" in report_row(report)) == ({}, False)
+    assert set(report.figures) == {"gap", "spread", "energy_kept", "cosine"}
+
+
+@pytest.mark.parametrize("side_rank", [1, 2, 4])
+def test_a_round_with_side_ranks_is_audited(side_rank):
+    """The adapter is longer than the ranks that are trained, and no tensor stacks experts."""
+
+    def combine(state, updates, context):
+        merged = mean.mean(state, updates, context)
+        return replace(merged, delta=padded(merged.delta, side_rank))
+
+    kept = Aggregation(combine=combine, keeps_basis=False, side_rank=side_rank)
+    answers = [of("c0", 7.0), of("c1", 1.0), of("c2", -1.0)]
+    asked = method(aggregation=kept)
+    ((_, longer),) = rounds(
+        asked,
+        Ranked(lambda broadcast, cohort: iter(answers), rank=2),
+        start(asked, drawn(0)),
+        until=1,
+        select=chosen("all"),
+        quorum=1.0,
+        seed=0,
+        context=Context(rank=2),
+    )
+    ((_, plain),) = run(answering(*answers), max_share=0.5)
+    assert longer.figures == pytest.approx(plain.figures)
+    assert longer.cosines == pytest.approx(plain.cosines)
+
+
+class Ranked(Scripted):
+    """Clients that train the first ranks alone."""
+
+    def __init__(self, answers, rank):
+        super().__init__(answers)
+        self.infos = [replace(info, rank=rank) for info in self.infos]
+
+
+def test_under_noise_there_is_no_audit():
+    noisy = Transform(mechanism=Mechanism(sensitivity=1.0, noise=1.0, sampling=1.0))
+    asked = method(transform=noisy)
+    loop = rounds(
+        asked,
+        Quadratic(AVG, noisy),
+        start(asked, drawn(0)),
+        until=1,
+        select=chosen("all"),
+        quorum=1.0,
+        seed=0,
+    )
+    ((_, report),) = loop
+    assert (report.figures, report.cosines) == ({}, {})
 
 
 def test_an_empty_cohort_passes_with_the_adapter_as_it_was():

@@ -81,7 +81,8 @@ from tests.run.test_checkpoint import as_first_format
 
 ROW = {
     "round", "cohort", "weights", "capped", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap",
-    "examples", "steps", "tokens", "heldout", "coverage", "learning_rate", "seconds",
+    "energy_kept", "spread", "cosine", "cosines", "examples", "steps", "tokens", "heldout", "coverage",
+    "learning_rate", "seconds",
 }  # fmt: skip
 
 
@@ -148,6 +149,10 @@ def test_the_log_holds_what_was_yielded(whole) -> None:
         assert len(row["cohort"]) == 2
         assert set(row["coverage"]) == {f"client-{k}" for k in range(4)}
         assert 0 < row["gap"] < 1
+        assert row["energy_kept"] == pytest.approx(1 - row["gap"] ** 2, abs=1e-2)
+        assert row["spread"] > 0
+        assert set(row["cosines"]) == set(row["cohort"])
+        assert row["cosine"] == pytest.approx(sum(row["cosines"].values()) / 2, abs=1e-5)
         assert row["failures"] == {}
         assert set(row["heldout"]["category"]) == set(runs.CATEGORIES)
         assert row["seconds"]["round"] >= row["seconds"]["tuning"] > 0

@@ -60,7 +60,14 @@ def build(config: Config) -> Algorithm:
         kept = {n: tensor[_own(n, broadcast.adapter[n].shape)] for n, tensor in result.local.items()}
         return Payload(kept), Payload()
 
-    return replace(fedavg.ALGORITHM, start=start, correct=correct, remember=remember, personal=True)
+    return replace(
+        fedavg.ALGORITHM,
+        start=start,
+        correct=correct,
+        remember=remember,
+        personal=True,
+        memory_is_basis_free=True,
+    )
 
 
 def fresh(broadcast: Broadcast, client: str, rank: int) -> dict[str, Array]:

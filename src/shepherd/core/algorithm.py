@@ -80,6 +80,11 @@ def every_tensor(name: str, round: int) -> bool:
     return True
 
 
+def no_core(name: str, round: int) -> bool:
+    """Choose no tensor."""
+    return False
+
+
 def remember_nothing(memory: Payload, broadcast: Broadcast, result: LocalResult) -> tuple[Payload, Payload]:
     """Keep nothing between visits (`memory` is empty before the first) and send nothing extra."""
     return memory, Payload()
@@ -123,6 +128,9 @@ class Algorithm:
     """Whether a tensor is trained in a round."""
     shared: Callable[[str, int], bool] = every_tensor
     """Whether a trained tensor leaves the client in a round."""
+    core: Callable[[str, int], bool] = no_core
+    """Whether a B that is trained and shared is written as Q R in a round, with an orthonormal Q that stays:
+    only R is stepped on, and only its change is sent, under B's name. See `shepherd.core.cores`."""
     correct: Correct | None = None
     """The gradient to step along: `(name, grad, param, broadcast, memory, step) -> grad`.
 
@@ -163,6 +171,16 @@ class Algorithm:
     server_is_model: bool = True
     """Whether the server's adapter is a model without what the clients keep."""
 
+    memory_is_basis_free: bool = False
+    """Whether what a client or the server remembers is right for any factors of the same products. A control
+    variate or a personal B is not: it belongs to the ranks of the broadcast one by one."""
+
+    @property
+    def remembers_factors(self) -> bool:
+        """Whether a memory belongs to the ranks of the broadcast one by one, or may do so."""
+        keeps = self.remember is not remember_nothing or self.server_init is not no_server_memory
+        return keeps and not self.memory_is_basis_free
+
     def leaves(self, name: str, round: int) -> bool:
         """Whether a tensor is part of an update in a round: trained and shared."""
         return self.trainable(name, round) and self.shared(name, round)
@@ -173,4 +191,8 @@ class Algorithm:
             return self.expected(broadcast, client)
         shapes = shapes_of(broadcast.adapter)
         names = [name for name in shapes if self.leaves(name, broadcast.round)]
-        return Expected(delta={name: of_rank(name, shapes[name], client.rank) for name in names})
+        cored = {
+            name: (min(shapes[name]), shapes[name][1]) for name in names if self.core(name, broadcast.round)
+        }
+        whole = {name: of_rank(name, shapes[name], client.rank) for name in names}
+        return Expected(delta={**whole, **cored})

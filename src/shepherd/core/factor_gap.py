@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core.adapter import Adapter
+from shepherd.core.experts import experts_of
 from shepherd.core.messages import Broadcast, Context, Update
 from shepherd.core.randomness import Draws
 
@@ -71,8 +72,9 @@ class Gap:
         rank: rank of every matrix's factors, if some tensors stack experts; None if none does.
 
     An update may carry A alone or B alone; the other factor is then the broadcast's, and the numerator
-    is exactly zero. Memory, in float64: twice the adapter, and at most the budget (or eight columns,
-    where even these take more).
+    is exactly zero. One with fewer ranks than the adapter moves the first ones.
+    Memory, in float64: twice the adapter, and at most the budget (or eight columns, where even these take
+    more).
     """
 
     def __init__(
@@ -93,10 +95,10 @@ class Gap:
         for pair in both:  # one at a time: all of them in float64 would be two more updates
             a, b = _in_float64(delta[pair.a], update.weight), _in_float64(delta[pair.b])
             _accumulate(self._products, pair, self._product(b, self._apply_sketch(a)))
-            _accumulate(self._changes, pair.a, a)
-            _accumulate(self._changes, pair.b, np.multiply(b, update.weight, out=b))
+            self._add_change(pair.a, a)
+            self._add_change(pair.b, np.multiply(b, update.weight, out=b))
         for name in delta.keys() - {name for pair in both for name in pair}:
-            _accumulate(self._changes, name, _in_float64(delta[name], update.weight))
+            self._add_change(name, _in_float64(delta[name], update.weight))
 
     def value(self) -> float:
         """The relative gap in [0, inf]: 0 if nothing was learned, or only one factor moved.
@@ -121,7 +123,7 @@ class Gap:
         mean_a, mean_b = self._mean(pair.a), self._mean(pair.b)  # changes, (r, in) and (out, r)
         local_a, local_b = self._apply_sketch(self._adapter[pair.a] + mean_a), self._adapter[pair.b] + mean_b
         # (E, out, columns) or (E, out, in)
-        shape = _experts(local_a, self._rank), len(local_b), local_a.shape[1]
+        shape = experts_of(local_a, self._rank), len(local_b), local_a.shape[1]
         if shape not in buffers:
             buffers[shape] = np.empty((3, *shape))
         whole, covariance, term = buffers[shape]
@@ -135,9 +137,20 @@ class Gap:
 
     def _product(self, b: Matrix, a: Matrix, out: Matrix | None = None) -> Matrix:
         """B (out, r E) and A (E r, in or columns) -> each expert's BA, (E, out, in or columns)."""
-        experts = _experts(a, self._rank)
+        experts = experts_of(a, self._rank)
         by_expert = b.reshape(len(b), -1, experts).transpose(2, 0, 1)  # (E, out, r)
         return np.matmul(by_expert, a.reshape(experts, -1, a.shape[1]), out=out)
+
+    def _add_change(self, name: str, term: Matrix) -> None:
+        """Add w dA or w dB; the ranks that a client does not train did not move."""
+        shape = self._adapter[name].shape
+        if name in self._changes:
+            self._changes[name][tuple(map(slice, term.shape))] += term
+        elif term.shape == shape:
+            self._changes[name] = term
+        else:
+            self._changes[name] = np.zeros(shape)
+            self._changes[name][tuple(map(slice, term.shape))] = term
 
     def _mean(self, name: str) -> Matrix:
         if name not in self._changes:
@@ -151,10 +164,6 @@ class Gap:
 def observe(broadcast: Broadcast, context: Context, draws: Draws) -> Gap:
     """Make the observer of a method that averages factors."""
     return Gap(broadcast.adapter, draws, rank=context.rank)
-
-
-def _experts(a: NDArray[Any], rank: int | None) -> int:
-    return max(1, len(a) // (rank or len(a)))
 
 
 def _in_float64(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
@@ -175,7 +184,7 @@ def _sketch(adapter: Adapter, draws: Draws, budget: int, rank: int | None) -> Ma
     model has few widths.
     """
     shapes = [
-        (_experts(adapter[a], rank) * adapter[b].shape[0], adapter[a].shape[1]) for a, b in pairs(adapter)
+        (experts_of(adapter[a], rank) * adapter[b].shape[0], adapter[a].shape[1]) for a, b in pairs(adapter)
     ]
     if 8 * sum(out * width for out, width in shapes) <= budget:
         return None

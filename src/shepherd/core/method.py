@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
 from shepherd.core.aggregation import Aggregation
-from shepherd.core.algorithm import Algorithm
+from shepherd.core.algorithm import Algorithm, no_core
 from shepherd.core.selection import Selection
-from shepherd.core.server_optimiser import ServerOptimiser
+from shepherd.core.server_optimiser import ServerOptimiser, no_state
 from shepherd.core.transform import Transform
 from shepherd.errors import SettingsError
 
@@ -44,6 +44,11 @@ class Method:
                 f"{transform}, which spends privacy budget, adds its noise to a mean, and {aggregation} is"
                 ' not a mean; set [aggregation] name = "mean", or remove the transform'
             )
+        if self.transform.needs_both_factors and any(map(self._sends_one_factor, range(2))):
+            yield (
+                f"{transform} rotates A and B together, and with {algorithm} a client sends only one of them"
+                ' in a round; remove the transform, or set [algorithm] name = "fedavg"'
+            )
         if not self.aggregation.keeps_basis and not self.server.whole_step:
             yield (
                 f"{aggregation} factorises the sum of the products anew in each round, so the adapter can"
@@ -57,9 +62,23 @@ class Method:
             )
         if self.aggregation.side_rank and self.algorithm.personal:
             yield (
-                f"{algorithm} leaves a part of its model with each client, and {aggregation} keeps frozen ranks"
-                ' beside the trained ones; set [aggregation] name = "mean"'
+                f"{algorithm} leaves a part of its model with each client, and {aggregation} keeps frozen"
+                ' ranks beside the trained ones; set [aggregation] name = "mean"'
             )
+        if self.server.rebase is not None and self.server.init is not no_state:
+            yield (
+                f"{server} writes the factors anew, and its own state would belong to the old ones; remove its"
+                " init or its rebase"
+            )
+        if self.algorithm.core is not no_core and not self.aggregation.is_mean:
+            yield (
+                f"with {algorithm} clients send cores of the factors, which only a mean combines, and"
+                f' {aggregation} is not a mean; set [aggregation] name = "mean"'
+            )
+        if self.algorithm.remembers_factors and self.server.rebase is not None:
+            yield _forgotten(algorithm, server, '[server] name = "sgd"')
+        if self.algorithm.remembers_factors and not self.aggregation.keeps_basis:
+            yield _forgotten(algorithm, aggregation, '[aggregation] name = "mean"')
         if self.server.needs_mean and not self.aggregation.is_mean:
             yield (
                 f"{server} requires a mean, and {aggregation} is not a mean; set"
@@ -80,6 +99,18 @@ class Method:
     def _called(self, part: str) -> str:
         kind = {"server": "server optimiser"}.get(part, part)
         return f"the {kind} {self.names[part]!r}" if part in self.names else f"this {kind}"
+
+    def _sends_one_factor(self, round: int) -> bool:
+        """Whether of a module's two factors only one leaves a client in this round."""
+        a, b = (self.algorithm.leaves(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
+        return a != b
+
+
+def _forgotten(algorithm: str, other: str, instead: str) -> str:
+    return (
+        f"what {algorithm} remembers from round to round belongs to the factors, and {other} writes them anew;"
+        f' set {instead}, or [algorithm] name = "fedavg"'
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shepherd.core.adapter import Adapter
-from shepherd.core.messages import ServerState, Update
+from shepherd.core.messages import Context, ServerState, Update
 from shepherd.core.payload import Payload
 
 
@@ -30,6 +30,10 @@ class ServerOptimiser:
     """Whether it is correct only for a weighted mean of the updates."""
     whole_step: bool = False
     """Whether the adapter moves by exactly the aggregate, as rules that factorise products anew require."""
+    rebase: Callable[[ServerState, Context], Adapter] | None = None
+    """Writes the products of the moved adapter in other factors, after `apply` and after any noise: `(state
+    of the finished round, context) -> adapter`. What is kept from round to round rank by rank would then
+    refer to other directions, so an optimiser state, or an algorithm's memory of factors, is refused."""
 
 
 def moved(state: ServerState, change: Mapping[str, np.ndarray]) -> ServerState:

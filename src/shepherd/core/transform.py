@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shepherd.core.messages import Context, Update
+from shepherd.core.messages import Broadcast, Context, Update
 from shepherd.core.randomness import Draws, Scoped
 from shepherd.errors import SettingsError
 
@@ -62,6 +62,10 @@ class Transform:
     """The part of the state that the broadcast may carry."""
     on_client: Callable[[Update, Any, Draws], Update] = as_sent
     """Applied to a client's update before it is sent: `(update, public state, draws) -> update`."""
+    relative: Callable[[Update, Any, Draws, Broadcast], Update] | None = None
+    """In place of `on_client`, for a transform that must know the factors that the change is relative to:
+    `(update, public state, draws, broadcast) -> update`. It gets the change as the client trained it, so it
+    comes before every transform that bounds or encodes one."""
     on_arrival: Callable[[Update, Any], Update] = as_arrived
     """Applied to each update before it is checked and aggregated: decode it, or raise `UpdateRefused` if a
     promise is broken, such as a bound on its norm. A transform that comes later at the client and increases
@@ -74,6 +78,14 @@ class Transform:
     alters: bool = True
     """Whether what is aggregated may differ from what the algorithm made, as after clipping or rounding;
     False for one that cancels exactly."""
+    needs_both_factors: bool = False
+    """Whether an update must have A and B of each module, since what it does to one it does to the other."""
+
+    def at_client(self, update: Update, public: Any, draws: Draws, broadcast: Broadcast) -> Update:
+        """The update as the client sends it."""
+        if self.relative is not None:
+            return self.relative(update, public, draws, broadcast)
+        return self.on_client(update, public, draws)
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -82,11 +94,19 @@ def chain(*transforms: Transform) -> Transform:
     Each transform gets its own draws, so two kinds of noise in one chain are independent.
 
     Raises:
-        SettingsError: two of them spend privacy budget, which is not supported.
+        SettingsError: two of them spend privacy budget, which is not supported; or one that must know the
+            broadcast comes after one that need not.
     """
     spending = [part.mechanism for part in transforms if part.mechanism is not None]
     if len(spending) > 1:
         raise SettingsError("two transforms spend privacy budget; keep only one of them")
+
+    knows = [part.relative is not None for part in transforms]
+    if knows != sorted(knows, reverse=True):
+        raise SettingsError(
+            "a transform that reads the change as it was trained, such as fedrot, comes after one that bounds"
+            " or encodes it; list it first under [[transforms]]"
+        )
 
     def init(context: Context) -> Any:
         return tuple(part.init(context) for part in transforms)
@@ -97,6 +117,11 @@ def chain(*transforms: Transform) -> Transform:
     def on_client(update: Update, states: Any, draws: Draws) -> Update:
         for index, (part, state) in enumerate(zip(transforms, states, strict=True)):
             update = part.on_client(update, state, Scoped(draws, (index,)))
+        return update
+
+    def relative(update: Update, states: Any, draws: Draws, broadcast: Broadcast) -> Update:
+        for index, (part, state) in enumerate(zip(transforms, states, strict=True)):
+            update = part.at_client(update, state, Scoped(draws, (index,)), broadcast)
         return update
 
     def on_arrival(update: Update, states: Any) -> Update:
@@ -114,8 +139,10 @@ def chain(*transforms: Transform) -> Transform:
         init=init,
         public=public,
         on_client=on_client,
+        relative=relative if any(knows) else None,
         on_arrival=on_arrival,
         on_server=on_server,
         mechanism=spending[0] if spending else None,
         alters=any(part.alters for part in transforms),
+        needs_both_factors=any(part.needs_both_factors for part in transforms),
     )

@@ -152,7 +152,7 @@ class LocalClients:
             metrics=asdict(tuned.report),
         )
         draws = self.draws or Seeded(seed_for(broadcast.seed, "transform", tuned.client))
-        return self.transform.on_client(update, broadcast.transforms, draws)
+        return self.transform.at_client(update, broadcast.transforms, draws, broadcast)
 
 
 def weight(federation: FederationTable, report: LocalReport, size: int) -> float:

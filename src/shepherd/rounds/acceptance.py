@@ -74,6 +74,10 @@ class RoundLog:
             self.infos = {info.name: info for info in federation.clients()}
         return self.infos[client]
 
+    def strictest(self, federation: Federation) -> int:
+        """The largest `min_cohort` of the clients with a usable update; 1 if there is none."""
+        return max((self.info(federation, client).min_cohort for client in self.weights), default=1)
+
 
 def usable_updates(request: RoundRequest, shares: Shares, log: RoundLog) -> Iterator[Update]:
     """Yield the updates that count, one by one, each with its weight in the mean.

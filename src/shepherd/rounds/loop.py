@@ -21,7 +21,6 @@ from shepherd.core import (
     Draws,
     Federation,
     Method,
-    Observer,
     Payload,
     Scoped,
     Seeded,
@@ -33,8 +32,10 @@ from shepherd.core import (
     seed_for,
     shapes_of,
 )
+from shepherd.core.cores import bases_of, grown
 from shepherd.errors import FederationError
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
+from shepherd.rounds.observing import observers
 from shepherd.rounds.report import RoundReport
 from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, allow_any
 from shepherd.settings import RunSettings
@@ -107,9 +108,9 @@ def rounds(
             allow=allow,
             quorum=quorum,
         )
-        log, observer = RoundLog(), _observer(method, broadcast, context, Seeded(secret))
+        log, seen_by = RoundLog(), observers(method, broadcast, context, Seeded(secret))
         if cohort:
-            updates = _observe(usable_updates(request, Shares(max_share), log), observer)
+            updates = seen_by.passing(usable_updates(request, Shares(max_share), log))
             # pulls the clients through one at a time
             aggregate = method.aggregation.combine(state, updates, context)
             _require_no_more(updates)
@@ -127,7 +128,8 @@ def rounds(
                 failures=log.failures,
                 bytes_down=broadcast.nbytes * len(cohort),
                 bytes_up=log.bytes_up,
-                figures=observer.figures() if observer else {},
+                figures=seen_by.figures(aggregate),
+                cosines=seen_by.cosines(aggregate, log.strictest(federation)),
                 federation_seconds=log.waited,
                 seconds=perf_counter() - began,
             ),
@@ -180,10 +182,14 @@ def next_state(
     done = replace(state, round=state.round + 1, transforms=transforms)
     if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is added
         return done
+    update = grown(bases_of(method.algorithm, state.adapter, state.round), update)
     moved = method.server.apply(state, update)
     memory = method.algorithm.server_remember(state, update, context)
     done = replace(done, adapter=moved.adapter, optimiser=moved.optimiser, memory=memory)
     _require_finite(done)
+    if method.server.rebase is not None:
+        done = replace(done, adapter=method.server.rebase(done, context))
+        _require_finite(done)
     return done
 
 
@@ -201,21 +207,6 @@ def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tup
         for part in (expected.delta, expected.extra)
     )
     return Adapter(delta), Payload(extra)
-
-
-def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observer | None:
-    """The algorithm's observer; None under noise, since its report would not be covered by the mechanism."""
-    if method.algorithm.observe is None or method.transform.mechanism is not None:
-        return None
-    return method.algorithm.observe(broadcast, context, draws)
-
-
-def _observe(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:
-    for update in updates:
-        if observer is not None:
-            observer.add(update)
-        yield update
-        del update
 
 
 def _require_finite(state: ServerState) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shepherd.core import Cohort
@@ -33,7 +33,9 @@ class RoundReport:
     bytes_up: int
     """Bytes of the tensors received, refused updates included."""
     figures: Mapping[str, float]
-    """Figures of the algorithm's observer, such as the gap of averaged factors (law 10)."""
+    """Figures of the observer and of the audit, such as the gap of averaged factors (law 10)."""
+    cosines: Mapping[str, float] = field(default_factory=dict)
+    """Cosine of each client's change with the result; empty unless all clients allow figures about one."""
     federation_seconds: float
     """Seconds of waiting for the clients; in one process, of their training."""
     seconds: float
@@ -65,6 +67,7 @@ def report_row(report: RoundReport) -> dict[str, Any]:
         "bytes_down": report.bytes_down,
         "bytes_up": report.bytes_up,
         **report.figures,
+        **({"cosines": dict(report.cosines)} if report.cosines else {}),
         "examples": _sum(metrics, "examples"),
         "steps": _sum(metrics, "steps"),
         "tokens": {"seen": _sum(metrics, "tokens"), "trained": _sum(metrics, "trained_tokens")},

@@ -28,7 +28,7 @@ SERVICES = {
     "wandb": "Weights & Biases, as whoever is logged in here",
     "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
 }
-_BY_CLIENT = ("coverage", "losses", "weights", "client")
+_BY_CLIENT = ("coverage", "cosines", "losses", "weights", "client")
 _SKIPPED = ("round", "cohort", "failures")
 
 

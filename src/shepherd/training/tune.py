@@ -28,13 +28,14 @@ from shepherd.core import (
     corner,
     seed_for,
 )
+from shepherd.core.cores import Bases, bases_of, shrunk
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.settings import TuningTable
-from shepherd.training import score, stack
+from shepherd.training import cores, score, stack
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.loss import capped, token_losses, weighted_loss
 from shepherd.training.objective import Scored
@@ -146,11 +147,14 @@ def tune(
     adapters = stack.build(starts, set(trainable).__contains__, base.device, ranks)
     ordered_job = replace(job, visits=ordered)
     references = _references(base, ordered_job)
+    bases = bases_of(algorithm, broadcast.adapter, broadcast.round)
     lora.bind_adapters(base.model, base.targets, adapters.all)
     with tuning_attention(base):
-        losses = _run(base, adapters, ordered_job, references, watch)
+        losses = _run(base, adapters, ordered_job, bases, references, watch)
     results = zip(ordered, starts, stack.trained_adapters(adapters, starts, ranks), losses, strict=True)
-    tuned = {visit.client: _result(job, visit, start, local, loss) for visit, start, local, loss in results}
+    tuned = {
+        visit.client: _result(job, visit, start, local, loss, bases) for visit, start, local, loss in results
+    }
     return [tuned[visit.client] for visit in job.visits]
 
 
@@ -158,12 +162,15 @@ def _run(
     base: Base,
     adapters: stack.Stack,
     job: Job,
+    bases: Bases,
     references: Sequence[NDArray[np.float64]],
     watch: Callable[[Progress], None],
 ) -> NDArray[np.float64]:
     """Run all optimiser steps; returns the sum of losses over each visit's trained tokens, (K,)."""
     visits, tuning = job.visits, job.tuning
-    state = job.training.optimiser.init(adapters)
+    core = cores.build(adapters, bases) if bases else None
+    stepped = adapters if core is None else core.stack
+    state = job.training.optimiser.init(stepped)
     correct = _gradient_correction(adapters, job)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
@@ -183,8 +190,12 @@ def _run(
         correct(Step(index=step, rates=rates.view(-1, 1, 1)))
         for name, mask in adapters.masks.items():
             adapters.grad(name).mul_(mask)
-        stack.clip(adapters, tuning.clip_norm)
-        state = job.training.optimiser.step(adapters, state, step + 1, rates)
+        if core is not None:
+            cores.pull(core, adapters)
+        stack.clip(stepped, tuning.clip_norm)
+        state = job.training.optimiser.step(stepped, state, step + 1, rates)
+        if core is not None:
+            cores.push(core, adapters)
         stack.keep_fixed(adapters)
         watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
@@ -361,13 +372,16 @@ def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Te
     return lora.stacked([memory or blank for memory in memories], device)
 
 
-def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> TuningResult:
+def _result(
+    job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float, bases: Bases
+) -> TuningResult:
     broadcast, steps = job.broadcast, len(visit.batches)
     sent = {
         n: t for n, t in broadcast.adapter.items() if n in local and job.algorithm.shared(n, broadcast.round)
     }
     # a client may train fewer ranks than it was sent, and others of its own
     delta = Adapter({n: corner(local[n], t.shape) - corner(t, local[n].shape) for n, t in sent.items()})
+    delta = shrunk(bases, delta) if bases else delta
     rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
     result = LocalResult(
         start=start,

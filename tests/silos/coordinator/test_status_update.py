@@ -25,6 +25,8 @@ ROW: Row = {
     "bytes_down": 10,
     "bytes_up": 20,
     "gap": math.inf,
+    "spread": 0.5,
+    "cosines": {"a": 0.5, "b": -0.25},
     "examples": 8,
     "steps": 2,
     "tokens": {"seen": 16, "trained": 4},

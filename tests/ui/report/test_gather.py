@@ -42,6 +42,10 @@ ROWS: list[dict[str, Any]] = [
         "bytes_down": 10,
         "bytes_up": 10,
         "gap": 0.25,
+        "energy_kept": 0.9375,
+        "spread": 1.5,
+        "cosine": 0.25,
+        "cosines": {"a": 0.75, "b": -0.25},
         "examples": 8,
         "steps": 4,
         "tokens": {"seen": 18, "trained": 11},
@@ -84,12 +88,20 @@ def test_the_rounds_and_their_sums(run: Path) -> None:
         "bytes_down": 10,
         "bytes_up": 7,
         "gap": 0.125,
+        "energy_kept": None,
+        "spread": None,
+        "cosine": None,
+        "lowest_cosine": None,
         "learning_rate": 0.01,
         "clients": 2,
         "failures": 1,
         "coverage": 0.25,
         "seconds": 2.0,
     }
+    audited = {
+        name: found["rounds"][2][name] for name in ("energy_kept", "spread", "cosine", "lowest_cosine")
+    }
+    assert list(audited.values()) == [0.9375, 1.5, 0.25, -0.25]
     assert found["failures"] == [{"round": 1, "client": "b", "reason": "late"}]
     assert found["coverage"] == {"a": 1.0, "b": 0.5}
     assert found["status"] == {"state": "finished", "round": 2, "rounds": 2, "says": "finished, 2 rounds"}

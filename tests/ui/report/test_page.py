@@ -257,6 +257,19 @@ def test_what_is_equal_in_all_rounds_is_a_sentence_and_no_chart(tmp_path: Path) 
     assert "down and up" in page.main({**stored, "rounds": alike})
 
 
+def test_the_audit_of_the_rounds_is_drawn_with_a_sentence_on_how_to_read_it(tmp_path: Path) -> None:
+    stored = gather.collect(folders.write(tmp_path / "run"))
+    inside = page.main(stored)
+    for name in ("gap", "energy-kept", "spread", "cosine"):
+        assert f"chart-{name}-t" in inside
+    assert "Below 1 they mostly agree" in inside
+    assert "lowest client" in inside
+    alone = [{**row, "lowest_cosine": None} for row in stored["rounds"]]
+    without = page.main({**stored, "rounds": alone})
+    assert "chart-cosine-t" in without
+    assert "lowest client" not in without
+
+
 def test_equal_cells_are_not_shaded() -> None:
     assert page.shade(0.0, (0.0, 0.0)) == page.shade(1.0, (1.0, 1.0), flip=True) == "0"
     assert page.shade(0.5, (0.0, 1.0), flip=True) == "0.50"

@@ -216,6 +216,7 @@ _ROW: Mapping[str, Check] = {
     "capped": _list_of(schema.label),
     "loss": _finite_or_none,
     "losses": _BY_NAME,
+    "cosines": _BY_NAME,
     "failures": _by_name(_sentence),
     "bytes_down": schema.whole_number,
     "bytes_up": schema.whole_number,

@@ -38,6 +38,8 @@ MEASURES = ("right", "exact", "f1", "rouge_l", "loss")
 KINDS = ("base", "local", "centralised", "federated", "variant")
 MAX_ARMS_IN_ORDER = 16
 """If there are more arms than this, the local ones come last."""
+_FIGURES = ("bytes_down", "bytes_up", "gap", "energy_kept", "spread", "cosine", "learning_rate")
+"""Figures of a round that are taken as they are in the log."""
 OWN_ARM = "its own arm"
 """Column of `client_loss` for the local arm that trained on that client's data alone."""
 
@@ -319,11 +321,13 @@ def _client_loss(compared: Mapping[str, Any], arms: Sequence[Row]) -> Row:
 def _round(row: Row) -> Row:
     seconds, heldout = row.get("seconds"), table(row.get("heldout"))
     coverage = [share for share in numbers(row.get("coverage")).values() if share is not None]
+    cosines = [cosine for cosine in numbers(row.get("cosines")).values() if cosine is not None]
     return {
         "round": row["round"],
         "train_loss": number(row.get("loss")),
         "heldout_loss": number(heldout.get("loss")),
-        **{key: number(row.get(key)) for key in ("bytes_down", "bytes_up", "gap", "learning_rate")},
+        **{key: number(row.get(key)) for key in _FIGURES},
+        "lowest_cosine": min(cosines, default=None),
         "clients": len(items(row.get("cohort"))) if "cohort" in row else None,
         "failures": len(table(row.get("failures"))) if row["round"] else None,
         "coverage": sum(coverage) / len(coverage) if coverage else None,

@@ -335,6 +335,27 @@ def _charts(report: Report) -> dict[str, str]:
             [Series("gap", _changing(rows, "gap", flat))],
             number_formats.rate,
         ),
+        "energy_kept": small(
+            "energy-kept",
+            "Energy kept by round",
+            [Series("energy kept", _changing(rows, "energy_kept", flat))],
+            number_formats.rate,
+        ),
+        "spread": small(
+            "spread",
+            "Spread of the clients' updates by round",
+            [Series("spread", _changing(rows, "spread", flat))],
+            number_formats.rate,
+        ),
+        "cosine": small(
+            "cosine",
+            "Cosine of the clients' updates with the result by round",
+            [
+                Series("mean", _changing(rows, "cosine", flat)),
+                Series("lowest client", _changing(rows, "lowest_cosine", flat)),
+            ],
+            number_formats.rate,
+        ),
         "learning_rate": small(
             "learning-rate",
             "Learning rate by round",
@@ -354,6 +375,10 @@ _COSTS = (
     ("bytes down", "bytes", "bytes_down"),
     ("bytes up", "bytes", "bytes_up"),
     ("gap", "rate", "gap"),
+    ("energy kept", "rate", "energy_kept"),
+    ("spread", "rate", "spread"),
+    ("mean cosine", "rate", "cosine"),
+    ("lowest cosine", "rate", "lowest_cosine"),
     ("learning rate", "rate", "learning_rate"),
 )
 
