@@ -68,7 +68,7 @@ def test_a_dotted_name_is_a_module_outside(package):
     [
         (
             PartTable(name="fedadgrad"),
-            "no algorithm called 'fedadgrad'; there are .*fedavg, fedprox, .*ffa_lora",
+            "no algorithm called 'fedadgrad'; there are .*fedavg, .*fedprox, .*ffa_lora",
         ),
         (PartTable(name="fedpox"), "did you mean 'fedprox'"),
         (PartTable(name=""), "no algorithm called ''"),

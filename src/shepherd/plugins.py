@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -200,7 +201,14 @@ def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerO
 
 def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Transform:
     """The `[[transforms]]` combined, in their order at the client; errors as for `built`."""
-    return chain(*(built(TRANSFORM, table, allowed) for table in tables))
+    made = [built(TRANSFORM, table, allowed) for table in tables]
+    for (before, one), (after, two) in pairwise(zip(tables, made, strict=True)):
+        if two.relative is not None and one.relative is None:
+            raise SettingsError(
+                f"the transform {after.name!r} reads the change as it was trained, and comes after"
+                f" {before.name!r}, which bounds or encodes it; list {after.name} first under [[transforms]]"
+            )
+    return chain(*made)
 
 
 def checker(check: Mapping[str, Any], allowed: Collection[str] = ()) -> Checker:

@@ -108,8 +108,8 @@ class Method:
 
 def _forgotten(algorithm: str, other: str, instead: str) -> str:
     return (
-        f"what {algorithm} remembers from round to round belongs to the factors, and {other} writes them anew;"
-        f' set {instead}, or [algorithm] name = "fedavg"'
+        f"what {algorithm} remembers from round to round belongs to the factors, and {other} writes them"
+        f' anew; set {instead}, or [algorithm] name = "fedavg"'
     )
 
 
