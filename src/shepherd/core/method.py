@@ -67,8 +67,8 @@ class Method:
             )
         if self.server.rebase is not None and self.server.init is not no_state:
             yield (
-                f"{server} writes the factors anew, and its own state would belong to the old ones; remove its"
-                " init or its rebase"
+                f"{server} writes the factors anew, and its own state would belong to the old ones; remove"
+                " its init or its rebase"
             )
         if self.algorithm.core is not no_core and not self.aggregation.is_mean:
             yield (
