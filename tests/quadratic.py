@@ -35,8 +35,10 @@ from shepherd.core import (
     Update,
     chain,
     corner,
+    of_rank,
     seed_for,
 )
+from shepherd.core.factor_gap import pairs
 from shepherd.server_optimisers import sgd
 
 SHAPES = {
@@ -97,9 +99,11 @@ class Quadratic:
         rate: float = 0.1,
         noise: float = 0.01,
         stack: int = 1,
+        rank: int | None = None,
     ) -> None:
         self.algorithm, self.transform = algorithm, transform or chain()
-        self.infos = [ClientInfo(name=f"c{k}", examples=k + 1) for k in range(clients)]
+        self.rank = rank
+        self.infos = [ClientInfo(name=f"c{k}", examples=k + 1, rank=rank) for k in range(clients)]
         self.targets = {info.name: drawn(100 + k) for k, info in enumerate(self.infos)}
         self.memories: dict[str, Payload] = {}
         self.steps, self.rate, self.noise, self.stack = steps, rate, noise, stack
@@ -120,12 +124,16 @@ class Quadratic:
             self.algorithm.start(broadcast, one, ClientInfo(name=name, examples=1))
             for name, one in zip(names, kept, strict=True)
         ]
-        params = {n: np.stack([start[n] for start in starts]) for n in tensors}  # (K, ...)
+        params = {  # (K, ...)
+            n: np.stack([corner(start[n], of_rank(n, start[n].shape, self.rank)) for start in starts])
+            for n in tensors
+        }
         rates = np.full((len(names), 1, 1), self.rate, np.float32)
         for step in range(self.steps):
             for n in tensors:
+                rows = [{name: stack[row] for name, stack in params.items()} for row in range(len(names))]
                 grad = np.stack(
-                    [self._grad(broadcast, k, n, step, p) for k, p in zip(names, params[n], strict=True)]
+                    [self._grad(broadcast, k, n, step, row) for k, row in zip(names, rows, strict=True)]
                 )
                 if self.algorithm.correct is not None:
                     at = Step(index=step, rates=rates)
@@ -135,10 +143,23 @@ class Quadratic:
             # no name for the delta here: it would keep one update alive (law 5)
             yield self._sent(broadcast, name, starts[row], {n: params[n][row] for n in tensors})
 
-    def _grad(self, broadcast: Broadcast, client: str, name: str, step: int, param: np.ndarray):
+    def again(self) -> Quadratic:
+        """The same clients before their first visit."""
+        made = {"clients": len(self.infos), "steps": self.steps, "rate": self.rate, "noise": self.noise}
+        return type(self)(self.algorithm, self.transform, stack=self.stack, rank=self.rank, **made)
+
+    def distance(self, adapter: Adapter) -> float:
+        """The sum over clients of the distance to their targets."""
+        return sum(adapter.plus(target, -1.0).norm() for target in self.targets.values())
+
+    def _grad(
+        self, broadcast: Broadcast, client: str, name: str, step: int, params: Mapping[str, np.ndarray]
+    ):
+        return params[name] - self.targets[client][name] + self._noise(broadcast, client, name, step, params)
+
+    def _noise(self, broadcast, client, name, step, params):
         rng = np.random.default_rng(seed_for(broadcast.seed, client, name, step))
-        noise = np.float32(self.noise) * rng.standard_normal(param.shape, dtype=np.float32)
-        return param - self.targets[client][name] + noise
+        return np.float32(self.noise) * rng.standard_normal(params[name].shape, dtype=np.float32)
 
     def _sent(
         self, broadcast: Broadcast, client: str, start: Adapter, local: Mapping[str, np.ndarray]
@@ -156,3 +177,24 @@ class Quadratic:
         return self.transform.on_client(
             update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client))
         )
+
+
+class InProducts(Quadratic):
+    """Clients that pull each product BA, frozen ranks included, towards the product of their targets."""
+
+    def distance(self, adapter: Adapter) -> float:
+        """The sum over clients and modules of the distances to the targets."""
+        return sum(
+            float(np.linalg.norm(adapter[pair.b] @ adapter[pair.a] - target[pair.b] @ target[pair.a]))
+            for target in self.targets.values()
+            for pair in pairs(adapter)
+        )
+
+    def _grad(self, broadcast, client, name, step, params):
+        pair = next(pair for pair in pairs(broadcast.adapter) if name in pair)
+        a, b = (params.get(factor, broadcast.adapter[factor]) for factor in pair)
+        frozen = broadcast.adapter[pair.b][:, len(a) :] @ broadcast.adapter[pair.a][len(a) :]
+        target = self.targets[client]
+        over = b @ a + frozen - target[pair.b] @ target[pair.a]
+        grad = b.T @ over if name == pair.a else over @ a.T
+        return grad + self._noise(broadcast, client, name, step, params)

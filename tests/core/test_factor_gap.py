@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.quadratic import drawn
 
-from shepherd.core import Adapter, Seeded, Update
+from shepherd.core import Adapter, Seeded, Update, corner, of_rank, padded, shapes_of
 from shepherd.core.factor_gap import SKETCH_COLUMNS, Gap, pairs
 
 SHAPES = st.lists(st.tuples(*[st.integers(1, 6)] * 3), min_size=1, max_size=3)  # (rank, in, out)
@@ -181,3 +181,28 @@ def test_memory_does_not_grow_with_the_cohort():
 
     assert held(50, 1 << 20) == held(1, 1 << 20) == 2 * adapter.nbytes + 8 * 30 * 40
     assert held(50, 8 * 30 * 10) == 2 * adapter.nbytes + 8 * 30 * 10  # ten columns fit
+
+
+@given(WEIGHTS, st.lists(st.integers(1, 4), min_size=5, max_size=5), st.integers(0, 2**32))
+def test_a_client_of_fewer_ranks_counts_with_zeros_in_the_others(weights, ranks, seed):
+    """Its change, written out: minus the broadcast where it has no rank."""
+    adapter, updates = made([(4, 5, 6)], weights, seed)
+    small, whole = [], []
+    for update, rank in zip(updates, ranks, strict=False):
+        delta = {n: corner(t, of_rank(n, t.shape, rank)) for n, t in update.delta.items()}
+        cut = {n: -adapter[n] for n in delta}
+        for name, tensor in delta.items():
+            cut[name][tuple(map(slice, tensor.shape))] = tensor
+        small.append(replace(update, delta=Adapter(delta)))
+        whole.append(replace(update, delta=Adapter(cut)))
+    assert measured(adapter, small) == measured(adapter, whole)
+    assert measured(adapter, small) == pytest.approx(dense(adapter, whole), rel=1e-6, abs=1e-6)
+
+
+def test_ranks_that_nobody_trains_change_nothing():
+    """Side ranks of the broadcast, which are in every client's model alike."""
+    adapter, updates = made([(4, 5, 6)], [1.0, 2.0], 0)
+    with_side = padded(adapter, 3).plus(drawn(9, shapes_of(padded(adapter, 3))), 1.0)
+    assert measured(with_side, updates) > 0
+    trained = Adapter({n: corner(t, adapter[n].shape) for n, t in with_side.items()})
+    assert measured(with_side, updates) == pytest.approx(measured(trained, updates), rel=1e-6)

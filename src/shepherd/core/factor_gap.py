@@ -91,12 +91,14 @@ class Gap:
         delta = update.delta
         both = pairs(delta)
         for pair in both:  # one at a time: all of them in float64 would be two more updates
-            a, b = _in_float64(delta[pair.a], update.weight), _in_float64(delta[pair.b])
+            a = _in_float64(_whole(delta[pair.a], self._adapter[pair.a]), update.weight)
+            b = _in_float64(_whole(delta[pair.b], self._adapter[pair.b]))
             _accumulate(self._products, pair, self._product(b, self._apply_sketch(a)))
             _accumulate(self._changes, pair.a, a)
             _accumulate(self._changes, pair.b, np.multiply(b, update.weight, out=b))
         for name in delta.keys() - {name for pair in both for name in pair}:
-            _accumulate(self._changes, name, _in_float64(delta[name], update.weight))
+            change = _whole(delta[name], self._adapter[name]) if name in self._adapter else delta[name]
+            _accumulate(self._changes, name, _in_float64(change, update.weight))
 
     def value(self) -> float:
         """The relative gap in [0, inf]: 0 if nothing was learned, or only one factor moved.
@@ -155,6 +157,16 @@ def observe(broadcast: Broadcast, context: Context, draws: Draws) -> Gap:
 
 def _experts(a: NDArray[Any], rank: int | None) -> int:
     return max(1, len(a) // (rank or len(a)))
+
+
+def _whole(change: NDArray[np.float32], broadcast: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The change of a whole factor; the ranks that a client does not have count as zeros."""
+    if change.shape == broadcast.shape:
+        return change
+    whole = -broadcast
+    rows, columns = map(slice, change.shape)
+    whole[rows, columns] = change
+    return whole
 
 
 def _in_float64(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
