@@ -32,6 +32,7 @@ from shepherd.core import (
     padded,
     seed_for,
     shapes_of,
+    unpadded,
 )
 from shepherd.errors import FederationError
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
@@ -206,7 +207,8 @@ def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Dra
     """The algorithm's observer; None under noise, since its report would not be covered by the mechanism."""
     if method.algorithm.observe is None or method.transform.mechanism is not None:
         return None
-    return method.algorithm.observe(broadcast, context, draws)
+    trained = replace(broadcast, adapter=unpadded(broadcast.adapter, method.aggregation.side_rank))
+    return method.algorithm.observe(trained, context, draws)
 
 
 def _observe(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Algorithm, Parts, seed_for
+from shepherd.core import Adapter, Algorithm, Parts, padded, require_shapes, seed_for, shapes_of
 from shepherd.data import pipeline
 from shepherd.data.files import left_out
 from shepherd.data.pipeline import TokenisedData
-from shepherd.errors import FolderError, SettingsError
+from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.io import paths
 from shepherd.io.progress import roughly, stage
@@ -171,6 +171,8 @@ def _continue(holder: RunFolder, consent: Consent, settings: RunSettings, parts:
     prepared = _kept_data(holder, plan.over(settings), base, consent, begun=last is not None)
     fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
+    if saved is not None:
+        _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
     if said := changes.remark(settings, holder.path):
@@ -196,6 +198,14 @@ def _continue(holder: RunFolder, consent: Consent, settings: RunSettings, parts:
         run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
     _log_continuation(run, rows)
     return run
+
+
+def _require_ranks(path: Path | None, due: Adapter, saved: Checkpoint) -> None:
+    """Raise CheckpointError unless a checkpoint has the ranks that this run and its aggregation ask for."""
+    try:
+        require_shapes(shapes_of(due), shapes_of(saved.state.adapter))
+    except AdapterError as error:
+        raise CheckpointError(f"checkpoint {path} belongs to another adapter: {error}") from error
 
 
 def _require_same_parts(path: Path, begun_with: Sequence[str], given: Sequence[str]) -> None:
