@@ -122,7 +122,7 @@ def test_a_rank_that_the_configuration_does_not_have_is_refused(llama, tmp_path)
     for keys, message in (
         ({"rank_pattern": {module: 5}}, "alpha_pattern"),
         ({"rank_pattern": {}, "alpha_pattern": {}}, r"has shape \(4, 32\), expected \(3, 32\)"),
-        ({"rank_pattern": {module: 5}, "alpha_pattern": {module: 10}}, r"has shape \(4, 32\), expected \(5, 32\)"),
+        ({"rank_pattern": {module: 5}, "alpha_pattern": {module: 10}}, r"\(4, 32\), expected \(5, 32\)"),
         ({"rank_pattern": {module: 4}, "alpha_pattern": {module: 9}}, "_pattern"),
         ({"rank_pattern": {"(a+)+": 4}, "alpha_pattern": {"(a+)+": 8}}, "_pattern"),
         ({"rank_pattern": {module: "4"}, "alpha_pattern": {module: 8}}, "_pattern"),

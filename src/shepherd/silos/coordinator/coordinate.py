@@ -380,8 +380,9 @@ def _require_no_side_ranks(settings: RunSettings, consent: Consent) -> None:
     ranks = plugins.method(settings, consent.plugins).aggregation.side_rank
     if ranks:
         raise SettingsError(
-            f"the aggregation {settings.aggregation.name!r} adds {ranks} side ranks to the adapter, and a site"
-            ' takes an adapter of adapter.rank alone; over silos, set [aggregation] name = "product" or "mean"'
+            f"the aggregation {settings.aggregation.name!r} adds {ranks} side ranks to the adapter, and a"
+            " site takes an adapter of adapter.rank alone; over silos, set [aggregation] name ="
+            ' "product" or "mean"'
         )
 
 
