@@ -6,8 +6,8 @@ In two passes, each a sum over the clients k that secure aggregation can take:
     Z = sum_k p_k A_k^T (B_k^T Q),    sum_k p_k B_k A_k  ~  Q Z^T
 
 with a matrix Omega (in, columns) that all draw from one seed. This is the randomised range finder of Halko,
-Martinsson and Tropp (arXiv 0909.4061), as FedASK (arXiv 2507.09990) uses it. It is exact if the sum has a rank
-of at most `columns`, and else close to the best approximation of that rank. A client sends
+Martinsson and Tropp (arXiv 0909.4061), as FedASK (arXiv 2507.09990) uses it. It is exact if the sum has a
+rank of at most `columns`, and else close to the best approximation of that rank. A client sends
 columns * (out + in) numbers a matrix, as for an adapter of this rank, in two messages.
 """
 
