@@ -7,8 +7,8 @@ First the rules that stream, over updates of 4 MB, which are made one at a time 
 making them is not in the seconds. Memory must not grow with the number of updates. For the mean also how much
 it moves a second, as a share of what this machine copies: of each number it reads 4 bytes and reads and writes
 a sum of 8, and copying counts reading and writing, too. Both are of processor time, which other work on the
-machine disturbs less. The sums of 4 MB of numbers fit into a large cache, so it is measured on the adapter of
-a base of seven billion parameters as well (72 MB).
+machine disturbs less. The sums of 4 MB of numbers fit into a large cache, so it is measured on the adapter
+of a base of seven billion parameters as well (72 MB).
 
 Then the rules that sum products, for one layer of a base of seven billion parameters (LLaMA: rank 8 at q, k,
 v, gate, up and down), times its 32 layers. They hold all updates of a round.

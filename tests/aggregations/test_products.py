@@ -36,6 +36,7 @@ EVERY = {
     "largest": side.build(side.Config(side_rank=16, means=False)),
     "flora": flora.build(flora.Config(side_rank=16)),
 }
+PADDED = zero_padding.build(zero_padding.Config())
 EXACT = {name: EVERY[name] for name in ("side", "largest", "flora")}
 
 
@@ -116,16 +117,16 @@ def test_under_the_cap_nothing_is_lost(members, seed, name):
     same(products(after(aggregation, state, updates)), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*EVERY, "zero_padding"])
 def test_one_client_gets_its_own_product(name):
-    aggregation = EVERY[name]
+    aggregation = EVERY.get(name, PADDED)
     state, updates = state_of(aggregation), cohort(0, [RANK], [7.0])
     same(products(after(aggregation, state, updates)), due(state, updates, aggregation.side_rank))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*EVERY, "zero_padding"])
 def test_the_order_of_the_clients_does_not_matter(name):
-    aggregation = EVERY[name]
+    aggregation = EVERY.get(name, PADDED)
     state, updates = state_of(aggregation), cohort(0, [3, 2, 3, 1], [1.0, 4.0, 2.0, 3.0])
     one, two = (after(aggregation, state, each) for each in (updates, updates[::-1]))
     same(*({n: corner(t, LAYOUT[n]) for n, t in each.items()} for each in (one, two)), atol=1e-4)

@@ -27,6 +27,7 @@ from shepherd.training import score
 from shepherd.ui.chat import answering
 from shepherd.ui.chat.arms import FEDERATED
 from tests import runs
+from tests.model import bases
 
 RANK = 2
 RULES: dict[str, dict[str, Any]] = {
@@ -130,6 +131,26 @@ def test_clients_train_and_send_the_first_ranks_alone(done: Any, rule: str) -> N
         assert row["bytes_down"] / row["bytes_up"] == pytest.approx((RANK + extra) / RANK)
         assert 0 <= row["gap"] < np.inf
     assert rows[-1]["heldout"]["loss"] < read_rows(path)[0]["heldout"]["loss"]
+
+
+def test_the_card_says_which_ranks_were_trained(done: Any) -> None:
+    card = (done("side")[0] / "adapter" / "README.md").read_text()
+    assert "of rank 2, and at most 5 side ranks that no client trained, for" in card
+    assert "| aggregation | side |" in card
+
+
+def test_experts_have_no_side_ranks(source: Path, tmp_path: Path) -> None:
+    folder = bases.save(bases.MIXTURES["mixtral"], tmp_path / "mixtral")
+    table = runs.settings(
+        folder,
+        source,
+        tmp_path / "run",
+        adapter={"targets": ["q_proj"], "dropout": 0.0, "target_parameters": bases.STACKS},
+        aggregation={"name": "side"},
+    )
+    with pytest.raises(SettingsError, match=r"experts.gate_up_proj of .* 4 experts, .* the 32 side ranks"):
+        open_run(table)
+    assert not (tmp_path / "run").exists()
 
 
 def test_ranks_without_a_product_are_not_written(done: Any) -> None:

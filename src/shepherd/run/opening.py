@@ -11,7 +11,7 @@ from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Algorithm, Parts, padded, require_shapes, seed_for, shapes_of
+from shepherd.core import Adapter, Algorithm, Method, Parts, padded, require_shapes, seed_for, shapes_of
 from shepherd.data import pipeline
 from shepherd.data.files import left_out
 from shepherd.data.pipeline import TokenisedData
@@ -79,6 +79,7 @@ def _start(
     selection = plugins.selection(settings, consent.plugins, parts)
     settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
+    _require_room_for_side_ranks(base, method)
     if warning := files.rehearse(base):
         log.info("%s", warning)
     dated = pipeline.dated(settings, base.tokenizer)
@@ -198,6 +199,16 @@ def _continue(holder: RunFolder, consent: Consent, settings: RunSettings, parts:
         run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
     _log_continuation(run, rows)
     return run
+
+
+def _require_room_for_side_ranks(base: bases.Base, method: Method) -> None:
+    stacked = [target for target in base.targets if target.experts > 1]
+    if method.aggregation.side_rank and stacked:
+        raise SettingsError(
+            f"{stacked[0].module}.{stacked[0].parameter} of base {base.name} stacks the matrices of"
+            f" {stacked[0].experts} experts, which cannot have the {method.aggregation.side_rank} side ranks"
+            ' of this aggregation; set [aggregation] name = "product", or adapter.target_parameters = []'
+        )
 
 
 def _require_ranks(path: Path | None, due: Adapter, saved: Checkpoint) -> None:
