@@ -4,11 +4,11 @@
                                      [--product-rules product side] [--cohorts 5 20 50]
 
 First the rules that stream, over updates of 4 MB, which are made one at a time as the rule asks for them;
-making them is not in the seconds. Memory must not grow with the number of updates. For the mean also how much
-it moves a second, as a share of what this machine copies: of each number it reads 4 bytes and reads and writes
-a sum of 8, and copying counts reading and writing, too. Both are of processor time, which other work on the
-machine disturbs less. The sums of 4 MB of numbers fit into a large cache, so it is measured on the adapter
-of a base of seven billion parameters as well (72 MB).
+making them is not in the seconds. Memory must not grow with the number of updates. For the mean also how
+much it moves a second, as a share of what the machine copies just before and after: of each number it reads
+4 bytes and reads and writes a sum of 8, and copying counts reading and writing, too. Both are of processor
+time, which other work on the machine disturbs less. The sums of 4 MB of numbers fit into a large cache, so it
+is measured on the adapter of a base of seven billion parameters as well (72 MB).
 
 Then the rules that sum products, for one layer of a base of seven billion parameters (LLaMA: rank 8 at q, k,
 v, gate, up and down), times its 32 layers. They hold all updates of a round.
@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from time import perf_counter, process_time
 
 import numpy as np
@@ -48,7 +49,7 @@ LAYER = {
 LARGE = {f"{layer}.{name}": sizes for layer in range(LAYERS) for name, sizes in LAYER.items()}
 TINY = {"q": (16, 16)}
 BYTES_MOVED = 4 + 2 * 8  # of each number: it is read, and its sum is read and written
-COPIED = 256 * 2**20  # bytes
+COPIED, COPIES = 64 * 2**20, 8  # bytes, more than a cache holds; before a cell and again after it
 TARGET = 0.5  # of what the machine copies
 MAX_GROWTH = 2.0  # updates of memory that a rule that streams may need more of at the largest count
 POOL = 4
@@ -91,14 +92,14 @@ def measure(options: Namespace) -> Figures:
     product = [
         _apart(Cell(rule, layer, count, options.seed)) for rule in options.product_rules for count in cohorts
     ]
-    copied = _copy_bandwidth(COPIED // 64 if options.quick else COPIED)
     means = [cell for cell in (*streaming, *seven) if cell["rule"] == "mean"]
-    shares = [cell["numbers"] * cell["count"] * BYTES_MOVED / cell["cpu_seconds"] / copied for cell in means]
-    for cell, share in zip(means, shares, strict=True):
-        cell["share_of_copy"] = share
+    for cell in means:
+        moved = cell["numbers"] * cell["count"] * BYTES_MOVED / cell["cpu_seconds"]
+        cell["share_of_copy"] = moved / cell["copied_per_second"]
+    shares = [cell["share_of_copy"] for cell in means]
     growth = _growth(streaming)
     return {
-        "copy_bytes_per_second": copied,
+        "copied_per_second": median(cell["copied_per_second"] for cell in (*streaming, *seven)),
         "streaming": [*streaming, *seven],
         "product": product,
         "layers": LAYERS,
@@ -133,6 +134,7 @@ def _measure(cell: Cell) -> Figures:
     broadcast = padded(_drawn(layout, rng, 0.02), aggregation.side_rank)
     state = ServerState(round=0, adapter=broadcast)
     made = Made([dict(_drawn(layout, rng, 1e-3)) for _ in range(min(POOL, cell.count))], cell.count)
+    copies = _copies()
     before = _reset_peak()
     began, began_cpu = perf_counter(), process_time()
     aggregation.combine(state, iter(made), Context(rank=RANK))
@@ -146,6 +148,7 @@ def _measure(cell: Cell) -> Figures:
         "update_bytes": 4 * sum(int(np.prod(shape)) for shape in layout.values()),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
+        "copied_per_second": median([*copies, *_copies()]),
         "peak_bytes": None if before is None or held is None else held - before,
     }
 
@@ -180,16 +183,16 @@ def _drawn(layout: Layout, rng: np.random.Generator, size: float) -> Adapter:
     )
 
 
-def _copy_bandwidth(size: int) -> float:
-    """Bytes read and written in a second of processor time when memory is copied; the best of five."""
-    one = np.ones(size // 8)
+def _copies() -> list[float]:
+    """Bytes read and written in a second of processor time by each of some copies of memory."""
+    one = np.ones(COPIED // 8)
     two = np.zeros_like(one)
-    best = float("inf")
-    for _ in range(5):
+    found = []
+    for _ in range(COPIES):
         began = process_time()
         np.copyto(two, one)
-        best = min(best, process_time() - began)
-    return 2 * one.nbytes / best
+        found.append(2 * one.nbytes / (process_time() - began))
+    return found
 
 
 def _reset_peak() -> int | None:
@@ -224,7 +227,7 @@ def tables(figures: Figures) -> list[Table]:
         )
         for cell in figures["streaming"]
     ]
-    copied = f"this machine copies {figures['copy_bytes_per_second'] / 1e9:.1f} GB/s, read and written"
+    copied = f"this machine copies {figures['copied_per_second'] / 1e9:.1f} GB/s, read and written"
     growth = ", ".join(f"{rule} {by:+.1f}" for rule, by in figures["growth"].items())
     first = Table(
         "Rules that stream",
