@@ -3,8 +3,9 @@
     W  =  sum_k p_k B_k A_k,    rank p = the fewest with  sum_{i <= p} S_i^2  >=  energy sum_i S_i^2
 
 with the singular values S of W, from the stacks of the factors; p is chosen for each matrix, and is at most
-the adapter's rank. Ramesh et al., arXiv 2506.09199. In the paper clients receive the p ranks alone; here the
-ranks after p have B = 0 and directions of the mean A, so that the next visit can use them.
+the adapter's rank. Ramesh et al., arXiv 2506.09199. In the paper clients receive the p ranks alone; here A
+keeps the adapter's rank, with directions of the mean A in ranks that the product does not use, so that the
+next visit can use them. The traffic is that of the adapter's rank.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ class Sums:
 
     def __init__(self) -> None:
         self._sums: dict[str, NDArray[np.float64]] = {}
+        self._flat: dict[str, NDArray[np.float64]] = {}
         self._empty = True
         self._scratch = np.empty(BLOCK)
 
@@ -37,10 +38,11 @@ class Sums:
         """
         if self._empty:
             self._sums = {name: np.zeros(tensor.shape) for name, tensor in tensors.items()}
+            self._flat = {name: total.reshape(-1) for name, total in self._sums.items()}
             self._empty = False
         require_same_layout(self._sums, tensors, "an update")
         for name, tensor in tensors.items():
-            self._add(self._sums[name].reshape(-1), tensor.reshape(-1), weight)
+            self._add(self._flat[name], tensor.reshape(-1), weight)
 
     def _add(self, total: NDArray[np.float64], tensor: NDArray[Any], weight: float) -> None:
         """Multiply and add block by block: whole arrays between the two would not stay in the cache."""
