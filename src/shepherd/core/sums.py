@@ -27,6 +27,7 @@ class Sums:
     def __init__(self) -> None:
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._flat: dict[str, NDArray[np.float64]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._empty = True
         self._scratch = np.empty(BLOCK)
 
@@ -39,8 +40,12 @@ class Sums:
         if self._empty:
             self._sums = {name: np.zeros(tensor.shape) for name, tensor in tensors.items()}
             self._flat = {name: total.reshape(-1) for name, total in self._sums.items()}
+            self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
             self._empty = False
-        require_same_layout(self._sums, tensors, "an update")
+        if {
+            name: tensor.shape for name, tensor in tensors.items()
+        } != self._shapes:
+            require_same_layout(self._sums, tensors, "an update")
         for name, tensor in tensors.items():
             self._add(self._flat[name], tensor.reshape(-1), weight)
 
