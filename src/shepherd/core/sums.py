@@ -42,9 +42,7 @@ class Sums:
             self._flat = {name: total.reshape(-1) for name, total in self._sums.items()}
             self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
             self._empty = False
-        if {
-            name: tensor.shape for name, tensor in tensors.items()
-        } != self._shapes:
+        if {name: tensor.shape for name, tensor in tensors.items()} != self._shapes:
             require_same_layout(self._sums, tensors, "an update")
         for name, tensor in tensors.items():
             self._add(self._flat[name], tensor.reshape(-1), weight)
