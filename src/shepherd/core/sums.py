@@ -49,12 +49,15 @@ class Sums:
 
     def _add(self, total: NDArray[np.float64], tensor: NDArray[Any], weight: float) -> None:
         """Multiply and add block by block: whole arrays between the two would not stay in the cache."""
-        for start in range(0, len(total), BLOCK):
-            part = total[start : start + BLOCK]
-            scaled = self._scratch[: len(part)]
-            np.copyto(scaled, tensor[start : start + BLOCK])
-            scaled *= weight
-            part += scaled
+        if len(total) > BLOCK:
+            for start in range(0, len(total), BLOCK):
+                end = start + BLOCK
+                self._add(total[start:end], tensor[start:end], weight)
+            return
+        scaled = self._scratch[: len(total)]
+        np.copyto(scaled, tensor)
+        scaled *= weight
+        total += scaled
 
     def mean(self, weight: float) -> Adapter:
         """The sums divided by the sum of the weights, in float32."""
