@@ -35,9 +35,11 @@ from shepherd.core import (
     Update,
     chain,
     corner,
+    of_rank,
     seed_for,
 )
 from shepherd.core.cores import bases_of, shrunk
+from shepherd.core.factor_gap import pairs
 from shepherd.server_optimisers import sgd
 
 SHAPES = {
@@ -103,6 +105,7 @@ class Quadratic:
         rank: int | None = None,
     ) -> None:
         self.algorithm, self.transform = algorithm, transform or chain()
+        self.rank = rank
         self.infos = [ClientInfo(name=f"c{k}", examples=k + 1, rank=rank) for k in range(clients)]
         self.targets = {info.name: drawn(100 + k) for k, info in enumerate(self.infos)}
         self.memories: dict[str, Payload] = {}
@@ -132,8 +135,9 @@ class Quadratic:
             going = [step < count for count in counts]
             rates = np.array([self.rate * now for now in going], np.float32)[:, None, None]
             for n in tensors:
+                rows = [{name: stack[row] for name, stack in params.items()} for row in range(len(names))]
                 grad = np.stack(
-                    [self._grad(broadcast, k, n, step, p) for k, p in zip(names, params[n], strict=True)]
+                    [self._grad(broadcast, k, n, step, row) for k, row in zip(names, rows, strict=True)]
                 )
                 if self.algorithm.correct is not None:
                     at = Step(index=step, rates=rates)
@@ -151,18 +155,35 @@ class Quadratic:
 
     def _trained(self, broadcast: Broadcast, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The part of a factor that is trained: all but the ranks that the server keeps in addition."""
+        if self.rank is not None:
+            return of_rank(name, shape, self.rank)
         return SHAPES[name] if broadcast.adapter[name].shape != SHAPES[name] else shape
 
-    def _grad(self, broadcast: Broadcast, client: str, name: str, step: int, param: np.ndarray):
-        target = self.targets[client][name]
+    def again(self) -> Quadratic:
+        """The same clients before their first visit."""
+        made = {"clients": len(self.infos), "steps": self.steps, "rate": self.rate, "noise": self.noise}
+        own = {"own_steps": self.own_steps, "curvature": self.curvature, "rank": self.rank}
+        return type(self)(self.algorithm, self.transform, stack=self.stack, **made, **own)
+
+    def distance(self, adapter: Adapter) -> float:
+        """The sum over clients of the distance to their targets."""
+        return sum(adapter.plus(target, -1.0).norm() for target in self.targets.values())
+
+    def _grad(
+        self, broadcast: Broadcast, client: str, name: str, step: int, params: Mapping[str, np.ndarray]
+    ):
+        param, target = params[name], self.targets[client][name]
         target = np.pad(
             target, [(0, most - own) for own, most in zip(target.shape, param.shape, strict=True)]
         )
         grad = self.curvature.get(client, 1.0) * (param - target)
+        return grad + self._noise(broadcast, client, name, step, params)
+
+    def _noise(self, broadcast, client, name, step, params):
         if not self.noise:
-            return grad
+            return 0.0
         rng = np.random.default_rng(seed_for(broadcast.seed, client, name, step))
-        return grad + np.float32(self.noise) * rng.standard_normal(param.shape, dtype=np.float32)
+        return np.float32(self.noise) * rng.standard_normal(params[name].shape, dtype=np.float32)
 
     def _sent(
         self, broadcast: Broadcast, client: str, start: Adapter, local: Mapping[str, np.ndarray]
@@ -181,3 +202,24 @@ class Quadratic:
         return self.transform.at_client(
             update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client)), broadcast
         )
+
+
+class InProducts(Quadratic):
+    """Clients that pull each product BA, frozen ranks included, towards the product of their targets."""
+
+    def distance(self, adapter: Adapter) -> float:
+        """The sum over clients and modules of the distances to the targets."""
+        return sum(
+            float(np.linalg.norm(adapter[pair.b] @ adapter[pair.a] - target[pair.b] @ target[pair.a]))
+            for target in self.targets.values()
+            for pair in pairs(adapter)
+        )
+
+    def _grad(self, broadcast, client, name, step, params):
+        pair = next(pair for pair in pairs(broadcast.adapter) if name in pair)
+        a, b = (params.get(factor, broadcast.adapter[factor]) for factor in pair)
+        frozen = broadcast.adapter[pair.b][:, len(a) :] @ broadcast.adapter[pair.a][len(a) :]
+        target = self.targets[client]
+        over = b @ a + frozen - target[pair.b] @ target[pair.a]
+        grad = b.T @ over if name == pair.a else over @ a.T
+        return grad + self._noise(broadcast, client, name, step, params)

@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, compare, demo, dolly, kill, methods, overhead, reading, setting, tuning
+from benchmarks import (
+    aggregating,
+    common,
+    compare,
+    demo,
+    dolly,
+    kill,
+    methods,
+    overhead,
+    reading,
+    setting,
+    tuning,
+)
 
 Main = Callable[[Sequence[str]], int]
 
@@ -51,6 +63,14 @@ def test_compare(tmp_path: Path) -> None:
 def test_demo_of_no_run_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--run", str(tmp_path), *_threads()]) == 0
     assert capsys.readouterr().out.startswith(f"skipped: {tmp_path}")
+
+
+def test_aggregating(tmp_path: Path) -> None:
+    figures = _figures(aggregating.main, tmp_path)
+    rules = {cell["rule"] for cell in (*figures["streaming"], *figures["product"])}
+    assert rules >= {"mean", "zero_padding", "product", "florist", "side", "flora"}
+    assert all(cell["seconds"] > 0 for cell in (*figures["streaming"], *figures["product"]))
+    assert all(cell["share_of_copy"] > 0 for cell in figures["streaming"] if cell["rule"] == "mean")
 
 
 def test_overhead(tmp_path: Path) -> None:

@@ -57,15 +57,20 @@ def _bits(state: ServerState) -> list[object]:
     return [bits(state.adapter), *({name: bits(part) for name, part in each.items()} for each in parts)]
 
 
-def resumed(method: Method, at: int, folder) -> ServerState:
-    """The last state of a run that was stopped after round `at`, saved, loaded and gone on with."""
-    before = Quadratic(method.algorithm, method.transform)
+def resumed(method: Method, at: int, folder, like: Quadratic | None = None) -> ServerState:
+    """The last state of a run that was stopped after round `at`, saved, loaded and gone on with.
+
+    Args:
+        like: the clients; by default plain ones.
+    """
+    like = like or Quadratic(method.algorithm, method.transform)
+    before = like.again()
     stopped = [start(method, drawn(0)), *run(method, before, until=at)][-1]
     store = OnDisk(folder / "clients", checkpoints=1)
     kept = {client: store.put(client, at, memory) for client, memory in before.memories.items()}
     save(folder, Checkpoint(state=stopped, notes={"memories": kept}), keep=1)
     saved = load(latest(folder))
-    after = Quadratic(method.algorithm, method.transform)
+    after = like.again()
     names = {client: StoredMemory(*kept) for client, kept in saved.notes["memories"].items()}
     after.memories = {client: store.get(client, kept) for client, kept in names.items()}
     return run(method, after, saved.state)[-1]

@@ -5,28 +5,36 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.contracts.running import ROUNDS, found, resumed, run, same, table
-from tests.quadratic import Quadratic, bits, drawn, method, update_of
+from tests.contracts.running import ROUNDS, found, resumed, run, same
+from tests.quadratic import InProducts, Quadratic, bits, drawn, method, update_of
 
 from shepherd import aggregations, plugins
-from shepherd.core import Context, moved, padded, shapes_of
+from shepherd.config import PartTable
+from shepherd.core import Adapter, Context, corner, moved, of_rank, padded, shapes_of
 from shepherd.core.factor_gap import pairs
-from shepherd.errors import QuorumNotMet
+from shepherd.errors import AdapterError, FederationError, QuorumNotMet, ShepherdError
 from shepherd.rounds import rounds, start
 
 NAMES = found(aggregations, "trimmed_mean")
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
-def built(name):
-    return plugins.aggregation(table(name), NAMES)
+def built(name, **keys):
+    return plugins.aggregation(PartTable(name=name, **keys), NAMES)
+
+
+def lossless(name):
+    """The aggregation with those keys that decide how much is left out at their largest."""
+    fields = plugins.module_of(plugins.AGGREGATION, name, NAMES).Config.model_fields
+    return built(name, **{key: most for key, most in {"energy": 1.0}.items() if key in fields})
 
 
 def updates(count=5):
     return [update_of(f"c{k}", k, weight=float(k + 1)) for k in range(count)]
 
 
-CONTEXT = Context(rank=2)
+RANK = 2
+CONTEXT = Context(rank=RANK)
 
 
 def state_of(aggregation):
@@ -75,7 +83,7 @@ def test_nothing_is_mutated(name):
 
 def test_updates_that_are_all_the_same_come_back(name):
     same_change = [replace(update_of(f"c{k}", 7), weight=2.0) for k in range(5)]
-    aggregation = built(name)
+    aggregation = lossless(name)
     state = state_of(aggregation)
     got = outcome(aggregation, state, aggregation.combine(state, iter(same_change), CONTEXT))
     whole = replace(same_change[0], delta=padded(same_change[0].delta, aggregation.side_rank))
@@ -146,14 +154,89 @@ def test_fewer_updates_than_its_smallest_cohort_are_no_round(name):
         next(loop)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_client_whose_update_is_not_finite_is_a_counted_failure(name, bad):
+    asked = method(aggregation=built(name))
+
+    class Broken(Quadratic):
+        def run(self, broadcast, cohort):
+            for update in super().run(broadcast, cohort):
+                if update.client == "c1":
+                    update = replace(update, delta=update.delta.times(bad))
+                yield update
+
+    def loop(federation, cohort):
+        return rounds(
+            asked,
+            federation,
+            start(asked, drawn(0), CONTEXT),
+            until=1,
+            select=lambda clients, round, seed: cohort,
+            quorum=0.5,
+            seed=0,
+            context=CONTEXT,
+        )
+
+    everyone = tuple(f"c{k}" for k in range(6))
+    ranked = {"clients": 6, "rank": RANK}
+    state, report = next(loop(Broken(asked.algorithm, **ranked), everyone))
+    assert list(report.failures) == ["c1"]
+    assert "is not finite" in report.failures["c1"]
+    without = next(loop(Quadratic(asked.algorithm, **ranked), tuple(c for c in everyone if c != "c1")))[0]
+    assert same(state, without)
+
+
+@pytest.mark.parametrize("weights", [(-1.0, 2.0), (np.nan, 1.0), (np.inf, 1.0), (0.0, 0.0)])
+def test_weights_that_cannot_be_are_refused_by_the_clients_name(name, weights):
+    aggregation = built(name)
+    if aggregation.smallest_cohort > 1:
+        pytest.skip("weights do not count in it")
+    mine = [update_of(f"c{k}", k, weight=weight) for k, weight in enumerate(weights)]
+    message = (
+        "no update with a weight above zero" if not any(weights) else f"client c0 has weight {weights[0]:g}"
+    )
+    with pytest.raises(FederationError, match=message):
+        aggregation.combine(state_of(aggregation), iter(mine), CONTEXT)
+
+
+def test_an_update_of_other_names_or_shapes_is_refused_by_its_tensor(name):
+    aggregation = built(name)
+    if aggregation.smallest_cohort > 1:
+        pytest.skip("it compares updates with each other alone")
+    whole = update_of("c0", 0)
+    first = min(whole.delta)
+    more = {**whole.delta, "nose.lora_A.weight": whole.delta[first]}
+    turned = {**whole.delta, first: whole.delta[first].T}
+    for delta, tensor in ((more, "tensor nose.lora_A.weight"), (turned, first)):
+        mine = [whole, replace(whole, clients=("c1",), delta=Adapter(delta))]
+        with pytest.raises(ShepherdError, match=tensor):
+            aggregation.combine(state_of(aggregation), iter(mine), CONTEXT)
+
+
+def test_unequal_ranks_are_taken_or_refused(name):
+    aggregation = built(name)
+    if aggregation.smallest_cohort > 1:
+        pytest.skip("a cohort of two is too small")
+    whole = update_of("c0", 0)
+    low = {n: corner(tensor, of_rank(n, tensor.shape, 1)) for n, tensor in update_of("c1", 1).delta.items()}
+    mine = [whole, replace(whole, clients=("c1",), delta=Adapter(low))]
+    state = state_of(aggregation)
+    if aggregation.takes_ranks:
+        combined = aggregation.combine(state, iter(mine), CONTEXT)
+        assert shapes_of(combined.delta) == shapes_of(state.adapter)
+    else:
+        with pytest.raises(
+            AdapterError, match=r'client c1 has rank 1 .* rank 2, .* set \[aggregation\] name = "'
+        ):
+            aggregation.combine(state, iter(mine), CONTEXT)
+
+
 def test_it_trains_and_resumes_to_the_same_bits(name, tmp_path):
     asked = method(aggregation=built(name))
-    federation = Quadratic(asked.algorithm)
+    kind = Quadratic if asked.aggregation.keeps_basis else InProducts
+    federation = kind(asked.algorithm, rank=RANK if asked.aggregation.side_rank else None)
     states = run(asked, federation)
-    distances = [
-        sum(state.adapter.plus(target, -1.0).norm() for target in federation.targets.values())
-        for state in (start(asked, drawn(0)), states[-1])
-    ]
+    distances = [federation.distance(state.adapter) for state in (start(asked, drawn(0)), states[-1])]
     assert distances[1] < distances[0]
     for at in range(ROUNDS):
-        assert same(resumed(asked, at, tmp_path / str(at)), states[-1])
+        assert same(resumed(asked, at, tmp_path / str(at), federation), states[-1])

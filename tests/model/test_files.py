@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 
 from shepherd.core import Adapter
 from shepherd.errors import AdapterError, FolderError
-from shepherd.model import files, fingerprint
+from shepherd.model import files, fingerprint, lora
+from shepherd.model.base import Base
 from shepherd.settings import AdapterTable
 from tests.model import bases
 
@@ -71,6 +73,66 @@ def test_a_base_from_the_hubs_cache_is_named_by_its_id_and_commit(llama, llama_f
     snapshot.symlink_to(llama_folder)
     config = files.config_of(bases.load(snapshot))
     assert (config.base_model_name_or_path, config.revision) == ("someone/a-llama", "0a" * 20)
+
+
+def of_ranks(base: Base, ranks: Callable[[int], int], dead: int = 0) -> Adapter:
+    """A random adapter whose i-th target has this rank, and ranks of zero after it."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for i, target in enumerate(base.targets):
+        for name, shape in lora.shapes([target], ranks(i)).items():
+            more = ((0, dead), (0, 0)) if "lora_A" in name else ((0, 0), (0, dead))
+            tensors[name] = np.pad(rng.normal(0, 0.1, shape), more)
+    return Adapter(tensors)
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_ranks_that_differ_between_modules_are_written_for_peft_and_read(
+    llama_folder, tmp_path, stabilised
+) -> None:
+    """`write` asks PEFT for every tensor, whose names PEFT takes as patterns."""
+    base = bases.load(llama_folder, rank_stabilised=stabilised)
+    adapter = of_ranks(base, lambda i: 3 + i % 3 + (i > 7), dead=2)
+    files.write(tmp_path, adapter, base)
+    config = json.loads((tmp_path / files.CONFIG).read_text())
+    assert set(config["rank_pattern"].values()) | {config["r"]} == {3, 4, 5, 6}
+    read = files.read(tmp_path, base)
+    assert read == of_ranks(base, lambda i: 3 + i % 3 + (i > 7))
+    table = files.read_config(tmp_path)
+    assert lora.scaling(table) == pytest.approx(lora.scaling(base.adapter))
+    files.write(tmp_path / "again", read, bases.load(llama_folder, rank_stabilised=stabilised))
+    assert (tmp_path / "again" / files.WEIGHTS).read_bytes() == (tmp_path / files.WEIGHTS).read_bytes()
+
+
+def test_ranks_above_the_runs_that_hold_nothing_are_not_written(llama, tmp_path) -> None:
+    files.write(tmp_path, of_ranks(llama, lambda i: 3, dead=4), llama)
+    assert files.read(tmp_path, llama) == of_ranks(llama, lambda i: 3)
+    config = json.loads((tmp_path / files.CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (3, 6, {})
+    blank = Adapter({name: tensor * 0 for name, tensor in of_ranks(llama, lambda i: 3).items()})
+    files.write(tmp_path, blank, llama)  # the run's own ranks are, as before the first round
+    assert files.read(tmp_path, llama) == blank
+
+
+def test_a_rank_that_the_configuration_does_not_have_is_refused(llama, tmp_path) -> None:
+    adapter = of_ranks(llama, lambda i: 3 + (i == 0))
+    files.write(tmp_path, adapter, llama)
+    assert files.read(tmp_path, llama) == adapter
+    module = llama.targets[0].module
+    for keys, message in (
+        ({"rank_pattern": {module: 5}}, "alpha_pattern"),
+        ({"rank_pattern": {}, "alpha_pattern": {}}, r"has shape \(4, 32\), expected \(3, 32\)"),
+        ({"rank_pattern": {module: 5}, "alpha_pattern": {module: 10}}, r"\(4, 32\), expected \(5, 32\)"),
+        ({"rank_pattern": {module: 4}, "alpha_pattern": {module: 9}}, "_pattern"),
+        ({"rank_pattern": {"(a+)+": 4}, "alpha_pattern": {"(a+)+": 8}}, "_pattern"),
+        ({"rank_pattern": {module: "4"}, "alpha_pattern": {module: 8}}, "_pattern"),
+        ({"rank_pattern": {module: 0}, "alpha_pattern": {module: 8}}, "_pattern"),
+        ({"rank_pattern": {module: 4}, "alpha_pattern": {"q_proj": 8}}, "_pattern"),
+    ):  # fmt: skip
+        files.write(tmp_path, adapter, llama)
+        configure(tmp_path, **keys)
+        with pytest.raises(AdapterError, match=message):
+            files.read(tmp_path, llama)
 
 
 def test_a_wrong_adapter_is_not_written(llama, tmp_path) -> None:

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shepherd.config import Table
-from shepherd.core import Adapter, Aggregation, Context, Payload, ServerState, Update, require_same_layout
-from shepherd.errors import FederationError
-
-Sums = dict[str, NDArray[np.float64]]
+from shepherd.core import Adapter, Aggregation, Context, ServerState, Update, of_rank
+from shepherd.core.sums import Sums, require_some, require_weight
+from shepherd.errors import AdapterError
 
 
 class Config(Table):
@@ -31,44 +27,48 @@ def mean(state: ServerState, updates: Iterable[Update], context: Context) -> Upd
     by float64 rounding before the result is rounded to float32, and one update comes back bit for bit.
 
     Raises:
-        FederationError: there is no update, or all weights are zero; a mean of nothing is not zero.
-        AdapterError: two updates differ in names or shapes.
+        FederationError: there is no update, a weight is not a finite number of at least 0, or all weights are
+            zero; a mean of nothing is not zero.
+        AdapterError: two updates differ in names or shapes, or a client has another rank than the adapter.
     """
-    delta: Sums = {}
-    extra: Sums = {}
-    weight = 0.0
+    delta, extra, weight = Sums(), Sums(), 0.0
     clients: list[str] = []
     for update in updates:
-        _add(delta, update.delta, update.weight, first=not clients)
-        _add(extra, update.extra, update.weight, first=not clients)
+        require_weight(update)
+        _require_rank(state.adapter, update)
+        delta.add(update.delta, update.weight)
+        extra.add(update.extra, update.weight)
         weight += update.weight
         clients += update.clients
         del update  # else it would live on while the next client is waited for (law 5)
-    if not weight > 0:
-        raise FederationError(
-            f"round {state.round + 1} has no update with a weight above zero; "
-            "give its clients examples, or set federation.weights"
-        )
+    require_some(state.round, weight)
     return Update(
         round=state.round,
-        delta=_divide(delta, weight),
+        delta=delta.mean(weight),
         weight=weight,
         clients=tuple(clients),
-        extra=_divide(extra, weight),
+        extra=extra.mean(weight),
     )
 
 
-def _add(sums: Sums, tensors: Payload, weight: float, *, first: bool) -> None:
-    if first:
-        sums.update({name: np.zeros(tensor.shape) for name, tensor in tensors.items()})
-    require_same_layout(sums, tensors, "an update")
-    for name, tensor in tensors.items():
-        sums[name] += tensor.astype(np.float64) * weight
-
-
-def _divide(sums: Sums, weight: float) -> Adapter:
-    with np.errstate(over="ignore"):  # the round loop refuses what is not finite, by name
-        return Adapter({name: total / weight for name, total in sums.items()})
+def _require_rank(adapter: Adapter, update: Update) -> None:
+    """Raise AdapterError, naming the client, if its update has another rank than the adapter."""
+    for name, tensor in update.delta.items():
+        whole = adapter[name].shape if name in adapter else tensor.shape
+        if tensor.shape == whole:
+            continue
+        for axis, factor in enumerate(("lora_A", "lora_B")):
+            rank = tensor.shape[axis] if tensor.ndim == 2 else 0
+            if (
+                factor in name.split(".")
+                and rank != whole[axis]
+                and of_rank(name, whole, rank) == tensor.shape
+            ):
+                raise AdapterError(
+                    f"client {update.client} has rank {rank} in tensor {name} and the adapter rank"
+                    f" {whole[axis]}, and a mean adds factors rank by rank; set [aggregation] name ="
+                    ' "product", which takes unequal ranks'
+                )
 
 
 AGGREGATION = Aggregation(combine=mean)

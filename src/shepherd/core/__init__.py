@@ -23,7 +23,7 @@ from shepherd.core.payload import (
     shapes_of,
 )
 from shepherd.core.randomness import Draws, FromSystem, Scoped, Seeded, seed_for
-from shepherd.core.ranks import corner, of_rank, padded
+from shepherd.core.ranks import corner, of_rank, padded, unpadded
 from shepherd.core.selection import Cohort, Draw, Selection, names_at, share_of
 from shepherd.core.server_optimiser import ServerOptimiser, moved
 from shepherd.core.transform import Mechanism, Transform, chain
@@ -73,4 +73,5 @@ __all__ = [
     "seed_for",
     "shapes_of",
     "share_of",
+    "unpadded",
 ]

@@ -27,6 +27,8 @@ class Aggregation:
     does not: a momentum of an earlier round would then be added to other directions."""
     takes_ranks: bool = False
     """Whether the updates of a round may have different ranks."""
+    truncates: bool = False
+    """Whether a client of a smaller rank is sent its own ranks alone, without the others as frozen ones."""
     side_rank: int = 0
     """Ranks that the adapter has in addition to the trained ones: what does not fit into these is kept there,
     frozen. The trained ranks come first."""

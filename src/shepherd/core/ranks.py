@@ -38,6 +38,19 @@ def padded(adapter: Adapter, ranks: int) -> Adapter:
     )
 
 
+def unpadded(adapter: Adapter, ranks: int) -> Adapter:
+    """The adapter without this many of its last ranks.
+
+    >>> unpadded(Adapter({"q.lora_A.weight": [[1, 2], [0, 0]]}), 1)["q.lora_A.weight"].tolist()
+    [[1.0, 2.0]]
+    """
+    if not ranks:
+        return adapter
+    axes = {name: 0 if "lora_A" in name.split(".") else -1 for name in adapter}
+    shapes = {name: of_rank(name, t.shape, t.shape[axes[name]] - ranks) for name, t in adapter.items()}
+    return Adapter({name: corner(tensor, shapes[name]) for name, tensor in adapter.items()})
+
+
 def corner(tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The first rows and columns of a tensor, as many as `shape` says; the tensor itself if that is all."""
     return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]

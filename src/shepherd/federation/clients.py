@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core import (
+    Adapter,
     Algorithm,
     Broadcast,
     ClientInfo,
@@ -24,6 +25,8 @@ from shepherd.core import (
     Seeded,
     Transform,
     Update,
+    corner,
+    of_rank,
     seed_for,
 )
 from shepherd.data import cursor
@@ -66,6 +69,8 @@ class LocalClients:
     """Largest loss of one token in the reported loss, in nats; see `training.tune.Job`."""
     ranks: Mapping[str, int] = field(default_factory=dict)
     """Client -> how many ranks of the adapter it trains, the first ones; all, if it is not there."""
+    truncates: bool = False
+    """Whether a client in `ranks` starts from its own ranks alone, without the others."""
     draws: Draws | None = None
     """Randomness of the transforms' client half; by default the broadcast's seed decides it (law 2)."""
 
@@ -116,12 +121,17 @@ class LocalClients:
 
     def with_memory(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
         """A visit with the client's memory and the adapter that it starts from."""
-        start = self.algorithm.start(broadcast, memory, self.info(visit.client))
+        start, rank = (
+            self.algorithm.start(broadcast, memory, self.info(visit.client)),
+            self.ranks.get(visit.client),
+        )
+        if self.truncates and rank is not None:
+            start = Adapter({n: corner(t, of_rank(n, t.shape, rank)) for n, t in start.items()})
         return replace(
             visit,
             memory=memory,
             start=None if start is broadcast.adapter else start,
-            rank=self.ranks.get(visit.client),
+            rank=rank,
         )
 
     def job(self, broadcast: Broadcast, visits: Sequence[Visit]) -> Job:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -118,25 +121,39 @@ class _Found:
 
 
 def _write_adapter(folder: Path, adapter: Adapter, base: Base) -> _Found:
-    require_shapes(base.shapes, shapes_of(adapter), "the adapter to write")
+    lora.require_fits(base.targets, adapter, "the adapter to write")
+    adapter = without_dead_ranks(adapter, base)
     metadata = {"format": "pt", BASE_KEY: base.fingerprint}
     with replacing(folder) as scratch:
         (scratch / WEIGHTS).write_bytes(_sort_metadata(bytes_of(dict(adapter), metadata)))
         return _write_loadable_config(scratch, adapter, base)
 
 
+def without_dead_ranks(adapter: Adapter, base: Base) -> Adapter:
+    """The adapter without its last ranks above the base's, as far as their product is zero."""
+    kept = {}
+    for target in base.targets:
+        a = adapter[target.name_a].reshape(target.experts, -1, target.inputs)  # (E, r, in)
+        b = adapter[target.name_b].reshape(target.outputs, -1, target.experts)  # (out, r, E)
+        live = np.any(np.any(a, axis=2) & np.any(b, axis=0).T, axis=0)  # (r,)
+        last = int(np.flatnonzero(live).max(initial=-1)) + 1
+        kept[target.name_a] = min(a.shape[1], max(last, base.adapter.rank))
+    return lora.at_ranks(base.targets, adapter, kept)
+
+
 def _write_loadable_config(folder: Path, adapter: Adapter, base: Base) -> _Found:
     """Write a configuration with which PEFT loads every tensor; the usual one if it does."""
     from shepherd.model import peft_loading
 
-    _write_config(folder, config_of(base))
+    ranks = lora.ranks(base.targets, adapter)
+    _write_config(folder, config_of(base, ranks=ranks))
     try:
         lost, refused = peft_loading.lost(folder, adapter, base)
         if not lost:
             return _Found()
         hit = [s for s in base.targets if s.name_a in lost or s.name_b in lost]
         modules = tuple(target.module for target in hit if not target.parameter)
-        _write_config(folder, config_of(base, as_parameters=modules))
+        _write_config(folder, config_of(base, as_parameters=modules, ranks=ranks))
         lost, again = peft_loading.lost(folder, adapter, base)
         return _Found(as_parameters=modules, lost=lost, refused=again and (refused or again))
     except BaseError as error:
@@ -238,15 +255,24 @@ def _sort_metadata(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[start:]
 
 
-def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
+def config_of(
+    base: Base, as_parameters: Collection[str] = (), ranks: Mapping[str, int] | None = None
+) -> LoraConfig:
     """The PEFT configuration with which an adapter gives the same logits.
 
     Modules in `as_parameters` are named by their weights: PEFT rewrites the names of modules that it treats
     as experts, but not those of parameters. The tensors are the same.
+
+    Args:
+        ranks: name of A -> rank of each target, where it may be another than the base's. The scale of every
+            product stays the base's, so alpha grows with the rank.
     """
     from peft import LoraConfig  # takes seconds, which answering does not need
 
     table = base.adapter
+    by_module = {target.module: (ranks or {}).get(target.name_a, table.rank) for target in base.targets}
+    usual = Counter(by_module.values()).most_common(1)[0][0] if by_module else table.rank
+    others = {module: rank for module, rank in by_module.items() if rank != usual}
     bases = [layer.base for _, layer in layers(base.model, base.targets)]
     name, revision = named(base)
     return LoraConfig(
@@ -254,14 +280,24 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
         base_model_name_or_path=name,
         revision=revision,
         inference_mode=True,
-        r=table.rank,
-        lora_alpha=int(table.alpha) if table.alpha.is_integer() else table.alpha,
+        r=usual,
+        lora_alpha=_alpha(table, usual),
+        rank_pattern=others,
+        alpha_pattern={module: _alpha(table, rank) for module, rank in others.items()},
         lora_dropout=0.0 if as_parameters else table.dropout,
         use_rslora=table.rank_stabilised,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in bases),
         target_modules=[s.module for s in base.targets if not s.parameter and s.module not in as_parameters],
         target_parameters=_named_parameters(base, as_parameters) or None,
     )
+
+
+def _alpha(table: AdapterTable, rank: int) -> int | float:
+    """The alpha with which factors of this rank are scaled as those of the table's rank."""
+    alpha = table.alpha
+    if rank != table.rank:
+        alpha = lora.scaling(table) * (math.sqrt(rank) if table.rank_stabilised else rank)
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _named_parameters(base: Base, modules: Collection[str]) -> list[str]:
@@ -279,14 +315,14 @@ def named(base: Base) -> tuple[str, str | None]:
 
 
 def read(folder: str | Path, base: Base) -> Adapter:
-    """Read an adapter that was made for this base.
+    """Read an adapter that was made for this base; its rank may be another than the base's.
 
     Raises:
         AdapterError: a file is missing or unreadable, a tensor is missing, extra or misshapen, the scaling
             differs, or the adapter belongs to another base.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config, patterns = read_config(folder), _read_json(folder).get("rank_pattern") or {}
     found = scaling(config)
     if abs(found - scaling(base.adapter)) > 1e-9:
         raise AdapterError(
@@ -294,7 +330,11 @@ def read(folder: str | Path, base: Base) -> Adapter:
             f" {scaling(base.adapter):g}; use its alpha and rank"
         )
     tensors, metadata = _tensors(folder / WEIGHTS)
-    require_shapes(base.shapes, shapes_of(tensors), f"adapter {folder}")
+    expected: dict[str, tuple[int, ...]] = {}
+    for target in base.targets:
+        rank = next((each for name, each in patterns.items() if lora.matches(target.module, name)), None)
+        expected |= lora.shapes([target], config.rank if rank is None else rank)
+    require_shapes(expected, shapes_of(tensors), f"adapter {folder}")
     made_for = metadata.get(BASE_KEY, base.fingerprint)
     if not fingerprint.is_of(made_for, base):
         raise AdapterError(
@@ -310,12 +350,7 @@ def read_config(folder: Path) -> AdapterTable:
     Raises:
         AdapterError: it is not a LoRA folder, or uses a variant that is not supported.
     """
-    try:
-        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
-    except (OSError, ValueError, TypeError) as error:
-        if fault := lfs.fault(folder / CONFIG):
-            raise AdapterError(f"adapter {folder}: {fault}") from error
-        raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
+    config = _read_json(folder)
     refused = [key for key, value in config.items() if not _is_supported(key, value, config)]
     if config.get("peft_type") != "LORA" or refused:
         key = refused[0] if config.get("peft_type") == "LORA" else "peft_type"
@@ -341,6 +376,15 @@ def read_config(folder: Path) -> AdapterTable:
         ) from error
 
 
+def _read_json(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
+    except (OSError, ValueError, TypeError) as error:
+        if fault := lfs.fault(folder / CONFIG):
+            raise AdapterError(f"adapter {folder}: {fault}") from error
+        raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
+
+
 def _is_supported(key: str, value: Any, config: Mapping[str, Any]) -> bool:
     """Whether a key of PEFT's configuration is supported or has no effect; others must be empty."""
     match key:
@@ -349,9 +393,26 @@ def _is_supported(key: str, value: Any, config: Mapping[str, Any]) -> bool:
         case "rank_pattern" | "alpha_pattern":
             everywhere = config.get("r" if key == "rank_pattern" else "lora_alpha")
             same = isinstance(value, dict) and all(each == everywhere for each in value.values())
-            return same or not value
+            return same or not value or _scale_alike(config)
         case _:
             return key in SUPPORTED_KEYS or not value or value == _defaults().get(key)
+
+
+def _scale_alike(config: Mapping[str, Any]) -> bool:
+    """Whether modules of other ranks are named in full and scaled as all others are."""
+    ranks, alphas = config.get("rank_pattern"), config.get("alpha_pattern")
+    if not (isinstance(ranks, dict) and isinstance(alphas, dict) and ranks.keys() == alphas.keys()):
+        return False
+    try:
+        each = [AdapterTable(rank=config["r"], alpha=config["lora_alpha"])]
+        each += [AdapterTable(rank=ranks[name], alpha=alphas[name]) for name in ranks]
+    except (KeyError, ValueError):
+        return False
+    stabilised = bool(config.get("use_rslora"))
+    scales = [scaling(table.model_copy(update={"rank_stabilised": stabilised})) for table in each]
+    return all(abs(scale - scales[0]) < 1e-9 for scale in scales) and all(
+        re.fullmatch(r"[\w.-]+", name) for name in ranks
+    )
 
 
 @lru_cache(maxsize=1)

@@ -211,7 +211,8 @@ def answer(
 def _stack(base: Base, adapters: Sequence[Adapter | None]) -> Mapping[str, Tensor]:
     """The adapters as one stack; the base alone is an adapter of zeros."""
     zero = base.zero
-    return lora.stacked([adapter or zero for adapter in adapters], base.device)
+    whole = lora.of_one_rank(base.targets, [adapter or zero for adapter in adapters])
+    return lora.stacked(whole, base.device)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -143,23 +144,23 @@ def _linear_targets(model: nn.Module, targets: str | Sequence[str], towers: Sequ
         if widths(module) is not None and module is not head and not text_path.within(name, towers)
     }
     if isinstance(targets, str):
-        found -= {name for refused in refused_by_peft(model) for name in found if _matches(name, refused)}
+        found -= {name for refused in refused_by_peft(model) for name in found if matches(name, refused)}
         if not found:
             raise BaseError("this base has no linear module to adapt; use another base")
         return found
     for target in targets:
-        if not any(_matches(name, target) for name in found):
+        if not any(matches(name, target) for name in found):
             kinds = sorted({name.rpartition(".")[2] for name in found})
             raise BaseError(
                 f"adapter.targets names {target!r}, {_why_no_linear(model, target, towers, kinds)}"
             )
-    return {name for name in found if any(_matches(name, target) for target in targets)}
+    return {name for name in found if any(matches(name, target) for target in targets)}
 
 
 def refused_by_peft(model: nn.Module) -> tuple[str, ...]:
     """Names of linear modules that PEFT refuses to adapt in a model of this type."""
     refused = REFUSED_BY_PEFT.get(model.config.model_type)  # type: ignore[union-attr, arg-type]
-    there = refused and any(_matches(name, refused) for name, _ in model.named_modules())
+    there = refused and any(matches(name, refused) for name, _ in model.named_modules())
     return (refused,) if refused and there else ()
 
 
@@ -168,7 +169,7 @@ def _why_no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: 
     if not re.fullmatch(r"[\w.-]+", target):
         return f"a pattern, which is not supported; list the names of modules: {kinds}"
     for name, module in model.named_modules():
-        if not _matches(name, target):
+        if not matches(name, target):
             continue
         if module is model.get_output_embeddings():  # type: ignore[operator]
             return "the head, which cannot be adapted: the loss is computed from it directly; remove it"
@@ -179,9 +180,9 @@ def _why_no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: 
         return f"which is not a linear module but a {type(module).__name__}; the linear ones are {kinds}"
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
-        if _matches(name, target) and leaf in stacks(model.get_submodule(owner)):
+        if matches(name, target) and leaf in stacks(model.get_submodule(owner)):
             return f"a stack of experts' matrices; set adapter.target_parameters = {suffixes([name])}"
-        if _matches(name, target):
+        if matches(name, target):
             shape = tuple(parameter.shape)
             return f"which is not a linear module but a parameter {shape}; the linear modules are {kinds}"
     return f"which this base lacks; it has {kinds}"
@@ -193,7 +194,7 @@ def _parameter_targets(
     """Module -> its stacked parameters that are adapted, in the module's order."""
     found: dict[str, list[str]] = {}
     for target in targets:
-        hits = [name for name, _ in model.named_parameters() if _matches(name, target)]
+        hits = [name for name, _ in model.named_parameters() if matches(name, target)]
         reached = [name for name in hits if not text_path.within(name, towers)]
         if not reached:
             raise BaseError(
@@ -209,7 +210,7 @@ def _parameter_targets(
                     f" separated there; remove it{_suggestion(model, towers)}"
                 )
     for name, module in model.named_modules():
-        chosen = [p for p in stacks(module) if any(_matches(f"{name}.{p}", target) for target in targets)]
+        chosen = [p for p in stacks(module) if any(matches(f"{name}.{p}", target) for target in targets)]
         if chosen and not text_path.within(name, towers):
             found[name] = chosen
     return found
@@ -240,7 +241,8 @@ def suffixes(names: Sequence[str]) -> list[str]:
     return sorted({re.split(r"\.\d+\.", name)[-1] for name in names})
 
 
-def _matches(name: str, target: str) -> bool:
+def matches(name: str, target: str) -> bool:
+    """Whether a target names this module: by its whole name, or by the end of it."""
     return name == target or name.endswith("." + target)
 
 
@@ -263,6 +265,37 @@ def require_fits(targets: Sequence[Target], adapter: Adapter, what: str) -> None
         rank = max(1, adapter[target.name_a].shape[0] // target.experts) if target.name_a in adapter else 1
         expected.update(shapes([target], rank))
     require_shapes(expected, shapes_of(adapter), what)
+
+
+def ranks(targets: Sequence[Target], adapter: Adapter) -> dict[str, int]:
+    """Name of A -> rank of each target's factors, for an adapter that fits the targets."""
+    return {target.name_a: adapter[target.name_a].shape[0] // target.experts for target in targets}
+
+
+def at_ranks(targets: Sequence[Target], adapter: Adapter, ranks: Mapping[str, int]) -> Adapter:
+    """The adapter with its last ranks left out, or ranks of zeros after them, by the name of A."""
+    if all(adapter[t.name_a].shape[0] == ranks[t.name_a] * t.experts for t in targets):
+        return adapter
+    tensors: dict[str, Any] = {}
+    for target in targets:
+        rank = ranks[target.name_a]
+        by_expert = adapter[target.name_a].reshape(target.experts, -1, target.inputs)  # (E, r, in)
+        by_rank = adapter[target.name_b].reshape(target.outputs, -1, target.experts)  # (out, r, E)
+        tensors[target.name_a] = _at_rank(by_expert, rank).reshape(-1, target.inputs)
+        tensors[target.name_b] = _at_rank(by_rank, rank).reshape(target.outputs, -1)
+    return Adapter(tensors)
+
+
+def _at_rank(tensor: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """(x, r, y) -> (x, rank, y)."""
+    return np.pad(tensor[:, :rank], ((0, 0), (0, max(0, rank - tensor.shape[1])), (0, 0)))
+
+
+def of_one_rank(targets: Sequence[Target], adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The adapters at the largest rank that any of them has, with zeros in the ranks that one lacks."""
+    each = [ranks(targets, adapter) for adapter in adapters]
+    most = {name: max(own[name] for own in each) for name in each[0]} if each else {}
+    return [at_ranks(targets, adapter, most) for adapter in adapters]
 
 
 def fresh(targets: Sequence[Target], rank: int, seed: int) -> Adapter:

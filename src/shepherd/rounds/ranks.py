@@ -38,6 +38,11 @@ def require_for_sites(table: AdapterTable, aggregation: Aggregation, sites: Sequ
             "adapter.ranks deals a list out to the clients by their order, which a site does not know; name"
             " each site, as adapter.ranks = {SITE = RANK}"
         )
+    if table.ranks and aggregation.truncates:
+        raise SettingsError(
+            "the aggregation sends clients of a smaller rank their own ranks alone, which a site does not"
+            ' know; set [aggregation] name = "product" with truncated = false'
+        )
     if aggregation.side_rank:
         raise SettingsError(
             f"the aggregation keeps {aggregation.side_rank} ranks beside the trained ones, and a site accepts"

@@ -100,9 +100,11 @@ def _id(name: str, *embedded: str) -> str | None:
 
 
 def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:
+    side = settings.aggregation.own.get("side_rank", 0)
+    more = f", and at most {side} side ranks that no client trained," if side else ""
     return (
         f"# {Path(settings.output).name}\n\n"
-        f"A LoRA adapter of rank {settings.adapter.rank} for `{settings.model.base}`,"
+        f"A LoRA adapter of rank {settings.adapter.rank}{more} for `{settings.model.base}`,"
         f" instruction-tuned by {settings.algorithm.name}"
         f" over {many(len(clients), 'client')} in {many(_rounds(rows), 'round')}."
         " Clients sent changes of the adapter, and no example."
@@ -198,6 +200,7 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
     tuning = settings.tuning
     visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
     yield "algorithm", settings.algorithm.name
+    yield "aggregation", settings.aggregation.name
     yield "transforms", ", ".join(part.name for part in settings.transforms) or "none"
     yield "rounds", str(_rounds(rows))
     yield "cohort", _cohort(settings.selection)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from shepherd import world
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, CheckpointError
 from shepherd.io import paths
 from shepherd.io.progress import stage
 from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
-from shepherd.model import fingerprint, remote_code
+from shepherd.model import fingerprint, lora, remote_code
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import TINY, ModelTable, RunSettings
@@ -88,7 +87,12 @@ def load_checkpoint(path: Path, base: bases.Base) -> Checkpoint:
             f" ({base.fingerprint}); put the old base back, or start a new run"
         )
     try:
-        require_shapes(base.shapes, shapes_of(saved.state.adapter))
+        lora.require_fits(base.targets, saved.state.adapter, f"checkpoint {path.name}")
+        for name, rank in lora.ranks(base.targets, saved.state.adapter).items():
+            if rank < base.adapter.rank:  # ranks in addition are an aggregation's
+                raise AdapterError(
+                    f"tensor {name} has rank {rank}, and adapter.rank is {base.adapter.rank}; use the same"
+                )
     except AdapterError as error:
         raise CheckpointError(f"checkpoint {path} belongs to another adapter: {error}") from error
     return saved

@@ -11,10 +11,10 @@ from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Algorithm, Method, Parts, seed_for
+from shepherd.core import Adapter, Algorithm, Method, Parts, padded, require_shapes, seed_for, shapes_of
 from shepherd.data import pipeline
 from shepherd.data.pipeline import TokenisedData
-from shepherd.errors import FolderError, SettingsError
+from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.io import paths
 from shepherd.io.progress import roughly, stage
@@ -90,6 +90,7 @@ def _start(
     selection = plugins.selection(settings, consent.plugins, parts)
     settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
+    _require_room_for_side_ranks(base, method)
     if warning := files.rehearse(base):
         log.info("%s", warning)
     dated = pipeline.dated(settings, base.tokenizer)
@@ -212,6 +213,8 @@ def _continue(
     prepared = _kept_data(holder, plan.over(settings), base, consent, begun=last is not None)
     fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
+    if saved is not None:
+        _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
     if said := changes.remark(settings, holder.path):
@@ -237,6 +240,24 @@ def _continue(
         run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
     _log_continuation(run, rows)
     return run
+
+
+def _require_room_for_side_ranks(base: bases.Base, method: Method) -> None:
+    stacked = [target for target in base.targets if target.experts > 1]
+    if method.aggregation.side_rank and stacked:
+        raise SettingsError(
+            f"{stacked[0].module}.{stacked[0].parameter} of base {base.name} stacks the matrices of"
+            f" {stacked[0].experts} experts, which cannot have the {method.aggregation.side_rank} side ranks"
+            ' of this aggregation; set [aggregation] name = "product", or adapter.target_parameters = []'
+        )
+
+
+def _require_ranks(path: Path | None, due: Adapter, saved: Checkpoint) -> None:
+    """Raise CheckpointError unless a checkpoint has the ranks that this run and its aggregation ask for."""
+    try:
+        require_shapes(shapes_of(due), shapes_of(saved.state.adapter))
+    except AdapterError as error:
+        raise CheckpointError(f"checkpoint {path} belongs to another adapter: {error}") from error
 
 
 def _require_same_parts(path: Path, begun_with: Sequence[str], given: Sequence[str]) -> None:

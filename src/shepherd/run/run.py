@@ -91,6 +91,7 @@ class Run(HeldRun):
                 order_seed=self.settings.seed,
                 training=self.training,
                 ranks=ranks_of(self.settings.adapter, self.method.aggregation, list(self.prepared.clients)),
+                truncates=self.method.aggregation.truncates,
             ),
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,

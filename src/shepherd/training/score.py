@@ -43,7 +43,8 @@ def losses(
     for adapter in adapters:
         lora.require_fits(base.targets, adapter, f"an adapter for base {base.name}")
     sums = np.zeros((len(adapters), len(data)))
-    lora.bind_adapters(base.model, base.targets, lora.stacked(adapters, base.device))
+    stack = lora.stacked(lora.of_one_rank(base.targets, adapters), base.device)
+    lora.bind_adapters(base.model, base.targets, stack)
     with (
         torch.no_grad(),
         tuning_attention(base),

@@ -588,6 +588,7 @@ def test_no_moment_of_the_start_leaves_a_folder_that_would_be_run_here(
     [
         (["machine.workers=2"], "remove it from a run file over silos"),
         (["algorithm.name=nothing"], "nothing"),
+        (["aggregation.name=side"], "'side' adds 32 side ranks .* set .aggregation. name = \"product\""),
         (['silos.sites=["x", "y"]'], r"no site of silos.sites \(x, y\) .* \(connected: a, b\)"),
     ],
 )

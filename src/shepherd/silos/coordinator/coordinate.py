@@ -261,6 +261,7 @@ def open_run(
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
     require(settings, consent.plugins)  # refuse a wrong name before anything is written
+    _require_no_side_ranks(settings, consent)
     settings = completed(settings, consent.plugins)
     sites = _choose_sites(settings, kit, echo)
     aggregation = plugins.aggregation(settings.aggregation, consent.plugins)
@@ -388,6 +389,16 @@ def _require_capped(settings: RunSettings) -> None:
         raise SettingsError(
             f"federation.max_share = {settings.federation.max_share:g} is possible only in one process;"
             f" over silos, set it to {weights.MAX_SHARE:g} or less, or leave it out"
+        )
+
+
+def _require_no_side_ranks(settings: RunSettings, consent: Consent) -> None:
+    ranks = plugins.method(settings, consent.plugins).aggregation.side_rank
+    if ranks:
+        raise SettingsError(
+            f"the aggregation {settings.aggregation.name!r} adds {ranks} side ranks to the adapter, and a"
+            " site takes an adapter of adapter.rank alone; over silos, set [aggregation] name ="
+            ' "product" or "mean"'
         )
 
 
