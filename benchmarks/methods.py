@@ -2,6 +2,7 @@
 
     python -m benchmarks.methods --keep runs/methods             # the embedded world, all methods, 3 seeds
     python -m benchmarks.methods --keep runs/methods --on dolly --methods fedavg ffa_lora
+    python -m benchmarks.methods --keep runs/methods --more tuning.batch_size=4 tuning.max_steps=48
     python -m benchmarks.methods --keep runs/methods --table     # only print what is there already
 
 Every arm trains on as many examples: the federated ones in the same rounds, cohorts and visits, central
@@ -51,6 +52,8 @@ from shepherd.settings import FederationTable, RunSettings
 from shepherd.training import score, tune
 
 CENTRAL = "central"
+UNEQUAL = ("adapter.rank=32", "adapter.alpha=64", "adapter.ranks=[4, 8, 16, 32]")
+SGD = ("tuning.optimiser.name=sgd", "federation.weights=equal", "tuning.learning_rate=0.4")
 METHODS: Mapping[str, tuple[str, ...]] = {
     CENTRAL: (),
     "fedavg": (),
@@ -58,10 +61,34 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "fedavg, server rate 2": ("server.learning_rate=2",),
     "fedprox": ("algorithm.name=fedprox",),
     "ffa_lora": ("algorithm.name=ffa_lora",),
+    "ffa_lora, fedsvd": ("algorithm.name=ffa_lora", "server.name=fedsvd"),
+    "rolora": ("algorithm.name=rolora",),
+    "fedrot": ("transforms=[{name='fedrot'}]",),
+    "fed_sb": ("algorithm.name=fed_sb",),
+    "ridge": ("aggregation.name=ridge",),
+    "product": ("aggregation.name=product",),
+    "product, step 1.5": ("aggregation.name=product", "aggregation.step=1.5"),
+    "product, balanced": ("aggregation.name=product", "aggregation.split=balanced"),
+    "florist": ("aggregation.name=florist",),
+    "side": ("aggregation.name=side",),
+    "side, largest": ("aggregation.name=side", "aggregation.means=false"),
+    "flora": ("aggregation.name=flora",),
+    "local_adapter": ("algorithm.name=local_adapter",),
+    "fedavgm": ("server.name=fedavgm",),
+    "fedadam": ("server.name=fedadam",),
+    "fedyogi": ("server.name=fedyogi",),
+    "fedadagrad": ("server.name=fedadagrad",),
+    "nesterov": ("server.name=nesterov",),
+    "fedavg by SGD": SGD,
+    "scaffold": (*SGD, "algorithm.name=scaffold"),
+    "fednova": (*SGD, "algorithm.name=fednova"),
+    "product, ranks 4 to 32": (*UNEQUAL, "aggregation.name=product"),
+    "zero_padding, ranks 4 to 32": (*UNEQUAL, "aggregation.name=zero_padding"),
+    "fedavg, all at rank 4": ("adapter.rank=4", "adapter.alpha=8"),
 }
 """Name -> what it changes in the setting's run file."""
 RATES = (0.5, 1.0, 2.0)
-"""Learning rates, as multiples of the setting's."""
+"""Learning rates, as multiples of the setting's, or for SGD of 0.4."""
 QUESTIONS = 800
 """Held-out examples that are answered and scored, at most."""
 SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -102,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--on", choices=sorted(SETTINGS), default="world", help="setting (default: world)")
     made.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS), metavar="NAME")
     made.add_argument("--rates", nargs="+", type=float, default=RATES, help="multiples of the rate")
+    made.add_argument("--more", nargs="+", default=[], metavar="KEY=VALUE", help="changes of every method")
     made.add_argument("--seeds", type=int, default=3, help="seeds of the best rate (default 3)")
     made.add_argument("--table", action="store_true", help="train nothing")
     options = made.parse_args(arguments)
@@ -134,12 +162,13 @@ class Grid:
     def of(cls, options: Namespace) -> Grid:
         """The grid that the options ask for."""
         named = options.on.removesuffix("-100")
-        asked = overridden(setting.settings(named), (*SETTINGS[options.on], "data.seed=0"))
+        asked = overridden(setting.settings(named), (*SETTINGS[options.on], *options.more, "data.seed=0"))
         silent = ["evaluation.answers=0", "evaluation.examples=8"]
         silent.append(f"evaluation.every={asked.federation.rounds}")
         if options.quick:
             silent += ["federation.rounds=1", "tuning.max_steps=2", "data.limit=40"]
-        return cls(overridden(asked, silent), options.keep / options.on, not options.table)
+        folder = options.keep / "-".join([options.on, *options.more])
+        return cls(overridden(asked, silent), folder, not options.table)
 
     def scores(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell; trains it if it is not kept. None if it may not be trained, or diverged."""
@@ -155,12 +184,13 @@ class Grid:
         return None if "failed" in found else found
 
     def _made(self, cell: Cell) -> dict[str, Any]:
-        rate = cell.rate * self.asked.tuning.learning_rate
-        changes = [f"seed={cell.seed}", f"tuning.learning_rate={rate!r}", *METHODS[cell.method]]
+        asked = overridden(self.asked, METHODS[cell.method])
+        rate = cell.rate * asked.tuning.learning_rate
         scratch = Path(tempfile.mkdtemp(prefix="methods-"))
         began = perf_counter()
         try:
-            settings = overridden(self.asked, [*changes, f"output={scratch / 'run'}"])
+            changes = (f"seed={cell.seed}", f"tuning.learning_rate={rate!r}", f"output={scratch / 'run'}")
+            settings = overridden(asked, changes)
             with open_run(settings, self.prepared) as run:
                 self.prepared = run.prepared
                 adapter, trained = _central(run) if cell.method == CENTRAL else _federated(run)
