@@ -372,3 +372,17 @@ def test_large_numbers_stay_finite_in_between(name):
     combined = aggregation.combine(state, huge, CONTEXT)
     assert shapes_of(combined.delta) == shapes_of(state.adapter)
     assert all(np.isfinite(tensor).all() for tensor in combined.delta.values())
+
+
+def test_a_step_above_one_goes_on_in_a_and_in_b_alike():
+    """Or B alone would grow from round to round, and with it the effect of each step of A."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(RANK, WIDTH)), rng.normal(size=(OUT, RANK))
+    names = "q.lora_A.weight", "q.lora_B.weight"
+    state = ServerState(round=0, adapter=Adapter(dict(zip(names, (a, b), strict=True))))
+    grown = Adapter(dict(zip(names, (0.1 * a, 0.1 * b), strict=True)))
+    update = Update(round=0, clients=("c",), weight=1.0, delta=grown)
+    wide = after(product.build(product.Config(step=2.0)), state, [update])
+    sizes = [np.linalg.norm(wide[name]) / np.linalg.norm(state.adapter[name]) for name in names]
+    np.testing.assert_allclose(sizes[0], 1.2, rtol=1e-5)
+    np.testing.assert_allclose(sizes[0] * sizes[1], 1 + 2 * (1.1**2 - 1), rtol=1e-5)

@@ -32,7 +32,7 @@ def build(config: Config) -> Aggregation:
     def after(module: Module) -> Factors:
         found = product.spectrum(product.stacked(module.local, module.weights))
         rank = min(module.rank, product.energy_rank(found.values, config.energy))
-        return factors(found.first(rank), module.near, config.split)
+        return factors(found.first(rank), module.near(), config.split)
 
     def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
         cohort = gather(state, updates)

@@ -57,7 +57,11 @@ def build(config: Config) -> Aggregation:
         return cohort.changed(
             (
                 module,
-                factors(product.spectrum(_target(module, config), module.rank), module.near, config.split),
+                factors(
+                    product.spectrum(_target(module, config), module.rank),
+                    module.near(config.step),
+                    config.split,
+                ),
             )
             for module in cohort.modules(context, truncated=config.truncated)
         )

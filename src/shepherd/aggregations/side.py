@@ -64,7 +64,7 @@ def _means(module: Module, config: Config) -> Factors:
 def _largest(module: Module, config: Config) -> Factors:
     """The largest singular triplets of the mean product, and the others added to the side."""
     found = product.spectrum(product.stacked(module.local, module.weights))
-    trained = factors(found.first(module.rank), module.near, config.split)
+    trained = factors(found.first(module.rank), module.near(), config.split)
     return _with_side(trained, found.after(module.rank).factors, module, config)
 
 

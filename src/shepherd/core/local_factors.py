@@ -49,12 +49,16 @@ class Module:
         """The number of trained ranks."""
         return len(self.broadcast.a)
 
-    @property
-    def near(self) -> Near:
-        """What new factors stay close to: the mean of A, where ranks that a client lacks are unchanged."""
+    def near(self, step: float = 1.0) -> Near:
+        """What new factors stay close to: the mean of A, where ranks that a client lacks are unchanged.
+
+        Args:
+            step: how far to go from the broadcast's A to that mean, as the products go; else B alone would
+                grow with a step above 1, and with it the effect of each later step of A.
+        """
         a = self.broadcast.a.copy()
         for part, weight in zip(self.local, self.weights, strict=True):
-            a[: len(part.a)] += weight * (part.a - self.broadcast.a[: len(part.a)])
+            a[: len(part.a)] += step * weight * (part.a - self.broadcast.a[: len(part.a)])
         ranks = sorted({len(part.a) for part in self.local})
         return Near(a, scale_of(self.broadcast.a), tuple(ranks) if len(ranks) > 1 else ())
 
