@@ -56,7 +56,11 @@ def test_a_round_without_a_client_is_the_round_that_did_not_ask_it(algorithm, se
 
 
 def test_a_round_of_cores_without_a_client_is_the_round_that_did_not_ask_it():
-    asked, everyone, held = method(fed_sb.build(fed_sb.Config())), ("c0", "c1", "c2"), Held(lambda number: True)
+    asked, everyone, held = (
+        method(fed_sb.build(fed_sb.Config())),
+        ("c0", "c1", "c2"),
+        Held(lambda number: True),
+    )
     ((before, _),) = run(asked, everyone)
     run(recorded(asked, held), everyone, until=2, state=before)
     found = dict(without_each(asked, before, held.updates, CONTEXT, Seeded(0)))

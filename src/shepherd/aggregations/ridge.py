@@ -6,7 +6,7 @@
 
 C is what averaging A and B apart leaves out; D puts back the part of it that the averaged A can say. C is
 never a matrix of (out, in): each client's term is its B times an (r, r) matrix. Rank j stays rank j, so a
-server momentum is right. One client, or clients that agree, give the plain mean.
+server step of any size is right. One client, or clients that agree, give the plain mean.
 
 Bian et al., arXiv 2411.14961, minimise one minus a cosine similarity plus lambda ||D|| by gradient descent;
 the squared distance has the same aim and a closed form. lambda is relative here, to the mean square of a

@@ -57,4 +57,4 @@ def _padded(state: ServerState, update: Update, context: Context) -> tuple[float
 
 def build(config: Config) -> Aggregation:
     """Build the zero-padded means."""
-    return Aggregation(combine=combine, is_mean=False, takes_ranks=True, truncates=True)
+    return Aggregation(combine=combine, is_mean=False, takes_ranks=True, truncates=True, needs_model=True)
