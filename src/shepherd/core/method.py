@@ -64,14 +64,14 @@ class Method:
             )
         if self.aggregation.needs_model and not self.algorithm.server_is_model:
             yield (
-                f"{algorithm} leaves one factor with each client, and {aggregation} needs the products of both"
-                ' at the server; set [aggregation] name = "mean"'
+                f"{algorithm} leaves one factor with each client, and {aggregation} needs the products of"
+                ' both at the server; set [aggregation] name = "mean"'
             )
         if self.aggregation.restarts and any(map(self._trains_a_alone, range(2))):
             yield (
-                f"{algorithm} trains A alone in some rounds, and with {aggregation} each round begins with B ="
-                ' 0, where the gradient of A is zero; set [algorithm] name = "fedavg", or [aggregation] name ='
-                ' "product"'
+                f"{algorithm} trains A alone in some rounds, and with {aggregation} each round begins with B"
+                ' = 0, where the gradient of A is zero; set [algorithm] name = "fedavg", or [aggregation] name'
+                ' = "product"'
             )
         if self.aggregation.side_rank and self.algorithm.personal:
             yield (
@@ -90,8 +90,8 @@ class Method:
             )
         if self.algorithm.core is not no_core and self.server.init is not no_state:
             yield (
-                f"with {algorithm} B moves along its core alone, and the state of {server} is of whole factors"
-                ' and would move B out of the core\'s columns; set [server] name = "sgd"'
+                f"with {algorithm} B moves along its core alone, and the state of {server} is of whole"
+                ' factors and would move B out of the core\'s columns; set [server] name = "sgd"'
             )
         if self.algorithm.remembers_factors and self.server.rebase is not None:
             yield _forgotten(algorithm, server, '[server] name = "sgd"')

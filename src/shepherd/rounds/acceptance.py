@@ -243,7 +243,8 @@ def check_tensors(update: Update, expected: Expected) -> Update:
     """Check an update's tensors against what the round expects; returns it with its change as an `Adapter`.
 
     Raises:
-        UpdateRefused: a tensor is missing, extra, misshapen, not finite, above MAX_CHANGE or of another dtype.
+        UpdateRefused: a tensor is missing, extra, misshapen, not finite, above MAX_CHANGE or of
+            another dtype.
     """
     try:
         _require_float32(update.delta, expected.delta, "its change")
@@ -265,8 +266,8 @@ def _require_bounded(update: Update, when: str) -> None:
                 raise UpdateRefused(f"tensor {name} is not finite {when}")
             if largest > MAX_CHANGE:
                 raise UpdateRefused(
-                    f"tensor {name} has a value of {largest:.3g}, and at most {MAX_CHANGE:g} in absolute value"
-                    f" is allowed, {when}"
+                    f"tensor {name} has a value of {largest:.3g}, and at most {MAX_CHANGE:g} in absolute"
+                    f" value is allowed, {when}"
                 )
 
 
