@@ -70,8 +70,8 @@ class Method:
         if self.aggregation.restarts and any(map(self._trains_a_alone, range(2))):
             yield (
                 f"{algorithm} trains A alone in some rounds, and with {aggregation} each round begins with B"
-                ' = 0, where the gradient of A is zero; set [algorithm] name = "fedavg", or [aggregation] name'
-                ' = "product"'
+                ' = 0, where the gradient of A is zero; set [algorithm] name = "fedavg", or [aggregation]'
+                ' name = "product"'
             )
         if self.aggregation.side_rank and self.algorithm.personal:
             yield (
