@@ -69,7 +69,7 @@ def build(config: Config) -> Algorithm:
         correct=correct,
         remember=remember,
         personal=True,
-        adds_ranks=True,
+        adds_ranks=config.rank,
         memory_is_basis_free=True,
     )
 

@@ -99,14 +99,15 @@ def _start(
     _require_contribution(settings, method, prepared)
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
-    plan = _choose_plan(dated, base, prepared, cohort)
+    plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method))
     _log_description(base, plan, method.algorithm, prepared)
     for sentence in (*pipeline.training_remarks(prepared), *pipeline.remarks(prepared)):
         log.info("%s", sentence)
     for sentence in pipeline.training_warnings(prepared):
         log.warning("%s", sentence)
     sample = next(iter(prepared.clients.values()))
-    _log_expectation(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
+    tokens = _round_tokens(settings, prepared, cohort)
+    _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method)))
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         pipeline.save(holder.path / "data", prepared)
@@ -303,7 +304,10 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
     took = [row["seconds"]["tuning"] for row in rows if row["round"]]
     if took:
         _log_expectation(
-            Expected(memory_bytes=memory_bytes(run.base, run.plan), seconds_a_round=median(took))
+            Expected(
+                memory_bytes=memory_bytes(run.base, run.plan, _more_ranks(run.method)),
+                seconds_a_round=median(took),
+            )
         )
     run._log_start()
     log.info("continuing after round %d of %d", run.state.round, run.until)
@@ -315,7 +319,14 @@ def _restored_memories(saved: Checkpoint, store: ClientStore) -> dict[str, Store
     return older | {client: StoredMemory(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
-def _choose_plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int) -> Plan:
+def _more_ranks(method: Method) -> int:
+    """Ranks of a client's adapter in addition to the run's: side ranks, or its own."""
+    return method.aggregation.side_rank + method.algorithm.adds_ranks
+
+
+def _choose_plan(
+    settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int, more_ranks: int
+) -> Plan:
     """Choose what the settings leave open by measuring; the settings are dated already."""
     return planning.choose(
         settings,
@@ -323,6 +334,7 @@ def _choose_plan(settings: RunSettings, base: bases.Base, prepared: TokenisedDat
         clients=cohort,
         step_tokens=pipeline.mean_length(prepared) * settings.tuning.batch_size,
         all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
+        more_ranks=more_ranks,
     )
 
 
