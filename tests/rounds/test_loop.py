@@ -617,3 +617,19 @@ def test_an_extra_that_makes_a_change_absurd_is_a_counted_failure():
     assert list(report.failures) == ["c1"]
     assert "not finite" in report.failures["c1"]
     assert all(np.isfinite(tensor).all() for tensor in state.adapter.values())
+
+
+def test_the_audit_is_of_the_clients_own_changes_where_the_mean_is_of_one_step():
+    """With equal steps FedNova is FedAvg, and so are the figures of its rounds."""
+
+    def figures(algorithm):
+        federation = Quadratic(algorithm)
+        return [
+            (report.figures, report.cosines) for _, report in run(federation, algorithm=algorithm, until=2)
+        ]
+
+    for (ours, apart), (theirs, each) in zip(
+        figures(fednova.build(fednova.Config())), figures(AVG), strict=True
+    ):
+        assert ours == pytest.approx(dict(theirs), rel=1e-5)
+        assert apart == pytest.approx(dict(each), rel=1e-5)
