@@ -251,6 +251,13 @@ def _require_room_for_side_ranks(base: bases.Base, method: Method) -> None:
             f" {stacked[0].experts} experts, which cannot have the {method.aggregation.side_rank} side ranks"
             ' of this aggregation; set [aggregation] name = "product", or adapter.target_parameters = []'
         )
+    more = _more_ranks(method)
+    needed, free = memory.adapter_bytes(base, more), memory.free_bytes(base.device)
+    if more and needed > free:
+        raise SettingsError(
+            f"an adapter with {more} ranks more than adapter.rank takes {needed / 1e9:.3g} GB, and"
+            f" {free / 1e9:.3g} GB are free; lower aggregation.side_rank or algorithm.rank"
+        )
 
 
 def _require_ranks(path: Path | None, due: Adapter, saved: Checkpoint) -> None:
