@@ -27,6 +27,7 @@ from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
 from shepherd.rounds import context_of, start
+from shepherd.rounds.ranks import ranks_of
 from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
@@ -97,6 +98,7 @@ def _start(
     prepared = prepared or _read_data(dated, base, consent, rows)
     pipeline.require_readable(prepared, base)
     _require_contribution(settings, method, prepared)
+    ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
     plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method))
