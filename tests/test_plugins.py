@@ -179,6 +179,14 @@ def run(**tables):
             {**SGD, "algorithm": {"name": "fednova"}, "transforms": [{"name": "clip"}]},
             "the algorithm 'fednova' is right only .* the transform 'clip' .*; remove the transform",
         ),
+        (
+            {"algorithm": {"name": "fed_sb", "warm_up": 3}, "transforms": [{"name": "fedrot"}]},
+            "'fedrot' rotates A and B together, and with the algorithm 'fed_sb'",
+        ),
+        (
+            {"algorithm": {"name": "local_adapter"}, "adapter": {"target_parameters": ["mlp.experts.up"]}},
+            'stack the matrices of experts, and .*"local_adapter" .* set adapter.target_parameters = ',
+        ),
     ],
 )
 def test_a_key_of_another_file_or_a_combination_that_is_not_sound_is_refused(tables, message):

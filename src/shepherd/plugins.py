@@ -94,6 +94,12 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
             f"adapter.ranks has clients train a part of the adapter, and algorithm.name ="
             f' "{settings.algorithm.name}" leaves a part of its own with each client; remove one of them'
         )
+    if settings.adapter.target_parameters and made.algorithm.adds_ranks:
+        raise SettingsError(
+            "adapter.target_parameters names parameters that stack the matrices of experts, and"
+            f' algorithm.name = "{settings.algorithm.name}" trains ranks beside the common ones, for which'
+            ' these have no place; set adapter.target_parameters = [], or [algorithm] name = "fedavg"'
+        )
     weights = settings.federation.weights
     if made.algorithm.needs_equal_weights and weights != "equal":
         raise SettingsError(

@@ -386,3 +386,34 @@ def test_a_step_above_one_goes_on_in_a_and_in_b_alike():
     sizes = [np.linalg.norm(wide[name]) / np.linalg.norm(state.adapter[name]) for name in names]
     np.testing.assert_allclose(sizes[0], 1.2, rtol=1e-5)
     np.testing.assert_allclose(sizes[0] * sizes[1], 1 + 2 * (1.1**2 - 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "known"), [([2, 2], (2,)), ([2, 2], ()), ([3, 3], (2,)), ([1, 3], (1, 2))])
+def test_what_a_truncated_client_is_sent_is_the_best_of_its_rank_whoever_was_asked(asked, known):
+    aggregation = EVERY["truncated"]
+    state = state_of(aggregation)
+    updates = cohort(3, asked, [1.0, 2.0])
+    new = after(aggregation, state, updates, replace(CONTEXT, ranks=known))
+    for name, whole in due(state, updates, truncated=True).items():
+        pair = next(pair for pair in pairs(new) if pair.a == name)
+        for rank in {*known, *asked}:
+            sent = new[pair.b][:, :rank].astype(float) @ new[pair.a][:rank]
+            np.testing.assert_allclose(sent, cut(whole, rank), **TOLERANCE)
+
+
+def test_numbers_whose_products_overflow_are_a_sentence():
+    aggregation = product.build(product.Config(step=1e300))
+    updates = cohort(0, [RANK], [1.0])
+    with np.errstate(all="ignore"), pytest.raises(FederationError, match="too large; clip the updates"):
+        after(aggregation, state_of(aggregation), [replace(updates[0], delta=updates[0].delta.times(1e30))])
+
+
+@pytest.mark.parametrize("name", ["truncated", "product", "ordered", "balanced"])
+def test_ranks_that_a_matrix_cannot_use_stay_trainable(name):
+    shapes = {"m.lora_A.weight": (6, 3), "m.lora_B.weight": (5, 6)}
+    state = ServerState(round=0, adapter=drawn(0, shapes))
+    update = Update(round=0, clients=("c",), weight=1.0, delta=drawn(1, shapes))
+    new = after(EVERY[name], state, [update], Context(rank=6, ranks=(4,)))
+    assert all(row.any() for row in new["m.lora_A.weight"])
+    own = moved(state, update.delta).adapter
+    same(products(new), products(own), **TOLERANCE)

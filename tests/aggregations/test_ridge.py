@@ -101,3 +101,10 @@ def test_updates_of_different_ranks_are_an_error_that_names_the_tensor():
     cut = Adapter({n: t[:1] if "lora_A" in n else t[:, :1] for n, t in two.delta.items()})
     with pytest.raises(AdapterError, match="lora_A"):
         combined(drawn(0), [one, replace(two, delta=cut)])
+
+
+def test_rows_of_a_that_are_alike_have_a_solution_and_a_ridge_of_nothing_is_refused():
+    alike = np.ones((1, 3, 5))
+    assert np.isfinite(ridge.correction(np.ones((1, 4, 3)), alike, 1e-9)).all()
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        ridge.Config(ridge=1e-300)

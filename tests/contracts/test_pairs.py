@@ -100,8 +100,13 @@ def test_two_parts_run_two_rounds_or_are_refused_with_both_names(pair: tuple[Par
 
 
 REFUSED = {
+    "algorithm:fed_sb+server optimiser:fedadam",
+    "algorithm:fed_sb+server optimiser:fedavgm",
+    "algorithm:fed_sb+transform:fedrot",
+    "algorithm:fedsa_lora+aggregation:zero_padding",
     "algorithm:fednova+optimiser:adamw",
     "algorithm:fednova+transform:clip",
+    "algorithm:rolora+aggregation:flora",
     "algorithm:scaffold+optimiser:adamw",
     "algorithm:scaffold+selection:size_weighted",
     "algorithm:scaffold+transform:clip",

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.quadratic import Quadratic, drawn, method
 
 from shepherd import plugins
-from shepherd.algorithms import fedavg, fednova
+from shepherd.algorithms import fed_sb, fedavg, fednova
 from shepherd.config import PartTable
-from shepherd.core import Adapter, Context, Seeded, Update
+from shepherd.core import Adapter, Context, Seeded, Update, round_audit
 from shepherd.evaluate.contribution import Held, projections, recorded, without_each
 from shepherd.rounds import rounds, start
 
@@ -55,6 +55,23 @@ def test_a_round_without_a_client_is_the_round_that_did_not_ask_it(algorithm, se
             np.testing.assert_allclose(state.adapter[name], tensor, rtol=1e-6, atol=1e-7)
 
 
+def test_a_round_of_cores_without_a_client_is_the_round_that_did_not_ask_it():
+    asked, everyone, held = (
+        method(fed_sb.build(fed_sb.Config())),
+        ("c0", "c1", "c2"),
+        Held(lambda number: True),
+    )
+    ((before, _),) = run(asked, everyone)
+    run(recorded(asked, held), everyone, until=2, state=before)
+    found = dict(without_each(asked, before, held.updates, CONTEXT, Seeded(0)))
+    assert list(found) == list(everyone)
+    for client, state in found.items():
+        others = tuple(name for name in everyone if name != client)
+        ((apart, _),) = run(asked, others, until=2, state=before)
+        for name, tensor in apart.adapter.items():
+            np.testing.assert_allclose(state.adapter[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def test_recording_changes_no_bit_and_no_figure_and_holds_the_rounds_that_are_wanted():
     asked, everyone, held = method(), ("c0", "c1"), Held(lambda number: number == 2)
     plain = run(asked, everyone, until=3)
@@ -69,8 +86,7 @@ def test_recording_changes_no_bit_and_no_figure_and_holds_the_rounds_that_are_wa
         assert report.figures == plain[number - 1][1].figures
     assert counts == [0, 2, 0]
     quiet = replace(asked, algorithm=replace(asked.algorithm, observe=None))
-    figures = run(recorded(quiet, held), everyone)[0][1].figures
-    assert figures.keys() == {"spread", "cosine", "energy_kept"}  # the audit's, since there is an observer now
+    assert set(run(recorded(quiet, held), everyone)[0][1].figures) == set(round_audit.COLUMNS)
 
 
 def test_a_client_alone_cannot_be_left_out():

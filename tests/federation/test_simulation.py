@@ -8,16 +8,32 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.model import bases
+from tests.training.test_tune import folded
 
-from shepherd.algorithms import fedavg
-from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Payload, Transform, Update, chain
+from shepherd import plugins
+from shepherd.algorithms import fedavg, fedprox
+from shepherd.config import PartTable
+from shepherd.core import (
+    Adapter,
+    Algorithm,
+    Broadcast,
+    Failure,
+    Payload,
+    Transform,
+    Update,
+    chain,
+    corner,
+    of_rank,
+    padded,
+)
 from shepherd.data.tokens import Tokens
 from shepherd.federation.client_store import StoredMemory
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.io.progress import Progress
 from shepherd.machine.executors import Inline
-from shepherd.settings import FederationTable, TuningTable
+from shepherd.rounds.ranks import ranks_of
+from shepherd.settings import AdapterTable, FederationTable, TuningTable
 from shepherd.training import tune
 
 SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4}
@@ -325,3 +341,37 @@ def test_the_rounds_schedule_sets_the_rate(llama) -> None:
     # the first step of AdamW is the rate, for every number with a gradient
     assert way(0) == pytest.approx(RATE, rel=1e-3)
     assert way(3) == pytest.approx(0.25 * RATE, rel=1e-3)
+
+
+RANKED = {"ann": 1, "bob": 3, "cay": 2}
+
+
+@pytest.mark.parametrize("stack_size", [1, 4])
+@pytest.mark.parametrize("algorithm", [fedavg.ALGORITHM, fedprox.build(fedprox.Config(mu=5.0))])
+@pytest.mark.parametrize("name", ["product", "side", "zero_padding"])
+def test_a_client_of_its_own_rank_is_trained_as_it_would_be_alone(llama, name, algorithm, stack_size) -> None:
+    """Law 1 under unequal ranks: alone, the ranks that a client does not train are a part of the base."""
+    keys = {"side_rank": 2} if name == "side" else {}
+    aggregation = plugins.aggregation(PartTable(name=name, **keys))
+    rank = llama.adapter.rank
+    table = AdapterTable(rank=rank, ranks=RANKED)
+    sent = broadcast(llama)
+    if aggregation.side_rank:
+        whole = padded(sent.adapter, aggregation.side_rank)
+        filled = {n: t + 0.05 * (t == 0) for n, t in whole.items()}
+        sent = replace(sent, adapter=Adapter(filled))
+    among = simulated(
+        llama,
+        stack_size=stack_size,
+        algorithm=algorithm,
+        ranks=ranks_of(table, aggregation, list(SIZES)),
+        truncates=aggregation.truncates,
+    )
+    for update in among.run(sent, list(SIZES)):
+        own = RANKED.get(update.client, rank)
+        small = Adapter({n: corner(t, of_rank(n, t.shape, own)) for n, t in sent.adapter.items()})
+        alone = simulated(llama, algorithm=algorithm, datasets={update.client: datasets()[update.client]})
+        with folded(llama, sent.adapter, rank if aggregation.truncates else own):
+            (due,) = alone.run(replace(sent, adapter=small), [update.client])
+        assert {n: t.shape for n, t in update.delta.items()} == {n: t.shape for n, t in small.items()}
+        close(update, due)

@@ -44,6 +44,15 @@ def test_a_cohorts_adapters_must_fit_beside_a_pass(llama, monkeypatch) -> None:
     assert planned(llama, clients=99, step_tokens=1.0, micro_batch=100).stack_size == 3
 
 
+def test_ranks_beyond_the_runs_own_count(llama, monkeypatch) -> None:
+    rank, small = llama.adapter.rank, memory.adapter_bytes(llama)
+    assert memory.adapter_bytes(llama, rank) == 2 * small
+    room = 100 * memory.bytes_per_token(llama) + 3.5 * memory.ADAPTER_COPIES * small
+    free(monkeypatch, room / memory.USABLE_SHARE)
+    given = {"clients": 99, "step_tokens": 1.0, "micro_batch": 100}
+    assert planned(llama, **given, more_ranks=2 * rank).stack_size == 1
+
+
 def test_long_runs_take_a_worker_a_thread_as_far_as_memory_and_clients_go(llama, monkeypatch) -> None:
     monkeypatch.setattr(memory, "threads", lambda: 8)
     free(monkeypatch, PLENTY)

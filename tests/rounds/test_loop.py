@@ -9,7 +9,7 @@ from tests.core.test_factor_gap import dense
 from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 
 from shepherd.aggregations import mean
-from shepherd.algorithms import fedavg, ffa_lora
+from shepherd.algorithms import fedavg, fednova, ffa_lora
 from shepherd.core import (
     Adapter,
     Aggregation,
@@ -32,6 +32,7 @@ from shepherd.rounds import report_row, rounds, start
 from shepherd.rounds.acceptance import MAX_METRIC
 from shepherd.rounds.report import MAX_NATS
 from shepherd.rounds.weights import MAX_WEIGHT, Allowed, allow_any, allowed_by
+from shepherd.server_optimisers import sgd
 from shepherd.transforms import clip
 
 AVG = fedavg.ALGORITHM
@@ -371,8 +372,10 @@ def test_client_memories_extras_and_server_memory_go_round():
 
 def test_what_would_not_be_finite_stops_the_run_and_keeps_the_round_before():
     huge = [replace(update_of(f"c{k}", k), delta=drawn(0).times(0.0)) for k in range(3)]
-    huge = [replace(u, delta=Adapter({n: np.full(t.shape, 3e38) for n, t in u.delta.items()})) for u in huge]
-    loop = run(Scripted(lambda b, cohort: iter(replace(u, round=b.round) for u in huge)), until=3)
+    huge = [replace(u, delta=Adapter({n: np.full(t.shape, 1e12) for n, t in u.delta.items()})) for u in huge]
+    far = sgd.build(sgd.Config(learning_rate=3e26))
+    federation = Scripted(lambda b, cohort: iter(replace(u, round=b.round) for u in huge))
+    loop = run(federation, server=far, until=3)
     state, _ = next(loop)
     assert state.round == 1
     with pytest.raises(
@@ -590,3 +593,43 @@ def test_what_a_transform_decodes_on_arrival_is_checked_again():
         ((state, report),) = run(answering(*answers), transform=scaled)
     assert "is not finite" in report.failures["c1"]
     np.testing.assert_allclose(next(iter(state.adapter.plus(drawn(0), -1.0).values())), 1.0, rtol=1e-5)
+
+
+def test_an_extra_that_makes_a_change_absurd_is_a_counted_failure():
+    """tau_k is the smallest number of float32, and the change divided by it is infinite."""
+    asked = method(fednova.build(fednova.Config()))
+
+    class Hostile(Quadratic):
+        def run(self, broadcast, cohort):
+            for update in super().run(broadcast, cohort):
+                steps = Adapter({fednova.STEPS: [1e-45]})
+                yield replace(update, extra=steps) if update.client == "c1" else update
+
+    ((state, report),) = rounds(
+        asked,
+        Hostile(asked.algorithm),
+        start(asked, drawn(0)),
+        until=1,
+        select=chosen("all"),
+        quorum=0.5,
+        seed=0,
+    )
+    assert list(report.failures) == ["c1"]
+    assert "not finite" in report.failures["c1"]
+    assert all(np.isfinite(tensor).all() for tensor in state.adapter.values())
+
+
+def test_the_audit_is_of_the_clients_own_changes_where_the_mean_is_of_one_step():
+    """With equal steps FedNova is FedAvg, and so are the figures of its rounds."""
+
+    def figures(algorithm):
+        federation = Quadratic(algorithm)
+        return [
+            (report.figures, report.cosines) for _, report in run(federation, algorithm=algorithm, until=2)
+        ]
+
+    for (ours, apart), (theirs, each) in zip(
+        figures(fednova.build(fednova.Config())), figures(AVG), strict=True
+    ):
+        assert ours == pytest.approx(dict(theirs), rel=1e-5)
+        assert apart == pytest.approx(dict(each), rel=1e-5)

@@ -153,6 +153,31 @@ def test_experts_have_no_side_ranks(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"aggregation": {"name": "side", "side_rank": 10**12}},
+        {"aggregation": {"name": "flora", "side_rank": 10**12}},
+        {"algorithm": {"name": "local_adapter", "rank": 10**12}},
+    ],
+)
+def test_more_ranks_than_memory_has_room_for_are_refused_before_the_run(
+    table: dict[str, Any], llama_folder: Path, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"1000000000000 ranks more .* GB are free; lower aggregation"):
+        open_run(runs.settings(llama_folder, source, tmp_path / "run", **table))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_of_nobody_is_refused_before_anything_is_written(
+    llama_folder: Path, source: Path, tmp_path: Path
+) -> None:
+    tables = {"adapter": {"ranks": {"client-9": 1}}, "aggregation": {"name": "product"}}
+    with pytest.raises(SettingsError, match=r"adapter.ranks names 'client-9'.* did you mean 'client-"):
+        open_run(runs.settings(llama_folder, source, tmp_path / "run", **tables))
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranks_without_a_product_are_not_written(done: Any) -> None:
     """And alpha grows with the rank, so that the scale stays."""
     path, state = done("side")

@@ -50,6 +50,7 @@ def build(config: Config) -> Aggregation:
         keeps_basis=False,
         takes_ranks=True,
         side_rank=config.side_rank,
+        restarts=True,
     )
 
 

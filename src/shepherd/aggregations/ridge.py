@@ -6,7 +6,7 @@
 
 C is what averaging A and B apart leaves out; D puts back the part of it that the averaged A can say. C is
 never a matrix of (out, in): each client's term is its B times an (r, r) matrix. Rank j stays rank j, so a
-server momentum is right. One client, or clients that agree, give the plain mean.
+server step of any size is right. One client, or clients that agree, give the plain mean.
 
 Bian et al., arXiv 2411.14961, minimise one minus a cosine similarity plus lambda ||D|| by gradient descent;
 the squared distance has the same aim and a closed form. lambda is relative here, to the mean square of a
@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from shepherd.aggregations.mean import mean
-from shepherd.config import PositiveFloat, Table
+from shepherd.config import Table
 from shepherd.core import Adapter, Aggregation, Context, ServerState, Update, corner
 from shepherd.core.experts import experts_of, joined_b, split_a, split_b
 from shepherd.core.factor_gap import pairs
@@ -36,8 +37,9 @@ Matrices = NDArray[np.float64]
 
 
 class Config(Table):
-    ridge: PositiveFloat = 0.01
-    """Weight of the correction's size, relative to the mean square of a row of A; larger corrects less."""
+    ridge: Annotated[float, Field(ge=1e-9, allow_inf_nan=False)] = 0.01
+    """Weight of the correction's size, relative to the mean square of a row of A; larger corrects less. At
+    least 1e-9, below which the equations have no solution in float64 where rows of A are alike."""
 
 
 def build(config: Config) -> Aggregation:

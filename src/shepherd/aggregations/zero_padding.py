@@ -6,6 +6,9 @@ with the norm over all matrices of client k together. Cho et al., arXiv 2401.064
 unequal ranks: the mean of A times the mean of B is not the mean of BA, ranks that few clients train shrink
 towards zero, and a client's examples do not count. The aggregation "product" has none of these faults. The
 paper's clients also prune their own ranks, which this package's do not. A client is sent its own ranks alone.
+
+The `gap` in the log is that of plain averaging with the clients' weights, not with w_k, and as if the ranks
+that a client lacks stayed; `energy_kept` counts what this rule loses.
 """
 
 from __future__ import annotations
@@ -57,4 +60,4 @@ def _padded(state: ServerState, update: Update, context: Context) -> tuple[float
 
 def build(config: Config) -> Aggregation:
     """Build the zero-padded means."""
-    return Aggregation(combine=combine, is_mean=False, takes_ranks=True, truncates=True)
+    return Aggregation(combine=combine, is_mean=False, takes_ranks=True, truncates=True, needs_model=True)

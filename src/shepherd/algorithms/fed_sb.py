@@ -12,6 +12,9 @@ come from the first rounds of LoRA, which need no gradient of (out, in), no data
 of their own; what they cost is that these rounds send whole factors. With `[server] name = "fedsvd"` A is
 orthonormal as well, as in the paper, since that keeps the columns of B and the rows of A where they are.
 
+Server optimisers with a state of their own, such as `fedavgm` and `fedadam`, are refused: the state is of
+whole factors, so a step would take B out of the columns of Q.
+
 Limits: what the model can learn after the first rounds lies in the columns of that B and the rows of that
 A, so ranks should be larger than for LoRA. The broadcast still sends whole factors down. Q is computed
 where it is needed, by the same QR of the same broadcast; two kinds of machine agree on it up to rounding.

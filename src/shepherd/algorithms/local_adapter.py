@@ -9,6 +9,9 @@ visit and are pulled towards zero, so that they hold what the common ones cannot
 The penalty is Ditto's proximal term (Li et al., arXiv 2012.04221) on the difference between a client's model
 and the common one, which is here the own adapter itself. Unlike Ditto, which trains the two models apart at
 twice the cost, both are trained in one pass. The server's adapter is a model by itself.
+
+Limits: parameters that stack experts' matrices (`adapter.target_parameters`) are refused, since their rows
+are in an order of experts that the own ranks would break.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ def build(config: Config) -> Algorithm:
         correct=correct,
         remember=remember,
         personal=True,
+        adds_ranks=config.rank,
         memory_is_basis_free=True,
     )
 

@@ -32,3 +32,8 @@ class Aggregation:
     side_rank: int = 0
     """Ranks that the adapter has in addition to the trained ones: what does not fit into these is kept there,
     frozen. The trained ranks come first."""
+    needs_model: bool = False
+    """Whether it reads the products B A of the server's adapter, which must then be a model by itself; a rule
+    that does not keep the basis does so in any case."""
+    restarts: bool = False
+    """Whether the trained ranks begin anew in each round, with B = 0: A alone would then learn nothing."""

@@ -170,6 +170,9 @@ class Algorithm:
     """Whether a client's own model is what `start` makes of its memory, and not the server's adapter."""
     server_is_model: bool = True
     """Whether the server's adapter is a model without what the clients keep."""
+    adds_ranks: int = 0
+    """How many ranks `start` has beside the broadcast's; a parameter that stacks experts' matrices has no
+    place for any."""
 
     memory_is_basis_free: bool = False
     """Whether what a client or the server remembers is right for any factors of the same products. A control

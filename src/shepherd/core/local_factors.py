@@ -43,6 +43,8 @@ class Module:
     """The factors of each client: of all trained ranks, or where clients are truncated, of its own."""
     weights: tuple[float, ...]
     """The weight of each client; they sum to 1."""
+    ends: tuple[int, ...] = ()
+    """The smaller ranks at which clients of the run are truncated, also clients that are not in the round."""
 
     @property
     def rank(self) -> int:
@@ -59,8 +61,7 @@ class Module:
         a = self.broadcast.a.copy()
         for part, weight in zip(self.local, self.weights, strict=True):
             a[: len(part.a)] += step * weight * (part.a - self.broadcast.a[: len(part.a)])
-        ranks = sorted({len(part.a) for part in self.local})
-        return Near(a, scale_of(self.broadcast.a), tuple(ranks) if len(ranks) > 1 else ())
+        return Near(a, scale_of(self.broadcast.a), self.ends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ class Gathered:
                 b, a = _matrix(adapter[pair.a], adapter[pair.b], expert, experts)
                 mine = Factors(b.astype(np.float64), a.astype(np.float64))
                 own = len(mine.a) - side_rank
+                ends = {*context.ranks, *(rank // experts for rank in ranks)} if truncated else set()
                 yield Module(
                     pair=pair,
                     expert=expert,
@@ -113,6 +115,7 @@ class Gathered:
                         for update, rank in zip(self.updates, ranks, strict=True)
                     ),
                     weights=tuple(update.weight / self.weight for update in self.updates),
+                    ends=tuple(sorted(end for end in ends if end < own)),
                 )
 
     def changed(self, results: Iterable[tuple[Module, Factors]]) -> Update:

@@ -122,6 +122,8 @@ class Context:
     """How a client's update is weighted: `federation.weights`."""
     rank: int | None = None
     """Rank of every matrix's factors, for tensors that stack experts' matrices."""
+    ranks: tuple[int, ...] = ()
+    """The smaller ranks that clients train, ascending, whether or not they are asked in a round."""
 
 
 class Federation(Protocol):

@@ -44,7 +44,9 @@ class Method:
                 f"{transform}, which spends privacy budget, adds its noise to a mean, and {aggregation} is"
                 ' not a mean; set [aggregation] name = "mean", or remove the transform'
             )
-        if self.transform.needs_both_factors and any(map(self._sends_one_factor, range(2))):
+        if self.transform.needs_both_factors and (
+            self.algorithm.core is not no_core or any(map(self._sends_one_factor, range(2)))
+        ):
             yield (
                 f"{transform} rotates A and B together, and with {algorithm} a client sends only one of them"
                 ' in a round; remove the transform, or set [algorithm] name = "fedavg"'
@@ -60,6 +62,17 @@ class Method:
                 f"{algorithm} leaves one factor with each client, and {aggregation} turns the basis that the"
                 ' factors share; set [aggregation] name = "mean"'
             )
+        if self.aggregation.needs_model and not self.algorithm.server_is_model:
+            yield (
+                f"{algorithm} leaves one factor with each client, and {aggregation} needs the products of"
+                ' both at the server; set [aggregation] name = "mean"'
+            )
+        if self.aggregation.restarts and any(map(self._trains_a_alone, range(2))):
+            yield (
+                f"{algorithm} trains A alone in some rounds, and with {aggregation} each round begins with B"
+                ' = 0, where the gradient of A is zero; set [algorithm] name = "fedavg", or [aggregation]'
+                ' name = "product"'
+            )
         if self.aggregation.side_rank and self.algorithm.personal:
             yield (
                 f"{algorithm} leaves a part of its model with each client, and {aggregation} keeps frozen"
@@ -74,6 +87,11 @@ class Method:
             yield (
                 f"with {algorithm} clients send cores of the factors, which only a mean combines, and"
                 f' {aggregation} is not a mean; set [aggregation] name = "mean"'
+            )
+        if self.algorithm.core is not no_core and self.server.init is not no_state:
+            yield (
+                f"with {algorithm} B moves along its core alone, and the state of {server} is of whole"
+                ' factors and would move B out of the core\'s columns; set [server] name = "sgd"'
             )
         if self.algorithm.remembers_factors and self.server.rebase is not None:
             yield _forgotten(algorithm, server, '[server] name = "sgd"')
@@ -99,6 +117,11 @@ class Method:
     def _called(self, part: str) -> str:
         kind = {"server": "server optimiser"}.get(part, part)
         return f"the {kind} {self.names[part]!r}" if part in self.names else f"this {kind}"
+
+    def _trains_a_alone(self, round: int) -> bool:
+        """Whether of a module's two factors only A is trained in this round."""
+        a, b = (self.algorithm.trainable(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
+        return a and not b
 
     def _sends_one_factor(self, round: int) -> bool:
         """Whether of a module's two factors only one leaves a client in this round."""

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shepherd.errors import FederationError
+
 Matrix = NDArray[np.float64]
 Weight = float | NDArray[np.float64]
 FLOOR = 0.25
@@ -73,7 +75,24 @@ class Near(NamedTuple):
     scale: float
     """Root mean square of the norms of the rows of the broadcast's A."""
     ends: tuple[int, ...] = ()
-    """The clients' ranks, where they differ: the first `end` ranks are to be the best of that rank."""
+    """The ranks of clients that are sent their own ranks alone: the first `end` ranks are to be the best
+    approximation of that rank."""
+
+
+def svd(matrices: Matrix, *, full_matrices: bool = True) -> tuple[Matrix, Matrix, Matrix]:
+    """The singular value decomposition U, S, V^T of each matrix (..., m, n).
+
+    Raises:
+        FederationError: it does not converge, as where the factors are so large that products overflow.
+    """
+    try:
+        return np.linalg.svd(matrices, full_matrices=full_matrices)
+    except np.linalg.LinAlgError as error:
+        raise FederationError(
+            "the singular values of a product of factors cannot be computed, since its numbers are too large;"
+            " clip the updates, or lower the learning rate or the step of the aggregation, and resume from"
+            " the round before"
+        ) from error
 
 
 def stacked(
@@ -107,7 +126,7 @@ def spectrum(stack: Factors, rank: int | None = None) -> Spectrum:
     """
     left, upper = np.linalg.qr(stack.b)  # (out, n), (n, R), n = min(out, R)
     right, lower = np.linalg.qr(stack.a.T)
-    u, values, vt = np.linalg.svd(upper @ lower.T)
+    u, values, vt = svd(upper @ lower.T)
     size = float(np.linalg.norm(stack.b, axis=0) @ np.linalg.norm(stack.a, axis=1))
     kept = int((values > EPSILON * max(*stack.b.shape, *stack.a.shape) * size).sum())
     kept = kept if rank is None else min(kept, rank)
@@ -207,10 +226,12 @@ def aligned(found: Spectrum, near: Near) -> Factors:
     rank = len(near.a)
     loaded = np.zeros((len(found.left), len(rows)))
     loaded[:, : len(found.values)] = found.left * found.values
-    a, b = np.zeros_like(near.a), np.zeros((len(loaded), rank))
+    a, b = near.a.copy(), np.zeros((len(loaded), rank))
     for start, end in pairwise(sorted({0, *near.ends, rank})):
         own = rows[start:end]
-        x, sizes, y = np.linalg.svd(near.a[start:end] @ own.T, full_matrices=False)
+        if not len(own):  # more ranks than A has columns: they keep their A, and B is zero
+            continue
+        x, sizes, y = svd(near.a[start:end] @ own.T, full_matrices=False)
         sizes = np.maximum(sizes, FLOOR * near.scale)
         a[start:end] = (x * sizes) @ y @ own
         b[:, start:end] = (loaded[:, start:end] @ y.T / sizes) @ x.T
@@ -224,7 +245,7 @@ def ordered(found: Spectrum, near: Near) -> Factors:
     the product does not use have B = 0 and directions of the mean A, so that they can be trained.
     """
     rows = _directions(found.right, near.a)
-    b, a = np.zeros((len(found.left), len(near.a))), np.zeros_like(near.a)
+    b, a = np.zeros((len(found.left), len(near.a))), near.a.copy()
     signs = np.where(np.einsum("ri,ri->r", near.a[: len(rows)], rows) < 0, -near.scale, near.scale)
     a[: len(rows)] = rows * signs[:, None]
     used = len(found.values)
@@ -254,6 +275,6 @@ def _directions(right: Matrix, a: Matrix) -> Matrix:
     if wanted <= 0:
         return right
     rest = a - a @ right.T @ right
-    _, sizes, vt = np.linalg.svd(rest - rest @ right.T @ right, full_matrices=False)
+    _, sizes, vt = svd(rest - rest @ right.T @ right, full_matrices=False)
     live = sizes > EPSILON * max(a.shape) * np.linalg.norm(a)
     return np.concatenate([right, vt[live][:wanted]])

@@ -11,7 +11,8 @@ modules,
 All three are of products, so they do not depend on the basis that a client's factors are in. Where the
 result is the exact mean of the products cut to a rank, the energy kept is the share of its squared singular
 values that the cut keeps; of averaged factors it is 1 - gap^2. It is below 0 if the result is worse than
-none.
+none. The ranks that a client does not train count as they were sent, also where it is sent its own alone, so
+what such a rule cuts off is a loss of energy.
 
 One pass and memory of a fixed size: of an update a vector of `product_sketch.WIDTH` numbers is kept (law 5).
 """

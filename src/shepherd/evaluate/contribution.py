@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core import Broadcast, Context, Draws, Method, Observer, ServerState, Update, corner
+from shepherd.core.cores import bases_of, shrunk
 from shepherd.rounds.loop import next_state
 
 
@@ -52,7 +53,10 @@ class _Recording:
 
 
 def recorded(method: Method, held: Held) -> Method:
-    """The same method, whose rounds leave their updates in `held`."""
+    """The same method, whose rounds leave their updates in `held`.
+
+    Rounds of an algorithm without an observer are audited, as any that have one.
+    """
     own = method.algorithm.observe
 
     def observe(broadcast: Broadcast, context: Context, draws: Draws) -> Observer:
@@ -73,6 +77,9 @@ def without_each(
     """
     if len(updates) <= method.aggregation.smallest_cohort:
         return
+    bases = bases_of(method.algorithm, state.adapter, state.round)
+    if bases:  # observers see changes of B, and the aggregation gets cores
+        updates = [replace(update, delta=shrunk(bases, update.delta)) for update in updates]
     for index, update in enumerate(updates):
         others = iter([*updates[:index], *updates[index + 1 :]])
         aggregate = method.aggregation.combine(state, others, context)

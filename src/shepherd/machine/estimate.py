@@ -32,23 +32,26 @@ class Expected:
     """Seconds of local tuning in one round."""
 
 
-def expected(base: Base, tuning: TuningTable, plan: Plan, sample: Tokens, round_tokens: float) -> Expected:
+def expected(
+    base: Base, tuning: TuningTable, plan: Plan, sample: Tokens, round_tokens: float, more_ranks: int = 0
+) -> Expected:
     """Estimate a run by tuning on the first examples of `sample`.
 
     Args:
         round_tokens: tokens that the cohort of one round tunes on.
+        more_ranks: ranks of a client's adapter in addition to the run's, which count in its memory.
     """
     return Expected(
-        memory_bytes=memory_bytes(base, plan),
+        memory_bytes=memory_bytes(base, plan, more_ranks),
         seconds_a_round=round_tokens / tokens_per_second(base, tuning, plan, sample),
     )
 
 
-def memory_bytes(base: Base, plan: Plan) -> int:
+def memory_bytes(base: Base, plan: Plan, more_ranks: int = 0) -> int:
     """Peak bytes: the base in each process, the activations of a pass, and the adapters of its clients."""
     process = memory.PROCESS_BYTES + memory.weight_bytes(base)
     activations = plan.micro_batch_tokens * memory.bytes_per_token(base)
-    passes = activations + plan.stack_size * memory.ADAPTER_COPIES * memory.adapter_bytes(base)
+    passes = activations + plan.stack_size * memory.ADAPTER_COPIES * memory.adapter_bytes(base, more_ranks)
     return process * (plan.workers + (plan.workers > 1)) + plan.workers * passes
 
 

@@ -62,6 +62,7 @@ def sizes(
     micro_batch: int,
     workers: int | None = None,
     stack_size: int | None = None,
+    more_ranks: int = 0,
 ) -> Sizes:
     """Choose the sizes that are not given, from the free memory and the number of cores.
 
@@ -72,16 +73,17 @@ def sizes(
         step_tokens: tokens of one client's optimiser step, on average.
         all_tokens: estimated tokens that the whole run tunes on.
         micro_batch: tokens of one pass; fewer are chosen if this many do not fit.
+        more_ranks: ranks of a client's adapter in addition to the run's, as for `adapter_bytes`.
     """
     kept = bytes_per_token(base)
     free = USABLE_SHARE * free_bytes(base.device)
     if workers is None:
-        workers = _workers(base, clients, all_tokens, free, micro_batch * kept)
+        workers = _workers(base, clients, all_tokens, free, micro_batch * kept, more_ranks)
     workers = min(workers, math.ceil(clients / (stack_size or 1)))
     share = free / workers - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
     micro_batch = max(1, min(micro_batch, int(share / kept)))
     if stack_size is None:
-        fits = int((share - micro_batch * kept) / (ADAPTER_COPIES * adapter_bytes(base)))
+        fits = int((share - micro_batch * kept) / (ADAPTER_COPIES * adapter_bytes(base, more_ranks)))
         preferred = round(2 * micro_batch / max(1.0, step_tokens))
         stack_size = _even_stack_size(clients, workers, max(1, min(fits, preferred)))
     return Sizes(workers=workers, stack_size=stack_size, micro_batch_tokens=micro_batch)
@@ -105,12 +107,11 @@ def micro_batch(base: Base) -> int:
     return int(min(MAX_CPU_PASS_TOKENS, max(MIN_CPU_PASS_TOKENS, preferred)))
 
 
-def _workers(base: Base, clients: int, tokens: float, free: float, pass_bytes: int) -> int:
+def _workers(base: Base, clients: int, tokens: float, free: float, pass_bytes: int, more_ranks: int) -> int:
     if base.device.type != "cpu" or 6 * parameters(base) * tokens < MIN_PARALLEL_OPERATIONS:
         return 1
-    fits = int(
-        free / (PROCESS_BYTES + weight_bytes(base) + pass_bytes + ADAPTER_COPIES * adapter_bytes(base))
-    )
+    adapters = ADAPTER_COPIES * adapter_bytes(base, more_ranks)
+    fits = int(free / (PROCESS_BYTES + weight_bytes(base) + pass_bytes + adapters))
     return max(1, min(threads(), clients, fits))
 
 
@@ -144,9 +145,14 @@ def weight_bytes(base: Base) -> int:
     return sum(weight.nbytes for weight in base.model.parameters())
 
 
-def adapter_bytes(base: Base) -> int:
-    """Bytes of one adapter in float32."""
-    return sum(4 * int(np.prod(shape)) for shape in base.shapes.values())
+def adapter_bytes(base: Base, more_ranks: int = 0) -> int:
+    """Bytes of one adapter in float32.
+
+    Args:
+        more_ranks: ranks in addition to the run's: side ranks of the aggregation, or a client's own.
+    """
+    rank = base.adapter.rank
+    return sum(4 * int(np.prod(shape)) // rank * (rank + more_ranks) for shape in base.shapes.values())
 
 
 def bytes_per_token(base: Base) -> int:

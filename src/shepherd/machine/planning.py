@@ -13,7 +13,15 @@ from shepherd.model.base import Base
 from shepherd.settings import RunSettings
 
 
-def choose(settings: RunSettings, base: Base, *, clients: int, step_tokens: float, all_tokens: float) -> Plan:
+def choose(
+    settings: RunSettings,
+    base: Base,
+    *,
+    clients: int,
+    step_tokens: float,
+    all_tokens: float,
+    more_ranks: int = 0,
+) -> Plan:
     """Choose the plan of a new run; it measures, so another call may choose differently.
 
     Args:
@@ -21,6 +29,7 @@ def choose(settings: RunSettings, base: Base, *, clients: int, step_tokens: floa
         clients: clients of one round.
         step_tokens: tokens of one client's optimiser step, on average.
         all_tokens: estimated tokens that the whole run tunes on.
+        more_ranks: ranks of a client's adapter in addition to the run's.
 
     Raises:
         SettingsError: worker processes are asked for on a GPU.
@@ -39,6 +48,7 @@ def choose(settings: RunSettings, base: Base, *, clients: int, step_tokens: floa
         micro_batch=_micro_batch(settings, base),
         workers=None if machine.workers == "auto" else machine.workers,
         stack_size=None if machine.stack_size == "auto" else machine.stack_size,
+        more_ranks=more_ranks,
     )
     return _plan(settings, base, sizes)
 

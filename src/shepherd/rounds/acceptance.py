@@ -36,6 +36,10 @@ from shepherd.rounds.weights import ANYTHING, MAX_WEIGHT, WEIGHT_TOLERANCE, Allo
 MAX_METRIC = MAX_WEIGHT
 """Largest absolute value of a metric or of a score's sum or count: their sums and products stay finite."""
 
+MAX_CHANGE = 1e12
+"""Largest absolute value in a tensor of an update. Factors of a real visit are below 10; far above this bound
+squares and products of factors would leave float32, and one client would end the round for all."""
+
 Answer = Update | Failure
 
 
@@ -181,7 +185,12 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
     arrived = _decode(request, answer)
     if arrived.weight != answer.weight:  # a mechanism controls the weights
         check_report(arrived, request.broadcast.round, ANYTHING)
-    return request.method.algorithm.accept(check_tensors(arrived, expected), allowed.counts)
+    checked = check_tensors(arrived, expected)
+    with np.errstate(over="ignore", invalid="ignore"):
+        accepted = request.method.algorithm.accept(checked, allowed.counts)
+    if accepted is not checked:
+        _require_bounded(accepted, "once what its extra says is applied; correct what the client reports")
+    return accepted
 
 
 def _decode(request: RoundRequest, update: Update) -> Update:
@@ -211,7 +220,8 @@ def check(update: Update, expected: Expected, round: int, allowed: Allowed = ANY
 
     Raises:
         UpdateRefused: it is of another round; its weight or a count is not allowed for its visit; a tensor
-            is missing, extra, misshapen, not finite or of another dtype; or a metric is above MAX_METRIC.
+            is missing, extra, misshapen, not finite, above MAX_CHANGE or of another dtype; or a metric is
+            above MAX_METRIC.
     """
     check_report(update, round, allowed)
     return check_tensors(update, expected)
@@ -233,18 +243,32 @@ def check_tensors(update: Update, expected: Expected) -> Update:
     """Check an update's tensors against what the round expects; returns it with its change as an `Adapter`.
 
     Raises:
-        UpdateRefused: a tensor is missing, extra, misshapen, not finite or of another dtype.
+        UpdateRefused: a tensor is missing, extra, misshapen, not finite, above MAX_CHANGE or of
+            another dtype.
     """
     try:
         _require_float32(update.delta, expected.delta, "its change")
         _require_float32(update.extra, expected.extra, "its extra")
     except AdapterError as error:
         raise UpdateRefused(str(error)) from error
-    for name in (*not_finite(update.delta), *not_finite(update.extra)):
-        raise UpdateRefused(f"tensor {name} is not finite after decoding; clip the update")
+    _require_bounded(update, "after decoding; clip the update")
     if isinstance(update.delta, Adapter):
         return update
     return replace(update, delta=Adapter(update.delta))
+
+
+def _require_bounded(update: Update, when: str) -> None:
+    """Raise UpdateRefused, naming the tensor, unless all numbers of an update are within MAX_CHANGE."""
+    for tensors in (update.delta, update.extra):
+        for name, tensor in tensors.items():
+            largest = max(float(tensor.max()), -float(tensor.min())) if tensor.size else 0.0
+            if not math.isfinite(largest):
+                raise UpdateRefused(f"tensor {name} is not finite {when}")
+            if largest > MAX_CHANGE:
+                raise UpdateRefused(
+                    f"tensor {name} has a value of {largest:.3g}, and at most {MAX_CHANGE:g} in absolute"
+                    f" value is allowed, {when}"
+                )
 
 
 def _require_float32(got: Payload, expected: Layout, what: str) -> None:

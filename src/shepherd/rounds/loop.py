@@ -6,7 +6,7 @@ resume, call it with a saved state; the result has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from time import perf_counter
 
@@ -138,6 +138,7 @@ def rounds(
 
 def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, clients: int) -> Context:
     """The context of a run, from its run file and its data."""
+    own = settings.adapter.ranks
     return Context(
         clients=clients,
         share=selection.share,
@@ -145,6 +146,7 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
         layout=shapes_of(adapter),
         weights=settings.federation.weights,
         rank=settings.adapter.rank,
+        ranks=tuple(sorted({*(own.values() if isinstance(own, Mapping) else own)})),
     )
 
 

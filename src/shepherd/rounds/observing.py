@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from shepherd.core import Broadcast, Context, Draws, Method, Observer, Update
+from shepherd.core.algorithm import as_aggregated
 from shepherd.core.cores import Bases, bases_of, grown
 from shepherd.core.round_audit import RoundAudit
 
@@ -17,13 +18,16 @@ class Observers:
     observer: Observer | None = None
     audit: RoundAudit | None = None
     bases: Bases = field(default_factory=dict)
+    settle: Callable[[Update], Update] = as_aggregated
+    """The change that an update stands for: products are of this one, and not linear in it."""
 
     def passing(self, updates: Iterator[Update]) -> Iterator[Update]:
         """Yield the same updates, each once the observers have seen it."""
         for update in updates:
-            for each in (self.observer, self.audit):
-                if each is not None:
-                    each.add(grown(self.bases, update))
+            if self.observer is not None:
+                self.observer.add(grown(self.bases, update))
+            if self.audit is not None:
+                self.audit.add(self._change(update))
             yield update
             del update
 
@@ -31,7 +35,7 @@ class Observers:
         """The figures of the round, by their column in rounds.jsonl."""
         figures = dict(self.observer.figures()) if self.observer is not None else {}
         if self.audit is not None:
-            figures |= self.audit.figures(grown(self.bases, result))
+            figures |= self.audit.figures(self._change(result))
         return figures
 
     def cosines(self, result: Update, fewest: int) -> Mapping[str, float]:
@@ -41,7 +45,10 @@ class Observers:
             fewest: the largest `min_cohort` of the round's clients. Unless all of them allow a mean of one,
                 there is none: the mean over all and the others' would give a hidden one away (law 11).
         """
-        return self.audit.cosines(grown(self.bases, result)) if self.audit is not None and fewest <= 1 else {}
+        return self.audit.cosines(self._change(result)) if self.audit is not None and fewest <= 1 else {}
+
+    def _change(self, update: Update) -> Update:
+        return grown(self.bases, self.settle(update))
 
 
 def observers(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observers:
@@ -57,4 +64,5 @@ def observers(method: Method, broadcast: Broadcast, context: Context, draws: Dra
         observer=method.algorithm.observe(broadcast, context, draws),
         audit=RoundAudit(broadcast.adapter, draws, context.rank),
         bases=bases_of(method.algorithm, broadcast.adapter, broadcast.round),
+        settle=method.algorithm.settle,
     )

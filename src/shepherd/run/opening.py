@@ -27,6 +27,7 @@ from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
 from shepherd.rounds import context_of, start
+from shepherd.rounds.ranks import ranks_of
 from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
@@ -97,16 +98,18 @@ def _start(
     prepared = prepared or _read_data(dated, base, consent, rows)
     pipeline.require_readable(prepared, base)
     _require_contribution(settings, method, prepared)
+    ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
-    plan = _choose_plan(dated, base, prepared, cohort)
+    plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method))
     _log_description(base, plan, method.algorithm, prepared)
     for sentence in (*pipeline.training_remarks(prepared), *pipeline.remarks(prepared)):
         log.info("%s", sentence)
     for sentence in pipeline.training_warnings(prepared):
         log.warning("%s", sentence)
     sample = next(iter(prepared.clients.values()))
-    _log_expectation(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
+    tokens = _round_tokens(settings, prepared, cohort)
+    _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method)))
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         pipeline.save(holder.path / "data", prepared)
@@ -250,6 +253,13 @@ def _require_room_for_side_ranks(base: bases.Base, method: Method) -> None:
             f" {stacked[0].experts} experts, which cannot have the {method.aggregation.side_rank} side ranks"
             ' of this aggregation; set [aggregation] name = "product", or adapter.target_parameters = []'
         )
+    more = _more_ranks(method)
+    needed, free = memory.adapter_bytes(base, more), memory.free_bytes(base.device)
+    if more and needed > free:
+        raise SettingsError(
+            f"an adapter with {more} ranks more than adapter.rank takes {needed / 1e9:.3g} GB, and"
+            f" {free / 1e9:.3g} GB are free; lower aggregation.side_rank or algorithm.rank"
+        )
 
 
 def _require_ranks(path: Path | None, due: Adapter, saved: Checkpoint) -> None:
@@ -303,7 +313,10 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
     took = [row["seconds"]["tuning"] for row in rows if row["round"]]
     if took:
         _log_expectation(
-            Expected(memory_bytes=memory_bytes(run.base, run.plan), seconds_a_round=median(took))
+            Expected(
+                memory_bytes=memory_bytes(run.base, run.plan, _more_ranks(run.method)),
+                seconds_a_round=median(took),
+            )
         )
     run._log_start()
     log.info("continuing after round %d of %d", run.state.round, run.until)
@@ -315,7 +328,14 @@ def _restored_memories(saved: Checkpoint, store: ClientStore) -> dict[str, Store
     return older | {client: StoredMemory(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
-def _choose_plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int) -> Plan:
+def _more_ranks(method: Method) -> int:
+    """Ranks of a client's adapter in addition to the run's: side ranks, or its own."""
+    return method.aggregation.side_rank + method.algorithm.adds_ranks
+
+
+def _choose_plan(
+    settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int, more_ranks: int
+) -> Plan:
     """Choose what the settings leave open by measuring; the settings are dated already."""
     return planning.choose(
         settings,
@@ -323,6 +343,7 @@ def _choose_plan(settings: RunSettings, base: bases.Base, prepared: TokenisedDat
         clients=cohort,
         step_tokens=pipeline.mean_length(prepared) * settings.tuning.batch_size,
         all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
+        more_ranks=more_ranks,
     )
 
 

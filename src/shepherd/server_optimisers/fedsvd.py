@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.config import PositiveFloat, PositiveInt, Table
-from shepherd.core import Adapter, Context, ServerOptimiser, ServerState
+from shepherd.core import Adapter, Context, ServerOptimiser, ServerState, product
 from shepherd.core.experts import experts_of, joined_a, joined_b, split_a, split_b
 from shepherd.core.factor_gap import pairs
 from shepherd.server_optimisers import sgd
@@ -73,7 +73,7 @@ def factorised(b: Matrix, a: Matrix) -> tuple[Matrix, Matrix]:
     rank = len(a)
     q_b, r_b = np.linalg.qr(b)  # (out, p), (p, r)
     q_a, r_a = np.linalg.qr(a.T)  # (in, q), (q, r)
-    u, s, v = np.linalg.svd(r_b @ r_a.T)  # (p, p), (min(p, q),), (q, q)
+    u, s, v = product.svd(r_b @ r_a.T)  # (p, p), (min(p, q),), (q, q)
     new_b, new_a = np.zeros((len(b), rank)), np.zeros((rank, a.shape[1]))
     new_b[:, : len(s)] = q_b @ (u[:, : len(s)] * s)
     new_a[: len(v)] = v @ q_a.T

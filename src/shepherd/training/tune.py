@@ -336,10 +336,15 @@ def _gradient_correction(adapters: stack.Stack, job: Job) -> Callable[[Step], No
     if correction is None:
         return lambda step: None
     device = adapters.values.device
+    # all of a stack may be of smaller ranks than the broadcast
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in adapters.tensors.items()}
     sent: Any = replace(
         broadcast,
-        adapter={name: _tensor(broadcast.adapter[name], device) for name in adapters.tensors},  # type: ignore[arg-type]
-        extra={name: _tensor(tensor, device) for name, tensor in broadcast.extra.items()},  # type: ignore[arg-type]
+        adapter={name: _tensor(corner(broadcast.adapter[name], shapes[name]), device) for name in shapes},  # type: ignore[arg-type]
+        extra={
+            name: _tensor(corner(tensor, shapes.get(name, tensor.shape)), device)
+            for name, tensor in broadcast.extra.items()
+        },  # type: ignore[arg-type]
     )
     memory = _memories([visit.memory for visit in job.visits], device)
 

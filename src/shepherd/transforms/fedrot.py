@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from shepherd.config import Table
-from shepherd.core import Adapter, Broadcast, Context, Draws, Transform, Update, corner, not_finite
+from shepherd.core import Adapter, Broadcast, Context, Draws, Transform, Update, corner, not_finite, product
 from shepherd.core.experts import experts_of, joined_a, joined_b, split_a, split_b
 from shepherd.core.factor_gap import pairs
 
@@ -83,7 +83,7 @@ def nearest_rotation(overlap: Matrices) -> Matrices:
     size = np.linalg.norm(overlap, axis=(-2, -1), keepdims=True)
     # of all rotations that are as near, the one nearest to the identity
     settled = overlap + np.where(size > 0, FLAT * size, 1.0) * np.eye(overlap.shape[-1])
-    u, _, v = np.linalg.svd(settled)
+    u, _, v = product.svd(settled)
     last = u[..., -1] * np.linalg.det(u @ v)[..., None]
     nearest: Matrices = np.concatenate([u[..., :-1], last[..., None]], axis=-1) @ v
     return nearest

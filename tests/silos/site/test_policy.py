@@ -174,6 +174,9 @@ def test_every_key_of_the_policy_refuses_something() -> None:
         ("mu", {"algorithm": {"name": "fedprox", "mu": 1.0}}, {"algorithm": {"name": "fedprox", "mu": 1e30}}),
         ("mu", {}, {"algorithm": {"name": "fedprox", "mu": "1e30"}}),
         ("mu", {}, {"tuning": {"learning_rate": 0.1}, "algorithm": {"name": "fedprox", "mu": 10}}),
+        ("penalty", {}, {"algorithm": {"name": "local_adapter", "penalty": 1e30}}),
+        ("max_rank", {}, {"algorithm": {"name": "local_adapter", "rank": 10**9}}),
+        ("max_rank", {}, {"algorithm": {"name": "local_adapter", "rank": "9"}}),
         ("momentum", {}, {"tuning": {"optimiser": {"name": "sgd", "momentum": 0.999}}}),
         ("momentum", {}, {"tuning": {"optimiser": {"name": "sgd", "momentum": float("nan")}}}),
         (

@@ -85,6 +85,10 @@ def test_the_rounds_and_their_sums(run: Path) -> None:
         "round": 1,
         "train_loss": 2.75,
         "heldout_loss": None,
+        "worst_client": None,
+        "client_spread": None,
+        "personal_loss": None,
+        "worst_personal": None,
         "bytes_down": 10,
         "bytes_up": 7,
         "gap": 0.125,
@@ -117,6 +121,30 @@ def test_the_rounds_and_their_sums(run: Path) -> None:
             ],
         }
     ]
+
+
+def test_what_clients_have_of_it_round_by_round(run: Path) -> None:
+    more = {
+        "heldout": {"loss": 2.0, "client": {"a": 1.5, "b": 2.5}, "worst_client": 2.5, "spread": 0.5},
+        "personal": {"loss": 1.25, "worst_client": 1.5},
+        "contribution": {"leave_one_out": {"a": 0.25, "b": -0.5}, "projection": {"a": 0.125, "b": 0.375}},
+    }
+    alone = {"contribution": {"leave_one_out": {}, "projection": {"a": 0.5, "b": float("nan")}}}
+    rows = [ROWS[0], {**ROWS[1], **alone}, {**ROWS[2], **more}]
+    (run / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = collect(run)
+    names = ("worst_client", "client_spread", "personal_loss", "worst_personal")
+    assert [found["rounds"][2][name] for name in names] == [2.5, 0.5, 1.25, 1.5]
+    assert found["contribution"] == [
+        {"client": "a", "rounds": 2, "leave_one_out": 0.25, "projection": 0.625},
+        {"client": "b", "rounds": 2, "leave_one_out": -0.5, "projection": 0.375},
+    ]
+    inside = page.main(found)
+    for name in ("clients", "personal"):
+        assert f"chart-{name}-t" in inside
+    assert "Leaving it out" in inside
+    plain = page.main({key: value for key, value in found.items() if key != "contribution"})
+    assert "Leaving it out" not in plain
 
 
 def test_a_run_alone_is_its_base_and_its_last_scored_round(run: Path) -> None:

@@ -158,6 +158,10 @@ def _about_the_run(
         yield Violation("trust_remote_code", False, "code that comes with a base", fix)
     if run.adapter.rank > policy.max_rank:
         yield Violation("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
+    own_rank = run.algorithm.own.get("rank", 0)
+    if not _number(own_rank) <= policy.max_rank:
+        got = f"an own adapter of rank {_toml(own_rank)}"
+        yield Violation("max_rank", policy.max_rank, got, "lower algorithm.rank")
     scale = run.adapter.alpha / run.adapter.rank ** (0.5 if run.adapter.rank_stabilised else 1.0)
     if scale > MAX_ADAPTER_SCALE:
         yield Violation("alpha", None, f"an adapter scaled by {scale:g}", "lower adapter.alpha")
@@ -201,6 +205,7 @@ def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Viol
     for rule, table, value in (
         ("weight_decay", "tuning.optimiser", keys.get("weight_decay", 0.0)),
         ("mu", "algorithm", own.get("mu", 0.0)),
+        ("penalty", "algorithm", own.get("penalty", 0.0)),
     ):
         if not rate * _number(value) <= MAX_DECAY_PER_STEP:
             got = f"a {rule} of {_toml(value)}, which discards more than {MAX_DECAY_PER_STEP:g} in each step"

@@ -89,6 +89,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
         "failures": _failures(rows),
+        "contribution": _contribution(rows),
         "judge": _judge(compared),
         "samples": _samples(compared) or single_run.samples(answered),
     }
@@ -321,11 +322,16 @@ def _client_loss(compared: Mapping[str, Any], arms: Sequence[Row]) -> Row:
 def _round(row: Row) -> Row:
     seconds, heldout = row.get("seconds"), table(row.get("heldout"))
     coverage = [share for share in numbers(row.get("coverage")).values() if share is not None]
+    personal = table(row.get("personal"))
     cosines = [cosine for cosine in numbers(row.get("cosines")).values() if cosine is not None]
     return {
         "round": row["round"],
         "train_loss": number(row.get("loss")),
         "heldout_loss": number(heldout.get("loss")),
+        "worst_client": number(heldout.get("worst_client")),
+        "client_spread": number(heldout.get("spread")),
+        "personal_loss": number(personal.get("loss")),
+        "worst_personal": number(personal.get("worst_client")),
         **{key: number(row.get(key)) for key in _FIGURES},
         "lowest_cosine": min(cosines, default=None),
         "clients": len(items(row.get("cohort"))) if "cohort" in row else None,
@@ -333,6 +339,23 @@ def _round(row: Row) -> Row:
         "coverage": sum(coverage) / len(coverage) if coverage else None,
         "seconds": number(table(seconds).get("round")),
     }
+
+
+def _contribution(rows: Sequence[Row]) -> list[Row]:
+    """What each client added to the fall of the held-out loss, in nats, over the scored rounds."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        given = table(row.get("contribution"))
+        measures = {key: numbers(given.get(key)) for key in ("leave_one_out", "projection")}
+        for client in dict.fromkeys(name for by in measures.values() for name in by):
+            sums = found.setdefault(
+                client, {"client": client, "rounds": 0, "leave_one_out": None, "projection": None}
+            )
+            sums["rounds"] += 1
+            for key, by in measures.items():
+                if (value := by.get(client)) is not None:
+                    sums[key] = (sums[key] or 0.0) + value
+    return sorted(found.values(), key=lambda each: -(each["projection"] or 0.0))
 
 
 def _curves(

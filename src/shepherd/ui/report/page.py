@@ -356,6 +356,24 @@ def _charts(report: Report) -> dict[str, str]:
             ],
             number_formats.rate,
         ),
+        "clients": small(
+            "clients",
+            "Held-out loss by client and round",
+            [
+                Series("worst client", _points(rows, "worst_client")),
+                Series("spread over clients", _points(rows, "client_spread")),
+            ],
+            number_formats.rate,
+        ),
+        "personal": small(
+            "personal",
+            "Held-out loss of the clients' own models by round",
+            [
+                Series("mean of the clients", _points(rows, "personal_loss")),
+                Series("worst client", _points(rows, "worst_personal")),
+            ],
+            number_formats.rate,
+        ),
         "learning_rate": small(
             "learning-rate",
             "Learning rate by round",
