@@ -166,7 +166,7 @@ class Grid:
         silent = ["evaluation.answers=0", "evaluation.examples=8"]
         silent.append(f"evaluation.every={asked.federation.rounds}")
         if options.quick:
-            silent += ["federation.rounds=1", "tuning.max_steps=2", "data.limit=120"]
+            silent += ["federation.rounds=1", "tuning.max_steps=1", "data.limit=60", "data.holdout=0.2"]
         folder = options.keep / "-".join([options.on, *options.more])
         return cls(overridden(asked, silent), folder, not options.table)
 
