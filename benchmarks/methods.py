@@ -387,11 +387,14 @@ def tables(figures: Figures) -> list[Table]:
     return [Table(f"methods at equal examples on {figures['on']}", columns, rows, notes)]
 
 
-def _interval(found: Mapping[str, float] | None, scale: float = 1.0, digits: int = 3) -> str:
+_ENDS = ("value", "low", "high")
+
+
+def _interval(found: Mapping[str, float | None] | None, scale: float = 1.0, digits: int = 3) -> str:
     if found is None:
         return ""
-    low, high = (found[end] if found[end] is not None else float("nan") for end in ("low", "high"))
-    return f"{found['value'] * scale:.{digits}f} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+    value, low, high = ("?" if (n := found[key]) is None else f"{n * scale:.{digits}f}" for key in _ENDS)
+    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":
