@@ -47,7 +47,7 @@ def another_question(scene: Scene, tries: int) -> Tried:
     def attempt() -> tuple[bool, str]:
         return _refused(wire.decode_reply(_asked(scene, wire.encode_request(_request(scene, next(numbers))))))
 
-    line = rf"run {RUN}, round 1, train: refused: .* with another question"
+    line = rf"run {RUN}, round 1, train: refused: .* got another request"
     return tried(scene, "an old round, asked anew", tries, attempt, line, end="site-2")
 
 
