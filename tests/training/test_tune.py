@@ -332,17 +332,16 @@ def test_ranks_beyond_those_that_are_trained_act_as_a_part_of_the_base(llama) ->
 @contextmanager
 def folded(base: Base, adapter: Adapter, first: int):
     """Add the ranks of an adapter from `first` on to the base's matrices, as a dense product."""
-    scale, added = lora.scaling(base.adapter), []
+    scale, before = lora.scaling(base.adapter), []
     for target, layer in lora.layers(base.model, base.targets):
         a, b = adapter[target.name_a][first:], adapter[target.name_b][:, first:]
         change = torch.from_numpy(scale * b @ a)
         weight = layer.base.weight
-        added.append((weight, change if weight.shape == change.shape else change.T))
-    for weight, change in added:
-        weight.data += change
+        before.append((weight, weight.data.clone()))  # to subtract the change would leave other last bits
+        weight.data += change if weight.shape == change.shape else change.T
     yield
-    for weight, change in added:
-        weight.data -= change
+    for weight, whole in before:
+        weight.data.copy_(whole)
 
 
 def test_what_is_not_shared_stays_with_the_client_and_its_next_visit_starts_from_it(llama) -> None:
