@@ -15,13 +15,12 @@ follows the formula.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
 from shepherd.config import PositiveInt, Table
-from shepherd.core import Aggregation, Context, ServerState, Update, product, seed_for
-from shepherd.core.local_factors import Module, gather
+from shepherd.core import Aggregation, product, seed_for
+from shepherd.core.local_factors import Module, of_products
 from shepherd.core.product import Factors
 
 
@@ -33,29 +32,15 @@ class Config(Table):
 def build(config: Config) -> Aggregation:
     """Build the stack of all products."""
 
-    def after(module: Module, round: int) -> Factors:
+    def after(module: Module) -> Factors:
         whole = product.joined(module.side, product.stacked(module.local, module.weights))
-        return product.joined(fresh(module, round), product.compressed(whole, config.side_rank))
+        return product.joined(fresh(module), product.compressed(whole, config.side_rank))
 
-    def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
-        cohort = gather(state, updates)
-        return cohort.changed(
-            (module, after(module, state.round)) for module in cohort.modules(context, config.side_rank)
-        )
-
-    return Aggregation(
-        combine=combine,
-        streams=False,
-        is_mean=False,
-        keeps_basis=False,
-        takes_ranks=True,
-        side_rank=config.side_rank,
-        restarts=True,
-    )
+    return of_products(after, side_rank=config.side_rank, restarts=True)
 
 
-def fresh(module: Module, round: int) -> Factors:
+def fresh(module: Module) -> Factors:
     """New trained factors: A uniform in (-1/sqrt(in), 1/sqrt(in)), as PEFT draws it, and B zero."""
     bound = 1 / math.sqrt(module.broadcast.a.shape[1])
-    draws = np.random.default_rng(seed_for(round, "flora", module.pair.a))
+    draws = np.random.default_rng(seed_for(module.round, "flora", module.pair.a))
     return Factors(np.zeros_like(module.broadcast.b), draws.uniform(-bound, bound, module.broadcast.a.shape))

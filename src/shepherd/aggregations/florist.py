@@ -10,12 +10,10 @@ next visit can use them. The traffic is that of the adapter's rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from shepherd.aggregations.product import Split, factors
 from shepherd.config import PositiveShare, Table
-from shepherd.core import Aggregation, Context, ServerState, Update, product
-from shepherd.core.local_factors import Module, gather
+from shepherd.core import Aggregation, product
+from shepherd.core.local_factors import Module, of_products
 from shepherd.core.product import Factors
 
 
@@ -34,8 +32,4 @@ def build(config: Config) -> Aggregation:
         rank = min(module.rank, product.energy_rank(found.values, config.energy))
         return factors(found.first(rank), module.near(), config.split)
 
-    def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
-        cohort = gather(state, updates)
-        return cohort.changed((module, after(module)) for module in cohort.modules(context))
-
-    return Aggregation(combine=combine, streams=False, is_mean=False, keeps_basis=False, takes_ranks=True)
+    return of_products(after)

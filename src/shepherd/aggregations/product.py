@@ -17,14 +17,13 @@ rule (arXiv 2602.13486) as its abstract states it. With equal ranks neither chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Strict, model_validator
 
 from shepherd.config import PositiveFloat, Table
-from shepherd.core import Aggregation, Context, ServerState, Update, product
-from shepherd.core.local_factors import Module, gather
+from shepherd.core import Aggregation, product
+from shepherd.core.local_factors import Module, of_products
 from shepherd.core.product import Factors, Near, Spectrum
 
 Split = Literal["aligned", "ordered", "balanced"]
@@ -52,28 +51,11 @@ class Config(Table):
 def build(config: Config) -> Aggregation:
     """Build the mean of the products, cut to the rank."""
 
-    def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
-        cohort = gather(state, updates)
-        return cohort.changed(
-            (
-                module,
-                factors(
-                    product.spectrum(_target(module, config), module.rank),
-                    module.near(config.step),
-                    config.split,
-                ),
-            )
-            for module in cohort.modules(context, truncated=config.truncated)
-        )
+    def after(module: Module) -> Factors:
+        found = product.spectrum(_target(module, config), module.rank)
+        return factors(found, module.near(config.step), config.split)
 
-    return Aggregation(
-        combine=combine,
-        streams=False,
-        is_mean=False,
-        keeps_basis=False,
-        takes_ranks=True,
-        truncates=config.truncated,
-    )
+    return of_products(after, truncated=config.truncated)
 
 
 def factors(found: Spectrum, near: Near, split: Split) -> Factors:

@@ -16,12 +16,10 @@ ranks and has the others as they were sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from shepherd.aggregations.product import Split, factors
 from shepherd.config import PositiveInt, Table
-from shepherd.core import Aggregation, Context, ServerState, Update, product
-from shepherd.core.local_factors import Module, gather
+from shepherd.core import Aggregation, product
+from shepherd.core.local_factors import Module, of_products
 from shepherd.core.product import Factors
 
 
@@ -38,20 +36,7 @@ def build(config: Config) -> Aggregation:
     """Build the exact mean with side ranks."""
     after = _means if config.means else _largest
 
-    def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
-        cohort = gather(state, updates)
-        return cohort.changed(
-            (module, after(module, config)) for module in cohort.modules(context, config.side_rank)
-        )
-
-    return Aggregation(
-        combine=combine,
-        streams=False,
-        is_mean=False,
-        keeps_basis=False,
-        takes_ranks=True,
-        side_rank=config.side_rank,
-    )
+    return of_products(lambda module: after(module, config), side_rank=config.side_rank)
 
 
 def _means(module: Module, config: Config) -> Factors:

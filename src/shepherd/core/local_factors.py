@@ -11,13 +11,14 @@ expert by expert, and the columns of its B (out, r E) rank by rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core.adapter import Adapter
+from shepherd.core.aggregation import Aggregation
 from shepherd.core.factor_gap import Pair, pairs
 from shepherd.core.messages import Context, ServerState, Update
 from shepherd.core.payload import Payload
@@ -33,6 +34,8 @@ class Module:
     """One adapted matrix in a round: the broadcast's factors and each client's, in float64."""
 
     pair: Pair
+    round: int
+    """Rounds finished before this one."""
     expert: int
     experts: int
     broadcast: Factors
@@ -100,6 +103,7 @@ class Gathered:
                 ends = {*context.ranks, *(rank // experts for rank in ranks)} if truncated else set()
                 yield Module(
                     pair=pair,
+                    round=self.state.round,
                     expert=expert,
                     experts=experts,
                     broadcast=mine.first(own),
@@ -137,6 +141,37 @@ class Gathered:
             clients=tuple(client for update in self.updates for client in update.clients),
             extra=self.extra,
         )
+
+
+def of_products(
+    after: Callable[[Module], Factors],
+    *,
+    side_rank: int = 0,
+    truncated: bool = False,
+    restarts: bool = False,
+) -> Aggregation:
+    """Build an aggregation that makes each matrix's factors anew from the clients' products.
+
+    Args:
+        after: the new factors of one matrix, trained and side ranks.
+        side_rank, truncated, restarts: as the properties of `Aggregation`.
+    """
+
+    def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
+        cohort = gather(state, updates)
+        modules = cohort.modules(context, side_rank, truncated=truncated)
+        return cohort.changed((module, after(module)) for module in modules)
+
+    return Aggregation(
+        combine=combine,
+        streams=False,
+        is_mean=False,
+        keeps_basis=False,
+        takes_ranks=True,
+        truncates=truncated,
+        side_rank=side_rank,
+        restarts=restarts,
+    )
 
 
 def gather(state: ServerState, updates: Iterable[Update]) -> Gathered:
