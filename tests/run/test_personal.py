@@ -124,3 +124,9 @@ def test_it_resumes_to_the_same_bits(name, llama_folder, source, tmp_path):
     assert again.state.adapter == whole.state.adapter
     rows = [[row.get("personal", row["heldout"]) for row in read_rows(r.folder)] for r in (whole, again)]
     assert json.dumps(rows[0]) == json.dumps(rows[1])
+
+
+def test_where_no_client_held_anything_out_no_personal_score_is_claimed(fedsa, monkeypatch):
+    run, _ = fedsa
+    monkeypatch.setattr("shepherd.evaluate.personal.own_places", lambda *given: [])
+    assert run._scored(run.state) == {}

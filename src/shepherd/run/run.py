@@ -200,7 +200,7 @@ class Run(HeldRun):
             row = {"round": 0, **scored}
             self.holder.append(row)
             self.trackers.log(row)
-            if scored:
+            if "heldout" in scored:
                 log.info("before training  held out %.4f", scored["heldout"]["loss"])
 
     def _is_scored(self, number: int) -> bool:
@@ -246,7 +246,8 @@ class Run(HeldRun):
             found["heldout"] = self._heldout_scores(state.adapter)
         if len(self.prepared.heldout) and algorithm.personal:
             found["personal" if algorithm.server_is_model else "heldout"] = self._personal_scores(state)
-        return found
+        # no client that is scored may have held anything out
+        return {name: scores for name, scores in found.items() if scores}
 
     def _personal_scores(self, state: ServerState) -> Row:
         """Held-out loss of clients' own models, each on its own data or on data like its own."""
