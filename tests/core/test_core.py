@@ -19,7 +19,9 @@ from shepherd.core import (
     FromSystem,
     Mechanism,
     Payload,
+    Sampling,
     Seeded,
+    Spending,
     Transform,
     Update,
     chain,
@@ -201,8 +203,12 @@ def test_draws_of_a_seed_come_again_and_those_of_the_system_do_not() -> None:
     assert numbers(FromSystem()) != numbers(FromSystem())
 
 
+def spending(sampling: Sampling, rounds: int) -> Spending:
+    return Spending(noise=2.0, sampling=sampling, steps=rounds)
+
+
 def test_a_chain_spends_the_budget_of_its_one_mechanism_and_two_are_refused() -> None:
-    noise = Transform(mechanism=Mechanism(sensitivity=1.0, noise=2.0, sampling=0.1))
+    noise = Transform(mechanism=Mechanism(spent=spending))
     assert chain(Transform(), noise).mechanism == noise.mechanism
     assert chain(Transform()).mechanism is None
     with pytest.raises(SettingsError, match="two transforms spend privacy budget"):

@@ -18,6 +18,7 @@ from shepherd.core import (
     Expected,
     Failure,
     Mechanism,
+    Spending,
     Transform,
     chain,
     moved,
@@ -238,8 +239,12 @@ class Ranked(Scripted):
         self.infos = [replace(info, rank=rank) for info in self.infos]
 
 
+def spending(sampling, rounds):
+    return Spending(noise=1.0, sampling=sampling, steps=rounds)
+
+
 def test_under_noise_there_is_no_audit():
-    noisy = Transform(mechanism=Mechanism(sensitivity=1.0, noise=1.0, sampling=1.0))
+    noisy = Transform(mechanism=Mechanism(spent=spending))
     asked = method(transform=noisy)
     loop = rounds(
         asked,

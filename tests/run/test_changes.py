@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shepherd.core import Mechanism, chain
+from shepherd.core import Mechanism, Spending, chain
 from shepherd.errors import FolderError, SettingsError, ShepherdError
 from shepherd.model import files
 from shepherd.overrides import plain
@@ -166,8 +166,12 @@ def test_a_schedule_over_the_rounds_is_named_when_it_changes_on_the_way(
     assert changes.remark(table, tmp_path / "run") == ""
 
 
+def spending(sampling, rounds):
+    return Spending(noise=1.0, sampling=sampling, steps=rounds)
+
+
 def test_a_run_whose_noise_was_set_for_its_rounds_gets_no_more(begun) -> None:
-    noisy = replace(chain(), mechanism=Mechanism(sensitivity=1.0, noise=1.0, sampling=1.0))
+    noisy = replace(chain(), mechanism=Mechanism(spent=spending))
     with resume(begun) as run:
         method = replace(run.method, transform=noisy)
     with pytest.raises(SettingsError, match=r"federation\.rounds cannot be raised"):

@@ -26,6 +26,7 @@ from shepherd.core.randomness import Draws, FromSystem, Scoped, Seeded, seed_for
 from shepherd.core.ranks import corner, of_rank, padded, unpadded
 from shepherd.core.selection import Cohort, Draw, Selection, names_at, share_of
 from shepherd.core.server_optimiser import ServerOptimiser, moved
+from shepherd.core.spending import FixedSize, Poisson, Sampling, Shuffled, Spending, Turns
 from shepherd.core.transform import Mechanism, Transform, chain
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Expected",
     "Failure",
     "Federation",
+    "FixedSize",
     "FromSystem",
     "Layout",
     "LocalReport",
@@ -53,13 +55,18 @@ __all__ = [
     "Observer",
     "Parts",
     "Payload",
+    "Poisson",
+    "Sampling",
     "Scoped",
     "Seeded",
     "Selection",
     "ServerOptimiser",
     "ServerState",
+    "Shuffled",
+    "Spending",
     "Step",
     "Transform",
+    "Turns",
     "Update",
     "chain",
     "corner",

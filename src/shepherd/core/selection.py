@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shepherd.core.messages import ClientInfo
+from shepherd.core.spending import Sampling
 from shepherd.errors import FederationError
 
 Cohort = tuple[str, ...]
@@ -28,6 +29,8 @@ class Selection:
     """Whether a client's chance is proportional to its size, so that all updates must have equal weights."""
     may_be_empty: bool = False
     """Whether a round may ask nobody."""
+    sampling: Callable[[int], Sampling] | None = None
+    """How a cohort of this many clients is drawn, for the accountant; None if no guarantee is known."""
 
     def cohort(self, clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         """Draw the cohort of a round.

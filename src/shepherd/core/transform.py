@@ -8,19 +8,17 @@ from typing import Any
 
 from shepherd.core.messages import Broadcast, Context, Update
 from shepherd.core.randomness import Draws, Scoped
+from shepherd.core.spending import Sampling, Spending
 from shepherd.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mechanism:
-    """The privacy properties of a transform that spends privacy budget, for the accountant."""
+    """What a transform that protects each client with noise spends, for the accountant."""
 
-    sensitivity: float
-    """Largest change that one client can make to the released sum, as a Euclidean norm."""
-    noise: float
-    """Standard deviation of the Gaussian noise on that sum, as a multiple of the sensitivity."""
-    sampling: float
-    """Probability that a client takes part in a round, in (0, 1]."""
+    spent: Callable[[Sampling, int], Spending]
+    """`(how cohorts are drawn, rounds) -> what they spend`; raises SettingsError if it gives no guarantee for
+    such a draw."""
 
 
 def no_state(context: Context) -> Any:

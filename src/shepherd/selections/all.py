@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shepherd.config import Table
-from shepherd.core import ClientInfo, Cohort, Selection
+from shepherd.core import ClientInfo, Cohort, Selection, Turns
 
 
 class Config(Table):
@@ -18,4 +18,4 @@ def build(config: Config) -> Selection:
     def draw(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         return tuple(client.name for client in clients)
 
-    return Selection(draw=draw)
+    return Selection(draw=draw, sampling=lambda count: Turns(every=1))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shepherd.config import PositiveShare, Table
-from shepherd.core import ClientInfo, Cohort, Selection, names_at
+from shepherd.core import ClientInfo, Cohort, Poisson, Sampling, Selection, names_at
 
 
 class Config(Table):
@@ -26,4 +26,7 @@ def build(config: Config) -> Selection:
         chance = max(config.share, 1 / len(clients))
         return names_at(clients, np.flatnonzero(np.random.default_rng(seed).random(len(clients)) < chance))
 
-    return Selection(draw=draw, share=config.share, may_be_empty=True)
+    def sampling(count: int) -> Sampling:
+        return Poisson(chance=max(config.share, 1 / count))
+
+    return Selection(draw=draw, share=config.share, may_be_empty=True, sampling=sampling)

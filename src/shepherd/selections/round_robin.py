@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shepherd.config import PositiveShare, Table
-from shepherd.core import ClientInfo, Cohort, Selection, names_at, share_of
+from shepherd.core import ClientInfo, Cohort, Sampling, Selection, Turns, names_at, share_of
 
 
 class Config(Table):
@@ -22,4 +22,7 @@ def build(config: Config) -> Selection:
         number = share_of(len(clients), config.share)
         return names_at(clients, (round * number + np.arange(number)) % len(clients))
 
-    return Selection(draw=draw, share=config.share)
+    def sampling(count: int) -> Sampling:
+        return Turns(every=count // share_of(count, config.share))
+
+    return Selection(draw=draw, share=config.share, sampling=sampling)

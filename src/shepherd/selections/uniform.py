@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shepherd.config import PositiveShare, Table
-from shepherd.core import ClientInfo, Cohort, Selection, names_at, share_of
+from shepherd.core import ClientInfo, Cohort, FixedSize, Sampling, Selection, names_at, share_of
 
 
 class Config(Table):
@@ -26,4 +26,7 @@ def build(config: Config) -> Selection:
         number = share_of(len(clients), config.share)
         return names_at(clients, rng.choice(len(clients), number, replace=False))
 
-    return Selection(draw=draw, share=config.share)
+    def sampling(count: int) -> Sampling:
+        return FixedSize(size=share_of(count, config.share), of=count)
+
+    return Selection(draw=draw, share=config.share, sampling=sampling)

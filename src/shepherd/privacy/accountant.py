@@ -1,0 +1,174 @@
+"""How much privacy budget a run spends: epsilon at delta, by privacy loss distributions.
+
+    (epsilon, delta)-DP:  Pr[M(D) in S] <= exp(epsilon) Pr[M(D') in S] + delta
+
+`dp-accounting` composes the steps; random allocation, where each unit is in exactly one step of an epoch, is
+`PLD_accounting`'s (arXiv 2602.17284). Neighbouring data differ by one unit: added or removed, or, with a
+fixed number of units in a step, replaced. This is the only module that imports either package.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from shepherd.core.spending import FixedSize, Poisson, Sampling, Shuffled, Spending, Turns
+from shepherd.errors import SettingsError
+
+MISSING = (
+    "accounting for differential privacy requires the packages dp-accounting and PLD_accounting; install with"
+    ' pip install "shepherd-fit[privacy]"'
+)
+MIN_NOISE, MAX_NOISE = 0.2, 1000.0
+"""Noise multipliers that `noise_for` returns."""
+NOISE_TOLERANCE = 5e-4
+"""Relative tolerance of `noise_for`; it never returns too little noise."""
+BRACKET = 0.2  # step of the search for a range, as a natural logarithm
+TINY = 1e-12  # an epsilon of 0 has a logarithm, too
+
+
+Account = Callable[[Sequence[Spending], float], float]
+
+
+def require() -> None:
+    """Raise SettingsError, with what to install, if the accountant's packages are missing."""
+    if not (find_spec("dp_accounting") and find_spec("PLD_accounting")):
+        raise SettingsError(MISSING)
+
+
+def epsilon(spent: Iterable[Spending], delta: float) -> float:
+    """The smallest epsilon that the accountant can show for all of this together; infinity if none.
+
+    Args:
+        delta: in (0, 1).
+
+    Raises:
+        SettingsError: delta is not in (0, 1); the packages are missing; or steps of different neighbouring
+            relations are added up, for which there is no one guarantee.
+    """
+    _require_delta(delta)
+    require()
+    every = [each for each in spent if each.steps]
+    relations = {replaces(each.sampling) for each in every}
+    if not every:
+        return 0.0
+    if len(relations) > 1:
+        raise SettingsError(
+            "steps with a fixed number of units, whose privacy is that of replacing one, cannot be added to"
+            ' others; use one selection, such as [selection] name = "poisson"'
+        )
+    shuffled = [each for each in every if isinstance(each.sampling, Shuffled)]
+    if shuffled:
+        return _of_shuffled(every, delta)
+    return _composed(every, delta)
+
+
+def noise_for(target: float, delta: float, sampling: Sampling, steps: int) -> float:
+    """The smallest noise multiplier with which `steps` steps spend at most `target` epsilon at `delta`.
+
+    Raises:
+        SettingsError: the target is not a finite number above 0, or no noise up to `MAX_NOISE` reaches it.
+    """
+    if not 0.0 < target < math.inf:
+        raise SettingsError(f"the target epsilon is {target}; give a finite number above 0")
+    from scipy.optimize import brentq
+
+    @cache
+    def above(power: float, account: Account = epsilon) -> float:
+        """How far log epsilon is above the target's, at this log of the noise: falling, and nearly a line."""
+        spent = account([Spending(noise=math.exp(power), sampling=sampling, steps=steps)], delta)
+        return math.log(max(spent, TINY)) - math.log(target)
+
+    low, high = math.log(MIN_NOISE), math.log(MAX_NOISE)
+    if above(high) > 0:
+        raise SettingsError(
+            f"no noise multiplier up to {MAX_NOISE:g} gives epsilon {target:g} at delta {delta:g} over"
+            f" {steps} steps; ask for a larger epsilon, or for fewer steps"
+        )
+    if not isinstance(sampling, Shuffled) and above(low, _by_renyi) > 0:
+        # quick, and never too little; little noise takes long to account for exactly, so the search is above
+        high = float(brentq(above, low, high, args=(_by_renyi,), xtol=NOISE_TOLERANCE)) + NOISE_TOLERANCE
+    low = high - BRACKET
+    while above(low) <= 0:
+        if low < math.log(MIN_NOISE):
+            return MIN_NOISE
+        low, high = low - BRACKET, low
+    found = float(brentq(above, low, high, xtol=NOISE_TOLERANCE))
+    while above(found) > 0:
+        found += NOISE_TOLERANCE
+    return math.exp(found)
+
+
+def replaces(sampling: Sampling) -> bool:
+    """Whether neighbouring data replace one unit, rather than add or remove one."""
+    return isinstance(sampling, FixedSize)
+
+
+def _require_delta(delta: float) -> None:
+    if not 0.0 < delta < 1.0:  # false for NaN, too
+        raise SettingsError(f"delta is {delta}; give a number above 0 and below 1, at most 1 / units")
+
+
+def _composed(spent: Sequence[Spending], delta: float) -> float:
+    """By privacy loss distributions; by Rényi divergences for the sampling that those do not know."""
+    from dp_accounting import pld
+
+    if any(replaces(each.sampling) for each in spent):
+        return _by_renyi(spent, delta)
+    return float(pld.PLDAccountant().compose(_events(spent)).get_epsilon(delta))
+
+
+def _by_renyi(spent: Sequence[Spending], delta: float) -> float:
+    """An upper bound, and a close one; without random allocation."""
+    from dp_accounting import NeighboringRelation, rdp
+
+    replaced = any(replaces(each.sampling) for each in spent)
+    relation = NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant: Any = rdp.RdpAccountant(neighboring_relation=relation)
+    return float(accountant.compose(_events(spent)).get_epsilon(delta))
+
+
+def _events(spent: Sequence[Spending]) -> Any:
+    import dp_accounting
+
+    return dp_accounting.ComposedDpEvent([_event(each) for each in spent])
+
+
+def _event(spent: Spending) -> Any:
+    import dp_accounting as dp
+
+    match spent.sampling:
+        case Poisson(chance=chance):
+            each = dp.PoissonSampledDpEvent(chance, dp.GaussianDpEvent(spent.noise))
+            return dp.SelfComposedDpEvent(each, spent.steps)
+        case FixedSize(size=size, of=of):
+            # replacing one unit moves the sum twice as far as removing it
+            each = dp.SampledWithoutReplacementDpEvent(of, size, dp.GaussianDpEvent(spent.noise / 2))
+            return dp.SelfComposedDpEvent(each, spent.steps)
+        case Turns(every=every):
+            times = math.ceil(spent.steps / every)
+            return dp.SelfComposedDpEvent(dp.GaussianDpEvent(spent.noise), times)
+        case Shuffled():
+            raise AssertionError("random allocation is accounted apart")
+
+
+def _of_shuffled(spent: Sequence[Spending], delta: float) -> float:
+    """Random allocation; whole epochs, since a part of one is no less than the whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # that numba would make it faster
+        from PLD_accounting import gaussian_allocation_epsilon_range
+
+    (one, *more) = spent
+    if more or not isinstance(one.sampling, Shuffled):
+        raise SettingsError(
+            "shuffled rounds cannot be added to others in one account; keep one selection for the whole run"
+        )
+    epochs = math.ceil(one.steps / one.sampling.steps)
+    upper, _ = gaussian_allocation_epsilon_range(
+        delta=delta, sigma=one.noise, num_steps=one.sampling.steps, num_selected=1, num_epochs=epochs
+    )
+    return float(upper)

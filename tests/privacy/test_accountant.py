@@ -1,0 +1,124 @@
+"""Epsilon against published values, and what the accountant refuses."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shepherd.core import FixedSize, Poisson, Shuffled, Spending, Turns
+from shepherd.errors import SettingsError
+from shepherd.privacy.accountant import epsilon, noise_for
+
+
+def one(noise, sampling, steps):
+    return [Spending(noise=noise, sampling=sampling, steps=steps)]
+
+
+@pytest.mark.parametrize(
+    ("clients", "cohort", "rounds", "noise", "value"),
+    [(1_000, 50, 100, 1.0, 2.40), (10_000, 500, 100, 1.0, 3.13), (100_000, 1_000, 200, 0.7, 3.12),
+     (100, 5, 20, 1.0, 0.64)],
+)  # fmt: skip
+def test_clients_drawn_independently(clients, cohort, rounds, noise, value):
+    found = epsilon(one(noise, Poisson(chance=cohort / clients), rounds), clients**-1.1)
+    assert found == pytest.approx(value, rel=0.01)
+
+
+def test_one_step_of_all_is_the_analytic_gaussian_mechanism():
+    """Balle and Wang 2018, Theorem 8: delta = Phi(1/2s - es) - exp(e) Phi(-1/2s - es)."""
+
+    def phi(x):
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    for noise in (0.7, 1.0, 4.224679):
+        found = epsilon(one(noise, Turns(every=1), 1), 1e-6)
+        delta = phi(0.5 / noise - found * noise) - math.exp(found) * phi(-0.5 / noise - found * noise)
+        assert delta == pytest.approx(1e-6, rel=0.01)
+    assert epsilon(one(1.0, Turns(every=1), 1), 1e-5) == pytest.approx(4.377178, rel=0.001)
+
+
+def test_turns_count_the_rounds_that_a_unit_is_in():
+    alone = epsilon(one(2.0, Turns(every=1), 3), 1e-5)
+    assert epsilon(one(2.0, Turns(every=10), 30), 1e-5) == alone
+    assert epsilon(one(2.0, Turns(every=10), 31), 1e-5) > alone  # a fourth one has begun
+    assert alone == pytest.approx(epsilon(one(2.0 / math.sqrt(3), Turns(every=1), 1), 1e-5), rel=0.001)
+
+
+def test_shuffled_rounds_are_between_everybody_and_nobody_and_near_the_independent_draw():
+    shuffled = epsilon(one(1.0, Shuffled(steps=20), 20), 1e-3)
+    independent = epsilon(one(1.0, Poisson(chance=1 / 20), 20), 1e-3)
+    turns = epsilon(one(1.0, Turns(every=20), 20), 1e-3)
+    assert independent / 2 < shuffled < turns / 2
+    assert epsilon(one(1.0, Shuffled(steps=20), 21), 1e-3) > shuffled
+
+
+def test_a_cohort_of_fixed_size_protects_against_replacing_a_client():
+    found = epsilon(one(1.0, FixedSize(size=5, of=100), 20), 1e-3)
+    assert epsilon(one(1.0, Poisson(chance=0.05), 20), 1e-3) < found
+    # all of them: the plain mechanism at twice the sensitivity; Rényi divergences lose some per cent
+    exact = epsilon(one(0.5, Turns(every=1), 1), 1e-5)
+    assert exact <= epsilon(one(1.0, FixedSize(size=100, of=100), 1), 1e-5) <= 1.1 * exact
+    with pytest.raises(SettingsError, match="cannot be added"):
+        epsilon([*one(1.0, FixedSize(size=5, of=100), 1), *one(1.0, Poisson(chance=0.05), 1)], 1e-3)
+
+
+def test_nothing_spends_nothing():
+    assert epsilon([], 1e-5) == epsilon(one(1.0, Poisson(chance=0.5), 0), 1e-5) == 0.0
+
+
+def test_spending_adds_up_over_runs():
+    half = one(1.5, Poisson(chance=0.1), 50)
+    assert epsilon([*half, *half], 1e-5) == pytest.approx(epsilon(one(1.5, Poisson(chance=0.1), 100), 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "steps", "target", "value"),
+    [(1_500, 16, 281, 8, 0.462), (1_500, 32, 470, 1, 1.553)],
+)
+def test_the_noise_for_an_epsilon(examples, batch, steps, target, value):
+    delta, sampling = examples**-1.1, Poisson(chance=batch / examples)
+    found = noise_for(target, delta, sampling, steps)
+    assert found == pytest.approx(value, rel=0.01)
+    assert epsilon(one(found, sampling, steps), delta) <= target
+
+
+@settings(max_examples=4, deadline=None)
+@given(noise=st.floats(1.0, 5.0), chance=st.floats(0.01, 0.5), steps=st.integers(1, 20))
+def test_more_noise_fewer_steps_and_smaller_chances_spend_less(noise, chance, steps):
+    def spent(noise, chance, steps):
+        return epsilon(one(noise, Poisson(chance=chance), steps), 1e-5)
+
+    here = spent(noise, chance, steps)
+    assert spent(1.2 * noise, chance, steps) <= here
+    assert spent(noise, chance / 2, steps) <= here
+    assert spent(noise, chance, 2 * steps) >= here
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.nan, math.inf, -math.inf])
+def test_noise_that_is_no_number_above_0_is_refused(noise):
+    with pytest.raises(SettingsError, match="the noise multiplier is"):
+        Spending(noise=noise, sampling=Poisson(chance=0.5), steps=1)
+
+
+@pytest.mark.parametrize("chance", [0.0, -0.1, 1.1, math.nan])
+def test_a_chance_outside_of_0_to_1_is_refused(chance):
+    with pytest.raises(SettingsError, match="the chance to be in a step"):
+        Poisson(chance=chance)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan, math.inf])
+def test_delta_outside_of_0_to_1_is_refused(delta):
+    with pytest.raises(SettingsError, match="delta is"):
+        epsilon(one(1.0, Poisson(chance=0.5), 1), delta)
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])
+def test_a_target_that_is_no_number_above_0_is_refused(target):
+    with pytest.raises(SettingsError, match="target epsilon"):
+        noise_for(target, 1e-5, Poisson(chance=0.5), 1)
+
+
+def test_a_target_that_no_noise_reaches_says_so():
+    with pytest.raises(SettingsError, match="no noise multiplier up to 1000"):
+        noise_for(1e-5, 1e-9, Turns(every=1), 100)
