@@ -412,6 +412,20 @@ def _has_host_and_port(url: str) -> bool:
         return False
 
 
+class CompareTable(Table):
+    """What a comparison's long trainings do otherwise: the arms that see as many examples as all clients.
+
+    One long training and many short visits are not at their best with the same batches and rates, so that a
+    comparison with one of them at the other's settings says little.
+    """
+
+    batch_size: PositiveInt | None = None
+    """Examples per optimiser step of the arms that are matched by examples; the default is
+    tuning.batch_size."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate of the arms that are matched by examples; the default is tuning.learning_rate."""
+
+
 class TrackingTable(Table):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers; each needs its own package. "wandb" and "mlflow" send figures to a service, and
@@ -489,6 +503,7 @@ class RunSettings(Table):
     server: ServerTable = ServerTable()
     transforms: tuple[PartTable, ...] = ()
     evaluation: EvaluationTable = EvaluationTable()
+    compare: CompareTable = CompareTable()
     judge: JudgeTable = JudgeTable()
     tracking: TrackingTable = TrackingTable()
     checkpoints: CheckpointTable = CheckpointTable()

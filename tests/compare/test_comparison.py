@@ -32,7 +32,7 @@ from shepherd.run.answerer import adapter_of
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run
-from shepherd.settings import RunSettings, SplitTable
+from shepherd.settings import CompareTable, RunSettings, SplitTable
 from shepherd.training import score, tune
 from shepherd.training.tune import Visit
 from shepherd.ui import report
@@ -142,6 +142,26 @@ def test_by_default_the_centralised_arm_is_trained_both_ways(llama_folder, sourc
     for name in ("centralised", "centralised-steps"):
         assert any(f" of {name} (" in sentence for sentence in said)
     assert set(arm(found, "centralised-steps")["categories"]) == set(runs.CATEGORIES)
+
+
+def test_arms_matched_by_examples_have_the_batches_and_the_rate_of_compare(
+    llama_folder, source, tmp_path
+) -> None:
+    asked = table(llama_folder, source, tmp_path / "run")
+    spec = CompareSpec(locals=("client-1",))
+    own = asked.model_copy(update={"compare": CompareTable(batch_size=2, learning_rate=1e-3)})
+    found = compare(own, spec)
+    trained = {each["name"]: each["trained"] for each in found["arms"]}
+    central = trained["centralised"]
+    assert central["examples"] == trained["federated"]["examples"]
+    assert central["steps"] == central["examples"] / 2
+    assert trained["local-client-1"]["examples"] <= STEPS * 4  # matched by steps: batches of 4 as before
+    assert found["says"][1] == (
+        "As [compare] says, centralised took 2 examples a step at a learning rate of 0.001, the others 4 at"
+        f" {asked.tuning.learning_rate:g}."
+    )
+    with pytest.raises(FolderError, match=r"another \[compare\] in the run file"):
+        compare(asked, spec)
 
 
 def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:

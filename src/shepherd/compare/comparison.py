@@ -97,7 +97,7 @@ def _compare_arms(
     run = Path(settings.output)
     prepared = pipeline.load(run / "data")
     chosen = arms(spec, sorted(prepared.clients))
-    keep_plan(run, spec.match, chosen)
+    keep_plan(run, spec.match, settings.compare, chosen)
     _write_begun(run, settings, spec, chosen)
     _train_runs(settings, spec, chosen, prepared, train, consent)
     kept = planned(run)
@@ -287,6 +287,7 @@ def _write_results(
         "differences": [row.row() for row in rows],
         "says": [
             table.lengths(chosen, trained),
+            *table.own_tuning(chosen, settings),
             *table.sentences(rows, table.unequal(chosen, trained)),
             *table.notes(measures, asked, prepared),
         ],

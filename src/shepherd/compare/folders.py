@@ -23,6 +23,7 @@ from shepherd.compare.arms import LOCAL, Arm, alike
 from shepherd.errors import FolderError
 from shepherd.io import private
 from shepherd.io.atomic import write_atomic
+from shepherd.settings import CompareTable
 from shepherd.visible import shown_json
 
 PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
@@ -93,19 +94,28 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     return write_atomic(path, shown_json(text) + "\n")
 
 
-def keep_plan(run: Path, match: str, arms: Sequence[Arm]) -> None:
+def keep_plan(run: Path, match: str, own: CompareTable, arms: Sequence[Arm]) -> None:
     """Write how the arms are trained, so that a later call does not mix two ways.
+
+    Args:
+        own: batch size and rate of the arms that are matched by examples.
 
     Raises:
         FolderError: the folder holds a comparison that was made another way.
     """
     path = compare_folder(run) / PLAN
     variants = {arm.name: list(arm.overrides) for arm in arms if arm.kind == "variant"}
-    plan = read_json(path) or {"match": match, "variants": {}}
+    asked = own.model_dump(exclude_none=True)
+    plan = {"compare": {}, **(read_json(path) or {"match": match, "compare": asked, "variants": {}})}
     if plan.get("match") != match or "variants" not in plan:
         was = plan.get("match")
         raise FolderError(
             f"{path.parent} holds a comparison matched by {was}; give --match {was}, or move that folder away"
+        )
+    if plan["compare"] != asked:
+        raise FolderError(
+            f"{path.parent} holds a comparison with another [compare] in the run file; set it back, or move"
+            " that folder away"
         )
     for name, overrides in variants.items():
         if plan["variants"].get(name, overrides) != overrides:
@@ -113,4 +123,4 @@ def keep_plan(run: Path, match: str, arms: Sequence[Arm]) -> None:
                 f"{path.parent} holds an arm {name!r} with {' '.join(plan['variants'][name])}; "
                 "give the new one another name"
             )
-    write_json(path, {"match": match, "variants": {**plan["variants"], **variants}})
+    write_json(path, {"match": match, "compare": asked, "variants": {**plan["variants"], **variants}})

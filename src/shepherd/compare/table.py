@@ -19,6 +19,7 @@ from shepherd.evaluate.metric import Metric
 from shepherd.evaluate.sentences import LOSS, Measure
 from shepherd.evaluate.statistics import interval, sample
 from shepherd.io.phrases import listed
+from shepherd.settings import RunSettings
 from shepherd.training.tune import predictions
 
 Floats = NDArray[np.float64]
@@ -181,6 +182,19 @@ def lengths(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]
         f"{FEDERATED} saw {federated['examples']:,} examples, those of its clients side by side, in"
         f" {federated['steps']:,} optimiser steps one after another; {'; '.join(others)}."
     )
+
+
+def own_tuning(arms: Sequence[Arm], settings: RunSettings) -> list[str]:
+    """Say which arms were tuned with the batch size and the rate of [compare]; [] if none was."""
+    own, tuning = settings.compare, settings.tuning
+    names = [arm.name for arm in arms if arm.kind in ("local", "centralised") and arm.match == "examples"]
+    if not names or (own.batch_size is None and own.learning_rate is None):
+        return []
+    return [
+        f"As [compare] says, {listed(names, most=3)} took {own.batch_size or tuning.batch_size} examples a"
+        f" step at a learning rate of {own.learning_rate or tuning.learning_rate:g}, the others"
+        f" {tuning.batch_size} at {tuning.learning_rate:g}."
+    ]
 
 
 def _range(trained: Mapping[str, Mapping[str, Any] | None], arms: Sequence[str], name: str) -> str:

@@ -35,12 +35,12 @@ from shepherd.run import checkpoint, folder
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
-from shepherd.settings import FederationTable, RunSettings, TuningTable
+from shepherd.settings import CompareTable, FederationTable, RunSettings, TuningTable
 from shepherd.training.local import completed, local_training
 
 OPEN = {"model.dtype": "auto", "model.revision": None, "data.date": ""}
 """Keys with these values are open: a run fills them in, and any value of it is what was asked for."""
-NO_DIFFERENCE = ("judge", "tracking", "output", "machine")
+NO_DIFFERENCE = ("compare", "judge", "tracking", "output", "machine")
 """Parts of the run file that do not change what is trained, or only its last bits."""
 log = logging.getLogger(__name__)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
@@ -177,7 +177,7 @@ def train_references(
         FolderError: an adapter cannot be written, or an existing one was trained another way.
     """
     places = {arm.name: arm_folder(run, number, arm) for arm in arms}
-    made = {arm.name: {arm.match: done.matched(arm.match), "seed": seed} for arm in arms}
+    made = {arm.name: _asked(arm, settings.compare, done, seed) for arm in arms}
     _complete(places)
     existing = {name for name, place in places.items() if _is_trained(place, made[name])}
     stacks = _stacks(arms, plan.stack_size)
@@ -208,16 +208,20 @@ def _clients(
     """The arms as clients, each with one visit for its whole training."""
     datasets = {arm.name: _dataset(arm, prepared) for arm in arms}
     by_examples = [arm.name for arm in arms if arm.match == "examples"]
+    tuning = _tuning_in_one_visit(settings.tuning, done)
     return LocalClients(
         datasets=datasets,
         algorithm=fedavg.ALGORITHM,
         transform=chain(),
-        tuning=_tuning_in_one_visit(settings.tuning, done),
+        tuning=tuning,
         federation=FederationTable(rounds=1),
         micro_batch_tokens=plan.micro_batch_tokens,
         order_seed=seed,
         training=local_training(settings.tuning, consent.plugins),
-        epochs={name: done.examples / len(datasets[name]) for name in by_examples},
+        tunings={
+            name: _long_training(tuning, settings.compare, done.examples / len(datasets[name]))
+            for name in by_examples
+        },
     )
 
 
@@ -227,7 +231,7 @@ def _write_arms(
     base: Base,
     todo: Sequence[Sequence[str]],
     places: Mapping[str, Path],
-    made: Mapping[str, Mapping[str, int]],
+    made: Mapping[str, Mapping[str, float]],
     *,
     timed: bool,
 ) -> None:
@@ -283,13 +287,14 @@ def _stacks(arms: Sequence[Arm], size: int) -> list[list[str]]:
     return [same[start : start + size] for same in names for start in range(0, len(same), size)]
 
 
-def _is_trained(path: Path, made: Mapping[str, int]) -> bool:
+def _is_trained(path: Path, made: Mapping[str, float]) -> bool:
     tuned = read_json(path / TUNED)
     if tuned is None:
         return False
     if tuned.get("asked") != made:
         raise FolderError(
-            f"{path} holds an arm with another length or seed; move it away, and the arm is trained again"
+            f"{path} holds an arm with another length, seed, batch size or rate; move it away, and the arm is"
+            " trained again"
         )
     return True
 
@@ -316,6 +321,24 @@ def _tuning_in_one_visit(tuning: TuningTable, done: Totals) -> TuningTable:
             "round_schedule": "constant",
         }
     )
+
+
+def _long_training(tuning: TuningTable, asked: CompareTable, epochs: float) -> TuningTable:
+    """Settings for an arm that is matched by examples."""
+    return tuning.model_copy(
+        update={
+            "epochs": epochs,
+            "max_steps": None,
+            "batch_size": asked.batch_size or tuning.batch_size,
+            "learning_rate": asked.learning_rate or tuning.learning_rate,
+        }
+    )
+
+
+def _asked(arm: Arm, asked: CompareTable, done: Totals, seed: int) -> dict[str, float]:
+    """What an arm is trained with, to know it again."""
+    own = asked.model_dump(exclude_none=True) if arm.match == "examples" else {}
+    return {arm.match: done.matched(arm.match), "seed": seed, **own}
 
 
 def _first_names(names: Sequence[str]) -> str:

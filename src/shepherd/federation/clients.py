@@ -59,8 +59,8 @@ class LocalClients:
     order_seed: int
     """Decides the order of each client's examples."""
     training: LocalTraining = DEFAULT_TRAINING
-    epochs: Mapping[str, float] = field(default_factory=dict)
-    """Client -> epochs of a visit, for clients that differ from the run file."""
+    tunings: Mapping[str, TuningTable] = field(default_factory=dict)
+    """Client -> how it is tuned, for those that differ from `tuning`; the clients of a stack must agree."""
     min_batch: int = 1
     """Fewest examples of an optimiser step; see `data.cursor.visit`."""
     min_examples: int = 1
@@ -95,12 +95,13 @@ class LocalClients:
         size, group = self.size(client), self.training.objective.group_size
         if not size:
             raise DataError(f"client {client} has no example; give it some or remove it from the federation")
+        tuning = self.tuning_of(client)
         batches, end = cursor.visit(
             size,
             position,
-            epochs=self.epochs.get(client, self.tuning.epochs),
-            max_steps=None if client in self.epochs else self.tuning.max_steps,
-            batch_size=self.tuning.batch_size,
+            epochs=tuning.epochs,
+            max_steps=tuning.max_steps,
+            batch_size=tuning.batch_size,
             seed=seed_for(self.order_seed, "order", client),
             min_batch=self.min_batch,
             min_examples=self.min_examples,
@@ -136,12 +137,13 @@ class LocalClients:
 
     def job(self, broadcast: Broadcast, visits: Sequence[Visit]) -> Job:
         """A job that tunes these visits in one pass."""
+        tuning = self.tuning_of(visits[0].client) if visits else self.tuning
         return Job(
             broadcast=broadcast,
             algorithm=self.algorithm,
             visits=visits,
-            tuning=self.tuning,
-            learning_rate=self.learning_rate(broadcast.round),
+            tuning=tuning,
+            learning_rate=stack.round_rate(tuning, broadcast.round, self.federation.rounds),
             micro_batch_tokens=self.micro_batch_tokens,
             training=self.training,
             cap_nats=self.cap_nats,
@@ -150,6 +152,10 @@ class LocalClients:
     def learning_rate(self, round: int) -> float:
         """Learning rate of a round, counted from 0, before the schedule within a visit is applied."""
         return stack.round_rate(self.tuning, round, self.federation.rounds)
+
+    def tuning_of(self, client: str) -> TuningTable:
+        """How a client is tuned."""
+        return self.tunings.get(client, self.tuning)
 
     def update(self, broadcast: Broadcast, tuned: TuningResult) -> Update:
         """The update that a client sends after its visit."""

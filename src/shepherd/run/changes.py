@@ -22,9 +22,9 @@ from shepherd.run.folder import RUN_FILE, TRAINED_WITH, RunFolder
 from shepherd.settings import RunSettings
 
 ROUNDS = "federation.rounds"
-FREE = ("judge", "tracking", "checkpoints")
+FREE = ("compare", "judge", "tracking", "checkpoints")
 """Tables that no number of a run depends on."""
-NO_DIFFERENCE = ("output", "machine", "judge", "tracking", "checkpoints", "silos")
+NO_DIFFERENCE = ("output", "machine", "compare", "judge", "tracking", "checkpoints", "silos")
 """Tables and keys that do not change what is trained."""
 CHECKED = ("model.base",)
 """Keys that may change after the first checkpoint, which knows what they name by its fingerprint."""
