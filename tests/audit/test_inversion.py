@@ -245,10 +245,8 @@ def test_the_score_counts_tokens_examples_and_pairs() -> None:
         loss_mask=np.ones(7, bool),
         offsets=np.array([0, 4, 7]),
     )
-    distances = np.array([0.5, 0.1, 0.6, 0.2, 0.5, 0.5, 0.7])
-    guess = inversion.Guess(
-        tokens=(1, 3, 6), sequences=((1, 2, 3), (4, 6)), distances=distances, dimensions=3
-    )
+    scores = np.array([0.5, 0.1, 0.6, 0.2, 0.5, 0.5, 0.7])
+    guess = inversion.Guess(tokens=(1, 3, 6), sequences=((1, 2, 3), (4, 6)), log_chances=scores, dimensions=3)
     found = inversion.scored(guess, data)
     assert (found.batch_tokens, found.found) == (5, 3)
     assert found.precision == pytest.approx(2 / 3)
@@ -256,8 +254,6 @@ def test_the_score_counts_tokens_examples_and_pairs() -> None:
     assert found.examples == 1 / 2
     assert found.ordered == pytest.approx((1 + 1 / 2) / 2)
     pairs = [(own, other) for own in (1, 2, 3, 4, 5) for other in (0, 6)]
-    wins = [
-        (distances[own] < distances[other]) + (distances[own] == distances[other]) / 2 for own, other in pairs
-    ]
+    wins = [(scores[own] < scores[other]) + (scores[own] == scores[other]) / 2 for own, other in pairs]
     assert found.auc == pytest.approx(np.mean(wins))
     assert inversion.scored(replace(guess, tokens=()), data).precision is None

@@ -58,7 +58,7 @@ def test_what_chance_does_is_below_its_bound() -> None:
         found = span(rng.normal(size=(dimensions, width)), 0.0)
         distances, _ = found.distances(rng.normal(size=(20_000, width)))
         for nearer in (0.05, 0.2, 0.5):
-            bound = float(found.chances(np.array([nearer]))[0])
+            bound = float(np.exp(found.log_chances(np.array([nearer])))[0])
             assert np.mean(distances <= nearer) <= 1.1 * bound + 1e-3
 
 
@@ -93,10 +93,10 @@ def test_nothing_comes_out_of_noise_alone() -> None:
     before = {"a0": np.zeros((8, WIDTH)), "b0": np.zeros((30, 8))}
     delta = {name: rng.normal(size=tensor.shape) for name, tensor in before.items()}
     told = inversion_spans.seen(_names(1), before, delta, noise=1.0)
-    inside, distances = told.inside(_inputs(2000, 1), among=2000)
+    inside, log_chances = told.inside(_inputs(2000, 1), among=2000)
     assert told.dimensions == 0
     assert not inside.any()
-    assert (distances == 1).all()
+    assert (log_chances == 0).all()
 
 
 def test_rounding_widens_the_tolerance() -> None:

@@ -1,11 +1,15 @@
 """Inputs of the adapted modules against those that transformers' own layers are given."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from shepherd.model import layer_inputs
+from shepherd.model.base import Proof
 from tests.model import bases
 
 ROWS = np.array([[5, 9, 7, 9], [8, 8, 30, 4], [60, 4, 5, 6]], np.int64)
@@ -46,6 +50,24 @@ def test_rows_do_not_depend_on_how_they_are_cut(llama: Any, monkeypatch: Any) ->
     np.testing.assert_allclose(
         layer_inputs.inputs(llama, llama.zero, ROWS, later), whole, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("length", [0, 1, 5])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_tokens_after_a_prefix_are_read_as_in_rows_of_their_own(
+    kind: str, length: int, tmp_path: Path
+) -> None:
+    base = bases.load(bases.save(bases.CONFIGS[kind], tmp_path))
+    prefixes = np.random.default_rng(0).integers(4, bases.VOCABULARY, (2, length))
+    tokens = np.array([9, 4, 30])
+    rows = np.array([[*prefix, token] for prefix in prefixes for token in tokens], np.int64)
+    adapter = bases.random_adapter(base, 0)
+    (first, *_), *_, (later, *_) = layer_inputs.groups(base, adapter)
+    for target in (first, later):
+        whole = layer_inputs.inputs(base, adapter, rows, target)[:, -1].reshape(2, 3, -1)
+        for packed in (base, replace(base, proof=Proof(unpacked="a test"))):
+            found = layer_inputs.continued(packed, adapter, prefixes, tokens, target)
+            np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_no_hook_is_left(llama: Any) -> None:

@@ -1,10 +1,10 @@
 """Gradient inversion: the tokens of a client's examples, read from its update alone.
 
-The first adapted modules read vectors that depend on a token (and its position) only, so whoever has the base
-can compute the vector of every token of the vocabulary and check which of them the update was made of
-(`inversion_spans`). A later layer's inputs depend on all tokens before, so the same check there puts the found
-tokens in order: a prefix is extended by each of them, and only what the later layer may have read is kept.
-This is the attack of DAGER (Petrov et al., arXiv 2405.15586) against the changes of LoRA factors.
+The first adapted modules read vectors that depend on a token (and its position) only, so whoever has the
+base can compute the vector of every token of the vocabulary and check which of them the update was made of
+(`inversion_spans`). A later layer's inputs depend on all tokens before, so the same check there puts the
+found tokens in order: a prefix is extended by each of them, and only what the later layer may have read is
+kept. This is the attack of DAGER (Petrov et al., arXiv 2405.15586) against the changes of LoRA factors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from shepherd.errors import DataError
 from shepherd.model import layer_inputs, lora
 from shepherd.model.base import Base
 
-MAX_PREFIXES = 64
-"""Prefixes that are extended side by side, those nearest to the span."""
+MAX_PREFIXES = 32
+"""Prefixes that are extended side by side, those that are least likely to fit by chance."""
 CANDIDATES = 2**14
 """Vectors of tokens that are in memory at once."""
 SECONDS = 10.0
@@ -39,8 +39,8 @@ class Guess:
     """Different tokens, ascending."""
     sequences: tuple[tuple[int, ...], ...] = field(repr=False)
     """Tokens in order, from the first of an example."""
-    distances: NDArray[np.float64] = field(repr=False)
-    """Distance of each token of the vocabulary from the span, at the position where it is nearest."""
+    log_chances: NDArray[np.float64] = field(repr=False)
+    """Log-chance of each token of the vocabulary to be as near to the span by chance, where it is nearest."""
     dimensions: int
     """Dimensions of the span of the first modules' inputs."""
     why_none: str = ""
@@ -128,7 +128,7 @@ def attack(
         if any(name in delta for target in group for name in (target.name_a, target.name_b))
     ]
     vocabulary = int(base.model.config.get_text_config().vocab_size)
-    nothing = Guess(tokens=(), sequences=(), distances=np.ones(vocabulary), dimensions=0)
+    nothing = Guess(tokens=(), sequences=(), log_chances=np.zeros(vocabulary), dimensions=0)
     if not groups:
         return replace(nothing, why_none="the update changes no linear module")
     first = groups[0]
@@ -140,7 +140,7 @@ def attack(
         return seen(names, before, delta, noise=noise, rounding=max(rounding, _rounding(base)))
 
     told = spans(first)
-    inside, distances = _checked(base, before, first[0], told, longest - 1)
+    inside, log_chances = _checked(base, before, first[0], told, longest - 1)
     ordering = next((group for group in groups[1:] if len(group) >= len(first)), None)
     sequences: tuple[tuple[int, ...], ...] = ()
     if ordering is not None and inside.any():
@@ -150,7 +150,7 @@ def attack(
     return Guess(
         tokens=tuple(np.flatnonzero(inside.any(axis=1)).tolist()),
         sequences=sequences,
-        distances=distances.min(axis=1),
+        log_chances=log_chances.min(axis=1),
         dimensions=told.dimensions,
     )
 
@@ -171,7 +171,7 @@ def _mixes(base: Base, before: Adapter, target: lora.Target) -> bool:
 def _checked(
     base: Base, before: Adapter, target: lora.Target, told: Seen, positions: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether a target that mixes nothing may have read each token at each position, and the distances.
+    """Whether a target that mixes nothing seems to have read each token at each position; and log-chances.
 
     Both are (V, positions), or (V, 1) where the position makes no difference, as with rotary embeddings.
     """
@@ -185,8 +185,8 @@ def _checked(
         )
         for some in np.array_split(rows, -(-rows.size // CANDIDATES))  # not all vectors at once
     ]
-    inside, distances = (np.concatenate(each).reshape(rows.shape) for each in zip(*parts, strict=True))
-    return inside, distances
+    inside, log_chances = (np.concatenate(each).reshape(rows.shape) for each in zip(*parts, strict=True))
+    return inside, log_chances
 
 
 def _ordered(
@@ -203,25 +203,23 @@ def _ordered(
         allowed: tokens that may be at each position.
     """
     ends = monotonic() + seconds
-    prefixes = np.zeros((1, 0), np.int64)
+    prefixes, sums = np.zeros((1, 0), np.int64), np.zeros(1)
     whole: list[tuple[int, ...]] = []
     for tokens in allowed:
-        grown, nearness = [], []
-        for prefix in prefixes:
-            rows = np.concatenate([np.tile(prefix, (len(tokens), 1)), tokens[:, None]], axis=1)
-            read = layer_inputs.inputs(base, before, rows, target)[:, -1]
-            inside, distances = told.inside(read, among=len(prefixes) * len(tokens))
-            if not inside.any() and len(prefix):
-                whole.append(tuple(prefix.tolist()))
-            grown.append(rows[inside])
-            nearness.append(distances[inside])
-            if monotonic() > ends:
-                return (*whole, *(tuple(row) for row in np.concatenate(grown).tolist()))
-        kept = np.argsort(np.concatenate(nearness), kind="stable")[:MAX_PREFIXES]
-        prefixes = np.concatenate(grown)[np.sort(kept)]
-        if not len(prefixes):
-            return tuple(whole)
-    return (*whole, *(tuple(row) for row in prefixes.tolist()))
+        read = layer_inputs.continued(base, before, prefixes, tokens, target)  # (p, n, in)
+        among = len(prefixes) * len(tokens)
+        inside, log_chances = told.inside(read.reshape(among, target.inputs), among=among)
+        total = np.repeat(sums, len(tokens)) + log_chances
+        ended = ~inside.reshape(read.shape[:2]).any(axis=1)
+        if prefixes.shape[1]:
+            whole += map(tuple, prefixes[ended].tolist())
+        nearest = np.sort(np.flatnonzero(inside)[np.argsort(total[inside], kind="stable")[:MAX_PREFIXES]])
+        which, following = np.divmod(nearest, max(1, len(tokens)))
+        sums = total[nearest]
+        prefixes = np.concatenate([prefixes[which], tokens[following][:, None]], axis=1)
+        if not len(prefixes) or monotonic() > ends:
+            break
+    return (*whole, *map(tuple, prefixes.tolist()))
 
 
 def scored(guess: Guess, data: Tokens) -> Inversion:
@@ -237,7 +235,7 @@ def scored(guess: Guess, data: Tokens) -> Inversion:
         recall=right / len(truth),
         examples=float(np.mean([tuple(text) in exact for text in texts])),
         ordered=float(np.mean([_begun(text, guess.sequences) / max(1, len(text)) for text in texts])),
-        auc=_auc(guess.distances, truth),
+        auc=_auc(guess.log_chances, truth),
         dimensions=guess.dimensions,
         why_none=guess.why_none,
     )
@@ -253,11 +251,11 @@ def _alike(text: Sequence[int], sequence: Sequence[int]) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(text), len(sequence)))
 
 
-def _auc(distances: NDArray[np.float64], truth: set[int]) -> float:
+def _auc(scores: NDArray[np.float64], truth: set[int]) -> float:
     """Chance that a token of the batch is nearer than another one; ties count half."""
-    members = np.zeros(len(distances), bool)
+    members = np.zeros(len(scores), bool)
     members[list(truth)] = True
-    own, others = distances[members], np.sort(distances[~members])
+    own, others = scores[members], np.sort(scores[~members])
     if not len(own) or not len(others):
         return 0.5
     farther = len(others) - np.searchsorted(others, own, side="right")

@@ -1,17 +1,17 @@
 """Span of a layer's inputs that an update of its LoRA factors reveals, and which candidates lie in it.
 
-A layer computes y = W x + s B A x. With its n inputs as the rows of X (n, in) and the slopes of the loss by its
-outputs as the rows of G (n, out), the gradients of the factors are
+A layer computes y = W x + s B A x. With its n inputs as the rows of X (n, in) and the slopes of the loss by
+its outputs as the rows of G (n, out), the gradients of the factors are
 
     dA = s (G B)^T X        (r, in)      the rows of dA lie in the span of the inputs
     dB = s G^T (X A^T)      (out, r)     the rows of dB lie in the span of the inputs after A, in r dimensions
 
-so a sum of gradients over any number of steps keeps to the span of what those steps read. While B is 0, dA is
-0 and dB is all that there is. Modules that read the same input (q, k and v of an attention) share a span, so
-the rows of their dA add up to one larger matrix; their dB are in spaces of their own. Nothing can be excluded
-once there are as many inputs as dimensions: r for each dB, `in` for dA; and a dA with fewer rows than there
-are inputs has only some directions of their span, in which no single input lies (Petrov et al., DAGER,
-arXiv 2405.15586, for the check).
+so a sum of gradients over any number of steps keeps to the span of what those steps read. While B is 0, dA
+is 0 and dB is all that there is. Modules that read the same input (q, k and v of an attention) share a span,
+so the rows of their dA add up to one larger matrix; their dB are in spaces of their own. Nothing can be
+excluded once there are as many inputs as dimensions: r for each dB, `in` for dA; and a dA with fewer rows
+than there are inputs has only some directions of their span, in which no single input lies (Petrov et al.,
+DAGER, arXiv 2405.15586, for the check).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ MIN_DISTANCE = 1e-4
 """Relative distance that an input computed by another order of sums may have from its own span."""
 NOISE_MARGIN = 1.1
 """Singular values must be this many times the largest that noise is expected to have."""
-SLACK = 2.0
+NEVER = 1e9
+"""Larger than the log-chance of anything."""
+SLACK = 3.0
 """Times the expected error of a direction that a candidate may be off by."""
 FALSE_ALARMS = 0.1
 """Candidates that chance alone may be expected to put inside."""
@@ -70,15 +72,15 @@ class Span:
     def _random_distance(self) -> float:
         return math.sqrt(1 - self.dimensions / self.basis.shape[1])
 
-    def chances(self, distances: Array) -> Array:
-        """Upper bound of the chance that a vector of random direction is as near as this."""
+    def log_chances(self, distances: Array) -> Array:
+        """Logarithm of an upper bound of the chance that a vector of random direction is as near as this."""
         k, m = self.basis.shape
         if k == m:
-            return np.ones(len(distances))
+            return np.zeros(len(distances))
         a, b = (m - k) / 2, k / 2  # the squared distance has a Beta(a, b) distribution
         log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
         log_distances = np.log(np.maximum(distances, np.finfo(np.float64).eps))
-        bounds: Array = np.exp(np.minimum(0.0, 2 * a * log_distances - math.log(a / 2) - log_beta))
+        bounds: Array = np.minimum(0.0, 2 * a * log_distances - math.log(a / 2) - log_beta)
         return bounds
 
 
@@ -110,7 +112,7 @@ class Seen:
         return max(self.by_a.dimensions, *(each.dimensions for each in self.by_b))
 
     def inside(self, candidates: NDArray[Any], *, among: int) -> tuple[NDArray[np.bool_], Array]:
-        """Which candidates (c, in) look like inputs; and their distances, 1 where nothing can be said.
+        """Which candidates (c, in) look like inputs; and the log-chance of each to do so by chance alone.
 
         The changes of A and of B are alternatives, since the inputs of some steps are in one of them only.
         The changes of B of several modules must agree, except for one of three or more: the query of an
@@ -120,21 +122,21 @@ class Seen:
             among: how many candidates there are in all; what chance alone would put inside is left out.
         """
         count = len(candidates)
-        within, distances = np.zeros(count, bool), np.ones(count)
+        within, log_chance = np.zeros(count, bool), np.zeros(count)
         for spans in ((self.by_a,), self.by_b):
             told = [each for each in spans if 0 < each.dimensions < each.basis.shape[1]]
             if not told:
                 continue
             found = [(*each.distances(candidates), each) for each in told]
-            distance = np.array([own for own, _, _ in found])  # (spans, c)
-            chance = np.array([each.chances(own) for own, _, each in found])
-            fits = np.array([own <= allowed for own, allowed, _ in found])
+            fits = np.array([distance <= allowed for distance, allowed, _ in found])  # (spans, c)
+            chances = np.array([each.log_chances(distance) for distance, _, each in found])
             agreeing = len(told) - (len(told) > 2)
-            nearest = np.argsort(np.where(fits, distance, 1 + distance), axis=0)[:agreeing]
-            by_chance = among * np.take_along_axis(chance, nearest, 0).prod(0)
-            within |= np.take_along_axis(fits, nearest, 0).all(0) & (by_chance < FALSE_ALARMS)
-            distances = np.minimum(distances, np.take_along_axis(distance, nearest, 0).max(0))
-        return within, distances
+            best = np.argsort(chances - np.where(fits, NEVER, 0.0), axis=0)[:agreeing]
+            together = np.take_along_axis(chances, best, 0).sum(0)
+            few = together < math.log(FALSE_ALARMS / among)
+            within |= np.take_along_axis(fits, best, 0).all(0) & few
+            log_chance = np.minimum(log_chance, together)
+        return within, log_chance
 
 
 def seen(
