@@ -133,7 +133,7 @@ class Seen:
             agreeing = len(told) - (len(told) > 2)
             best = np.argsort(chances - np.where(fits, NEVER, 0.0), axis=0)[:agreeing]
             together = np.take_along_axis(chances, best, 0).sum(0)
-            few = together < math.log(FALSE_ALARMS / among)
+            few = together < math.log(FALSE_ALARMS / max(1, among))
             within |= np.take_along_axis(fits, best, 0).all(0) & few
             log_chance = np.minimum(log_chance, together)
         return within, log_chance
