@@ -48,7 +48,7 @@ POINTS = ((1, 16), (4, 64))
 SGD = LocalTraining(sgd.build(sgd.Config()), sft.build(sft.Config()))
 SGD_RATE, ADAMW_RATE = 0.4, 4e-3
 BEGUN_STEPS, BEGUN_BATCH = 4, 8
-ORDERING_S = 4.0
+ORDERING_S = 6.0
 """Most seconds for putting the tokens of one update in order."""
 
 
@@ -130,7 +130,9 @@ class Victims:
     """Clients of the embedded world that are tuned on a batch, and attacked."""
 
     def __init__(self, options: Namespace) -> None:
-        settings = overridden(setting.settings("world"), ("data.limit=400", "evaluation.answers=0"))
+        settings = overridden(
+            setting.settings("world"), (f"data.limit={60 if options.quick else 400}", "evaluation.answers=0")
+        )
         self.settings, self.options = setting.placed(settings), options
         self.bases: dict[str, Base] = {}
         prepared = pipeline.prepare(self.settings, self.base("float32").tokenizer)

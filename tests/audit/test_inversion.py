@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.model import bases
 
 from shepherd.algorithms import fedavg
 from shepherd.audit import inversion
@@ -21,7 +22,6 @@ from shepherd.training import tune
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.objectives import sft
 from shepherd.training.optimisers import sgd
-from tests.model import bases
 
 SGD = LocalTraining(sgd.build(sgd.Config()), sft.build(sft.Config()))
 NAMES = ("llama", "gpt2")

@@ -23,8 +23,10 @@ from shepherd.errors import DataError
 from shepherd.model import layer_inputs, lora
 from shepherd.model.base import Base
 
-MAX_PREFIXES = 32
+MAX_PREFIXES = 6
 """Prefixes that are extended side by side, those that are least likely to fit by chance."""
+OTHERS, OTHERS_TOKENS = 256, 4
+"""Sequences of random tokens, and their length, that say how far vectors are that are no inputs."""
 CANDIDATES = 2**14
 """Vectors of tokens that are in memory at once."""
 SECONDS = 10.0
@@ -135,12 +137,16 @@ def attack(
     if _mixes(base, before, first[0]):
         return replace(nothing, why_none="the first adapted module reads several tokens mixed")
 
+    others = np.random.default_rng(0).integers(vocabulary, size=(OTHERS, OTHERS_TOKENS))
+
     def spans(group: Sequence[lora.Target]) -> Seen:
         names = [(target.name_a, target.name_b) for target in group]
-        return seen(names, before, delta, noise=noise, rounding=max(rounding, _rounding(base)))
+        told = seen(names, before, delta, noise=noise, rounding=max(rounding, _rounding(base)))
+        return told.against(layer_inputs.inputs(base, before, others, group[0])[:, -1])
 
     told = spans(first)
     inside, log_chances = _checked(base, before, first[0], told, longest - 1)
+    inside = _nearest(inside, log_chances, told.dimensions)
     ordering = next((group for group in groups[1:] if len(group) >= len(first)), None)
     sequences: tuple[tuple[int, ...], ...] = ()
     if ordering is not None and inside.any():
@@ -187,6 +193,19 @@ def _checked(
     ]
     inside, log_chances = (np.concatenate(each).reshape(rows.shape) for each in zip(*parts, strict=True))
     return inside, log_chances
+
+
+def _nearest(inside: NDArray[np.bool_], log_chances: NDArray[np.float64], most: int) -> NDArray[np.bool_]:
+    """Those inside that are nearest, at most as many as the span has dimensions.
+
+    A batch may have more inputs than that only if they depend on each other, and where vectors are alike, as
+    those of rare tokens, noise puts very many inside.
+    """
+    found = np.flatnonzero(inside)
+    nearest = found[np.argsort(log_chances.reshape(-1)[found], kind="stable")[:most]]
+    kept = np.zeros(inside.size, bool)
+    kept[nearest] = True
+    return kept.reshape(inside.shape)
 
 
 def _ordered(

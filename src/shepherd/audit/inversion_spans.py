@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ SLACK = 3.0
 FALSE_ALARMS = 0.1
 """Candidates that chance alone may be expected to put inside."""
 MAX_SHARE = 0.25
-"""Largest tolerance, as a share of the distance that a vector of random direction has."""
+"""Largest tolerance, as a share of the typical distance of a vector that is no input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,6 +51,8 @@ class Span:
     """Expected error of each direction, as an angle, (k,)."""
     through: Array | None = None
     """What candidates are multiplied by first, (m, in); None for m = in."""
+    typical: float = 1.0
+    """Distance of a vector that is no input."""
 
     @property
     def dimensions(self) -> int:
@@ -66,21 +68,25 @@ class Span:
         along = x @ self.basis.T  # (c, k)
         distance = np.linalg.norm(x - along @ self.basis, axis=1)
         off = np.linalg.norm(along * self.errors, axis=1)
-        return distance, np.minimum(np.hypot(MIN_DISTANCE, SLACK * off), MAX_SHARE * self._random_distance)
+        return distance, np.minimum(np.hypot(MIN_DISTANCE, SLACK * off), MAX_SHARE * self.typical)
 
-    @property
-    def _random_distance(self) -> float:
-        return math.sqrt(1 - self.dimensions / self.basis.shape[1])
+    def against(self, others: NDArray[Any]) -> Span:
+        """The span, with the median distance of vectors that are no inputs, but for a few, as typical."""
+        return replace(self, typical=float(np.median(self.distances(others)[0])))
 
     def log_chances(self, distances: Array) -> Array:
-        """Logarithm of an upper bound of the chance that a vector of random direction is as near as this."""
+        """Logarithm of an upper bound of the chance that a vector that is no input is as near as this.
+
+        As if its direction was random, with the distances scaled so that the typical one is that of a random
+        direction: the vectors of a layer share a large part.
+        """
         k, m = self.basis.shape
-        if k == m:
+        if k == m or not self.typical:
             return np.zeros(len(distances))
         a, b = (m - k) / 2, k / 2  # the squared distance has a Beta(a, b) distribution
         log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-        log_distances = np.log(np.maximum(distances, np.finfo(np.float64).eps))
-        bounds: Array = np.minimum(0.0, 2 * a * log_distances - math.log(a / 2) - log_beta)
+        scaled = np.maximum(distances, np.finfo(np.float64).eps) * math.sqrt(1 - k / m) / self.typical
+        bounds: Array = np.minimum(0.0, 2 * a * np.log(scaled) - math.log(a / 2) - log_beta)
         return bounds
 
 
@@ -92,7 +98,8 @@ def span(rows: NDArray[Any], noise: float, through: NDArray[Any] | None = None) 
     kept = strengths > max(largest_of_noise, np.finfo(np.float64).eps * strengths.max(initial=0.0))
     errors = noise * math.sqrt(matrix.shape[1]) / strengths[kept]
     factor = None if through is None else np.asarray(through, np.float64)
-    return Span(basis=directions[kept], errors=errors, through=factor)
+    typical = math.sqrt(1 - kept.sum() / matrix.shape[1])  # of a random direction
+    return Span(basis=directions[kept], errors=errors, through=factor, typical=typical)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +117,14 @@ class Seen:
     def dimensions(self) -> int:
         """Dimensions of the largest span that says anything."""
         return max(self.by_a.dimensions, *(each.dimensions for each in self.by_b))
+
+    def against(self, others: NDArray[Any]) -> Seen:
+        """The same, with distances of vectors (n, in) that are no inputs, but for a few, as the typical ones."""
+        return replace(
+            self,
+            by_a=self.by_a.against(others),
+            by_b=tuple(each.against(others) for each in self.by_b),
+        )
 
     def inside(self, candidates: NDArray[Any], *, among: int) -> tuple[NDArray[np.bool_], Array]:
         """Which candidates (c, in) look like inputs; and the log-chance of each to do so by chance alone.
