@@ -71,7 +71,7 @@ class Span:
         return distance, np.minimum(np.hypot(MIN_DISTANCE, SLACK * off), MAX_SHARE * self.typical)
 
     def against(self, others: NDArray[Any]) -> Span:
-        """The span, with the median distance of vectors that are no inputs, but for a few, as typical."""
+        """The span, with the median distance of vectors (n, in) as typical; all but a few are no inputs."""
         return replace(self, typical=float(np.median(self.distances(others)[0])))
 
     def log_chances(self, distances: Array) -> Array:
@@ -119,7 +119,7 @@ class Seen:
         return max(self.by_a.dimensions, *(each.dimensions for each in self.by_b))
 
     def against(self, others: NDArray[Any]) -> Seen:
-        """The same, with distances of vectors (n, in) that are no inputs, but for a few, as the typical ones."""
+        """The same, with the distances of vectors (n, in) as typical; all but a few are no inputs."""
         return replace(
             self,
             by_a=self.by_a.against(others),
