@@ -124,9 +124,10 @@ def test_clipping_changes_nothing(llama: Any) -> None:
     assert inversion.recovered(llama, start, clipped, data).examples == 1
 
 
-def test_an_update_of_b_alone_is_enough(llama: Any) -> None:
+@pytest.mark.parametrize("factor", [".lora_A.", ".lora_B."])
+def test_an_update_of_one_factor_is_enough(llama: Any, factor: str) -> None:
     data, start = bases.tokens(3, [8]), _start(llama, 16, begun=True)
-    delta = {name: t for name, t in _update(llama, start, data).items() if ".lora_B." in name}
+    delta = {name: t for name, t in _update(llama, start, data).items() if factor in name}
     found = inversion.recovered(llama, start, Payload(delta), data)
     assert (found.precision, found.recall) == (1, 1)
 

@@ -109,3 +109,15 @@ def test_rounding_widens_the_tolerance() -> None:
     candidates = np.concatenate([inputs, _inputs(2000, 3)])
     assert not blind.inside(candidates, among=2006)[0].any()
     assert aware.inside(candidates, among=2006)[0].tolist() == [True] * 6 + [False] * 2000
+
+
+def test_vectors_that_share_a_large_part_are_not_taken_for_inputs() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=WIDTH)
+    alike = shared + 0.1 * rng.normal(size=(2003, WIDTH))
+    change = _gradient(alike[:3].astype(np.float32), 8, 2) + 0.5 * rng.normal(size=(8, WIDTH))
+    told = inversion_spans.seen(_names(1), {"a0": np.zeros((8, WIDTH))}, {"a0": change}, noise=0.5)
+    assert told.dimensions == 1
+    assert told.inside(alike, among=2003)[0].sum() > 1000
+    others = shared + 0.1 * rng.normal(size=(256, WIDTH))
+    assert not told.against(others).inside(alike, among=2003)[0].any()

@@ -116,7 +116,7 @@ class Seen:
     @property
     def dimensions(self) -> int:
         """Dimensions of the largest span that says anything."""
-        return max(self.by_a.dimensions, *(each.dimensions for each in self.by_b))
+        return max(each.dimensions for each in (self.by_a, *self.by_b))
 
     def against(self, others: NDArray[Any]) -> Seen:
         """The same, with the distances of vectors (n, in) as typical; all but a few are no inputs."""
