@@ -14,6 +14,7 @@ from benchmarks import (
     compare,
     demo,
     dolly,
+    inversion,
     kill,
     methods,
     overhead,
@@ -126,3 +127,12 @@ def test_methods(tmp_path: Path) -> None:
     assert kept == {f"{name}-{rate}-0.json" for name in ("central", "fedavg") for rate in (1, 2)}
     again = _figures(methods.main, tmp_path, *options, "--rates", "1", "2", "--table")
     assert again == figures
+
+
+def test_inversion(tmp_path: Path) -> None:
+    figures = _figures(inversion.main, tmp_path)
+    cells = {(row["batch"], row["rank"]): row for row in figures["begun"]}
+    assert cells[1, 64]["recall"] == cells[1, 64]["precision"] == 1.0
+    assert cells[4, 4]["found"] == 0
+    plain, noised = figures["cases"]
+    assert (plain["recall"], noised["recall"], noised["precision"]) == (1.0, 0.0, None)
