@@ -34,6 +34,7 @@ from shepherd.io.atomic import disk_errors
 from shepherd.io.progress import stage
 from shepherd.machine import memory
 from shepherd.model.base import Base
+from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
 from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
@@ -42,7 +43,13 @@ from shepherd.silos.site.audit import Released
 from shepherd.silos.site.data_cache import DataCache
 from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
 from shepherd.silos.site.released import Score
-from shepherd.silos.site.site_settings import SiteSettings, read, scoring_settings, settings_at_site
+from shepherd.silos.site.site_settings import (
+    SiteSettings,
+    parse_request,
+    read,
+    scoring_settings,
+    settings_at_site,
+)
 from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
 from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
@@ -116,7 +123,7 @@ class Trainer:
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
             self._require_allowed(request, examples)
-            return _to_answer(self._ready(examples))
+            return _to_answer(self._ready(request, examples))
         task = self._submit(request, received + request.deadline)
         return wait_for(task, received + request.deadline)
 
@@ -278,7 +285,7 @@ class Trainer:
         pipeline.require_readable(prepared, base)
         task.require_awaited()
         if request.broadcast is None:
-            return _to_answer(self._ready(examples))
+            return _to_answer(self._ready(request, examples))
         request_checks.require_fit(request.broadcast, base)
         clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
         return self._train(task, settings, clients, base, batches, visit)
@@ -321,15 +328,26 @@ class Trainer:
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=released.CAP_NATS,
-            ranks=_own_rank(settings, self.name),
+            ranks=self._fewer_ranks(settings),
             # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
             # order seed, and then draw like a simulation
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
         )
 
-    def _ready(self, examples: int) -> Ready:
-        fewest = self.settings.policy.min_cohort
-        return Ready(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
+    def _fewer_ranks(self, settings: RunSettings) -> dict[str, int]:
+        """How many ranks this site trains, under its name, if they are not all."""
+        rank = rank_at_site(settings.adapter, self.name, self.settings.policy.max_rank)
+        return {self.name: rank} if rank < settings.adapter.rank else {}
+
+    def _ready(self, request: Request, examples: int) -> Ready:
+        adapter, limits = parse_request(request.settings).adapter, self.settings.policy
+        return Ready(
+            client=self.name,
+            examples=examples,
+            min_cohort=limits.min_cohort,
+            rank=rank_at_site(adapter, self.name, limits.max_rank),
+            version=wire.version(),
+        )
 
     def _train(
         self,
@@ -484,11 +502,6 @@ class Trainer:
             self._record(make())
         except ShepherdError as error:
             log.error("%s", error)
-
-
-def _own_rank(settings: RunSettings, name: str) -> dict[str, int]:
-    ranks = settings.adapter.ranks
-    return {name: ranks[name]} if isinstance(ranks, Mapping) and name in ranks else {}
 
 
 def _is_known(broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
