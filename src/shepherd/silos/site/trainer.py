@@ -24,7 +24,17 @@ from pathlib import Path
 from time import monotonic
 
 from shepherd import plugins
-from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, FromSystem, Payload, Update, seed_for
+from shepherd.core import (
+    Adapter,
+    Algorithm,
+    Broadcast,
+    ClientInfo,
+    Failure,
+    FromSystem,
+    Payload,
+    Update,
+    seed_for,
+)
 from shepherd.data import cursor, pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import ShepherdError
@@ -313,7 +323,7 @@ class Trainer:
     def _clients(self, request: Request, settings: RunSettings, prepared: TokenisedData) -> LocalClients:
         """This site's data as a set of one client."""
         limits = self.settings.policy
-        algorithm = plugins.algorithm(settings.algorithm, limits.algorithms)
+        algorithm = self._algorithm(settings)
         training = local_training(settings.tuning, {*limits.optimisers, *limits.objectives})
         require_steps_of(algorithm, training.optimiser, settings)
         return LocalClients(
@@ -333,6 +343,9 @@ class Trainer:
             # order seed, and then draw like a simulation
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
         )
+
+    def _algorithm(self, settings: RunSettings) -> Algorithm:
+        return plugins.algorithm(settings.algorithm, self.settings.policy.algorithms)
 
     def _fewer_ranks(self, settings: RunSettings) -> dict[str, int]:
         """How many ranks this site trains, under its name, if they are not all."""
@@ -376,7 +389,7 @@ class Trainer:
         metrics = released.of_a_visit(
             answer.metrics,
             comparable=self._is_comparable(settings, examples, start, position),
-            known=_is_known(request.broadcast, before),
+            known=_is_known(clients.algorithm, request.broadcast, before),
         )
         task.commit()
         kept = AnsweredRound(
@@ -390,6 +403,8 @@ class Trainer:
             memory=tuned.memory,
             moved=min(tuned.delta.norm(), answer.delta.norm()),  # a coded update may have any length
             adapter=request.broadcast.adapter,
+            base=request.base,
+            settings=request.settings,
         )
         self.store.save(request.run, kept)
         return _to_answer(self._releasable(kept.update))
@@ -442,7 +457,8 @@ class Trainer:
             sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=released.CAP_NATS)[0]
         found = released.scores(sums, tune.predictions(data), names, least)
         task.commit()
-        self.store.save_score(request.run, request.round, request.id, found)
+        common = request.broadcast.adapter if self._algorithm(settings).personal else None
+        self.store.save_score(request.run, request.round, request.id, found, common)
         return _to_answer(*self._scores(request, found))
 
     def _scores(
@@ -461,12 +477,12 @@ class Trainer:
         Raises:
             Refused: the adapter is neither.
         """
-        algorithm = plugins.algorithm(settings.algorithm, self.settings.policy.algorithms)
+        algorithm = self._algorithm(settings)
         if algorithm.server_is_model and released.is_blank(broadcast.adapter):
             # with B = 0, A has no effect, but large values in it could still overflow
             return broadcast.adapter.times(0.0)
         before = self.store.before(request.run, request.round)
-        if not _is_known(broadcast, before):
+        if not _is_known(algorithm, broadcast, before):
             raise request_checks.RequestRefused(
                 "scoring",
                 f"{self.name} scores only an adapter that changes nothing yet, or one near the last that it"
@@ -504,9 +520,13 @@ class Trainer:
             log.error("%s", error)
 
 
-def _is_known(broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
-    """Whether an adapter changes nothing yet, or is near the last that this site trained."""
-    if released.is_blank(broadcast.adapter):
+def _is_known(algorithm: Algorithm, broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
+    """Whether an adapter changes nothing yet, or is near the last that this site trained.
+
+    Where this site keeps B, one with B = 0 is not blank: its A acts through the B that is kept.
+    """
+    blank = released.is_blank(broadcast.adapter)
+    if blank and (algorithm.server_is_model or trained is None or not trained.memory):
         return True
     if trained is None or trained.adapter is None:
         return False
