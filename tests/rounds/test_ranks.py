@@ -3,8 +3,9 @@ import pytest
 from shepherd import plugins
 from shepherd.aggregations import mean
 from shepherd.config import validated
-from shepherd.core import Aggregation
+from shepherd.core import Adapter, Aggregation
 from shepherd.errors import SettingsError
+from shepherd.rounds import context_of
 from shepherd.rounds.ranks import SiteRanks, rank_at_site, ranks_of, require_for_sites, site_ranks
 from shepherd.settings import AdapterTable, RunSettings
 
@@ -126,3 +127,10 @@ def test_sites_are_named_and_keep_no_ranks_beside_the_trained_ones():
         require_for_sites(of(()), SIDE, ["a", "b"])
     with pytest.raises(SettingsError, match="names 'z'"):
         require_for_sites(of({"z": 4}), UNEQUAL, ["a", "b"])
+
+
+def test_the_runs_seed_and_ranks_reach_an_aggregation():
+    tables = {"model": {"base": "tiny"}, "data": {"source": "world"}, "adapter": {"ranks": {"b": 4, "a": 2}}}
+    settings = RunSettings.model_validate({**tables, "seed": 7})
+    context = context_of(settings, plugins.selection(settings), Adapter(), 2)
+    assert (context.seed, context.rank, context.ranks) == (7, 8, (2, 4))

@@ -80,7 +80,7 @@ def fresh(broadcast: Broadcast, client: str, rank: int) -> dict[str, Array]:
     for name, tensor in broadcast.adapter.items():
         if "lora_A" in name.split("."):
             bound = 1 / np.sqrt(tensor.shape[1])
-            rng = np.random.default_rng(seed_for(0, "own adapter", client, name))
+            rng = np.random.default_rng(seed_for(broadcast.seed, "own adapter", client, name))
             own[name] = rng.uniform(-bound, bound, (rank, tensor.shape[1])).astype(np.float32)
         else:
             own[name] = np.zeros((tensor.shape[0], rank), np.float32)
