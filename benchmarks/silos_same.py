@@ -32,6 +32,7 @@ from shepherd.machine.executors import Inline
 from shepherd.model import files, lora
 from shepherd.overrides import dump
 from shepherd.rounds import RoundReport, rounds, start
+from shepherd.rounds.ranks import rank_at_site
 from shepherd.run import checkpoint
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
@@ -41,7 +42,7 @@ from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 from shepherd.silos.protocol.jobspec import settings_for_site
 from shepherd.silos.site import released
-from shepherd.silos.site.site_settings import read, settings_at_site
+from shepherd.silos.site.site_settings import SiteSettings, read, settings_at_site
 
 Tensors = Mapping[str, np.ndarray]
 SITES = 3
@@ -167,6 +168,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         min_batch=max(config.policy.min_batch for config in configs.values()),
         min_examples=max(config.policy.min_examples for config in configs.values()),
         cap_nats=released.CAP_NATS,
+        ranks=_fewer_ranks(settings, configs),
     )
     simulation = Simulation(local=local, executor=Inline(base), stack_size=1)
     adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
@@ -179,6 +181,11 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         quorum=settings.federation.quorum,
         seed=settings.seed,
     )
+
+
+def _fewer_ranks(settings: RunSettings, sites: Mapping[str, SiteSettings]) -> dict[str, int]:
+    ranks = {site: rank_at_site(settings.adapter, site, own.policy.max_rank) for site, own in sites.items()}
+    return {site: rank for site, rank in ranks.items() if rank < settings.adapter.rank}
 
 
 @contextmanager

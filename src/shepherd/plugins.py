@@ -84,14 +84,15 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
         transform=parts.transform or transform(settings.transforms, allowed),
         names=_names_of(settings, parts),
     )
-    if settings.adapter.ranks and not made.aggregation.takes_ranks:
+    unequal = next((key for key in ("ranks", "min_rank") if getattr(settings.adapter, key)), "")
+    if unequal and not made.aggregation.takes_ranks:
         raise SettingsError(
-            f"adapter.ranks gives clients unequal ranks, and aggregation.name ="
+            f"adapter.{unequal} gives clients unequal ranks, and aggregation.name ="
             f' "{settings.aggregation.name}" averages factors of one rank; set [aggregation] name = "product"'
         )
-    if settings.adapter.ranks and made.algorithm.personal:
+    if unequal and made.algorithm.personal:
         raise SettingsError(
-            f"adapter.ranks has clients train a part of the adapter, and algorithm.name ="
+            f"adapter.{unequal} has clients train a part of the adapter, and algorithm.name ="
             f' "{settings.algorithm.name}" leaves a part of its own with each client; remove one of them'
         )
     if settings.adapter.target_parameters and made.algorithm.adds_ranks:

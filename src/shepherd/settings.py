@@ -91,6 +91,11 @@ class AdapterTable(Table):
     """Ranks of clients that train fewer than `rank`, the first ones of the adapter; the others stay as they
     were sent. A table names clients; a list is dealt out to all clients in the order of their names. The
     aggregation has to take unequal ranks, such as "product". Sites of a federation see this key."""
+    min_rank: PositiveInt | None = None
+    """Fewest ranks that a site of a federation may train. A site whose owner allows fewer than `rank` (its
+    `policy.max_rank`) then trains as many as it allows, the first ones, as with `ranks`; one that allows
+    fewer than this is left out. By default every site trains `rank`, and so does every client of a run in one
+    process."""
     alpha: PositiveFloat = 16.0
     """Scale of the adapter: its output is multiplied by alpha / rank, whatever part of it a client trains."""
     dropout: ShareBelowOne = 0.0
@@ -123,9 +128,21 @@ class AdapterTable(Table):
             raise ValueError(
                 f"ranks has {max(own)}, above rank = {self.rank}; raise rank to the largest of them"
             )
-        if self.ranks and self.target_parameters:
+        for key in ("ranks", "min_rank"):
+            if getattr(self, key) and self.target_parameters:
+                raise ValueError(
+                    f"{key} cannot be used with target_parameters, whose experts share one tensor; remove one"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _require_min_rank_within(self) -> Self:
+        if self.min_rank and self.min_rank > self.rank:
+            raise ValueError(f"min_rank = {self.min_rank} is above rank = {self.rank}; lower it")
+        if self.min_rank and self.ranks:
             raise ValueError(
-                "ranks cannot be used with target_parameters, whose experts share one tensor; remove one"
+                "ranks and min_rank are both set, and with min_rank each site says its rank itself; keep one"
+                " of them"
             )
         return self
 

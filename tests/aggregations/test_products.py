@@ -194,16 +194,20 @@ def test_above_the_cap_the_largest_part_of_the_rest_is_kept():
     same(products(new), expected, atol=1e-4)
 
 
-def test_the_stack_begins_anew_by_the_round_alone():
+def test_the_stack_begins_anew_by_the_round_and_the_runs_seed_alone():
     aggregation = EVERY["flora"]
-    states = [replace(state_of(aggregation), round=number) for number in (0, 0, 1)]
     updates = cohort(0, [RANK] * 2, [1.0, 2.0])
-    first, again, later = (
-        after(aggregation, state, [replace(u, round=state.round) for u in updates]) for state in states
-    )
+    found = []
+    for number, seed in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        state = replace(state_of(aggregation), round=number)
+        context = Context(rank=RANK, seed=seed)
+        new = aggregation.combine(state, [replace(u, round=number) for u in updates], context)
+        found.append(state.adapter.plus(new.delta))
+    first, again, later, other = found
     assert bits(first) == bits(again)
     a, b = "q.lora_A.weight", "q.lora_B.weight"
-    assert not np.array_equal(first[a][:RANK], later[a][:RANK])
+    for another in (later, other):
+        assert not np.array_equal(first[a][:RANK], another[a][:RANK])
     assert not first[b][:, :RANK].any()
     assert np.abs(first[a][:RANK]).max() <= 1 / np.sqrt(WIDTH)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 from tests.quadratic import Quadratic, drawn
 
@@ -16,6 +18,15 @@ def test_the_first_visit_starts_from_the_servers_model_with_live_ranks_beside_it
     assert np.linalg.matrix_rank(start[A][2:]) == 3
     other = ALGORITHM.start(BROADCAST, Payload(), ClientInfo(name="b", examples=1))
     assert not np.array_equal(start[A], other[A])
+
+
+def test_the_runs_seed_decides_the_first_own_ranks():
+    """Through the seed that a broadcast has, which is that of the run and the round (laws 2 and 3)."""
+    me = ClientInfo(name="a", examples=1)
+    starts = [ALGORITHM.start(replace(BROADCAST, seed=seed), Payload(), me) for seed in (1, 1, 2)]
+    assert starts[0] == starts[1]
+    assert not np.array_equal(starts[0][A][2:], starts[2][A][2:])
+    np.testing.assert_array_equal(starts[0][A][:2], starts[2][A][:2])
 
 
 def test_the_penalty_pulls_a_clients_own_ranks_alone():

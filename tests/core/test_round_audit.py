@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.core.test_factor_gap import SHAPES, WEIGHTS, layout, made, measured, stacked
 from tests.quadratic import drawn
 
-from shepherd.core import Adapter, Seeded, Update
+from shepherd.core import Adapter, Seeded, Update, product_sketch
 from shepherd.core.factor_gap import pairs
 from shepherd.core.product_sketch import WIDTH, ProductSketch
 from shepherd.core.ranks import of_rank
@@ -243,6 +243,29 @@ def test_memory_does_not_grow_with_the_cohort():
     assert size == 0
     assert audit.cosines(updates[0]) == {}
     assert audit.figures(updates[0])["cosine"] == pytest.approx(1.0)
+
+
+def test_what_is_not_kept_of_the_broadcast_is_made_again(monkeypatch):
+    """A base with thousands of experts has more of it than a round may keep."""
+    adapter, updates = made([(2, 90, 80), (2, 70, 60), (2, 50, 40)], [1.0, 2.0], 0)
+    updates = named(updates)
+    whole = audited(adapter, updates)
+    assert len(whole._sketch._kept) == 3
+    one = sum(side.nbytes for side in whole._sketch._kept[0])
+    for most, count in ((one - 1, 0), (one, 1), (2 * one, 2)):
+        monkeypatch.setattr(product_sketch, "MAX_KEPT_BYTES", most)
+        some = audited(adapter, updates)
+        assert len(some._sketch._kept) == count
+        assert some.figures(updates[0]) == whole.figures(updates[0])
+        assert some.cosines(updates[0]) == whole.cosines(updates[0])
+
+
+def test_buckets_and_signs_take_three_bytes_for_each_row_and_column():
+    adapter, updates = made([(2, 90, 80)], [1.0], 0)
+    (module,) = audited(adapter, updates)._sketch._modules
+    held = [array for side in (module.a, module.b) for array in side]
+    assert sum(array.nbytes for array in held) == 3 * (90 + 80)
+    assert all(array.base is None for array in held)
 
 
 def test_of_a_merged_update_no_client_is_told_apart():

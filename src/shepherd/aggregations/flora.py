@@ -40,7 +40,10 @@ def build(config: Config) -> Aggregation:
 
 
 def fresh(module: Module) -> Factors:
-    """New trained factors: A uniform in (-1/sqrt(in), 1/sqrt(in)), as PEFT draws it, and B zero."""
+    """New trained factors: A uniform in (-1/sqrt(in), 1/sqrt(in)), as PEFT draws it, and B zero.
+
+    The run's seed and the round decide A.
+    """
     bound = 1 / math.sqrt(module.broadcast.a.shape[1])
-    draws = np.random.default_rng(seed_for(module.round, "flora", module.pair.a))
+    draws = np.random.default_rng(seed_for(module.seed, module.round, "flora", module.pair.a))
     return Factors(np.zeros_like(module.broadcast.b), draws.uniform(-bound, bound, module.broadcast.a.shape))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from shepherd.config import Table
 from shepherd.core import Adapter, Aggregation, Context, ServerState, Update, of_rank
+from shepherd.core.adapter import is_a, is_b
 from shepherd.core.sums import Sums, require_some, require_weight
 from shepherd.errors import AdapterError
 
@@ -57,13 +58,9 @@ def _require_rank(adapter: Adapter, update: Update) -> None:
         whole = adapter[name].shape if name in adapter else tensor.shape
         if tensor.shape == whole:
             continue
-        for axis, factor in enumerate(("lora_A", "lora_B")):
+        for axis, is_factor in enumerate((is_a, is_b)):
             rank = tensor.shape[axis] if tensor.ndim == 2 else 0
-            if (
-                factor in name.split(".")
-                and rank != whole[axis]
-                and of_rank(name, whole, rank) == tensor.shape
-            ):
+            if is_factor(name) and rank != whole[axis] and of_rank(name, whole, rank) == tensor.shape:
                 raise AdapterError(
                     f"client {update.client} has rank {rank} in tensor {name} and the adapter rank"
                     f" {whole[axis]}, and a mean adds factors rank by rank; set [aggregation] name ="

@@ -27,6 +27,7 @@ from dataclasses import replace
 from shepherd.algorithms import fedavg
 from shepherd.config import PositiveInt, Table
 from shepherd.core import Algorithm
+from shepherd.core.adapter import is_a, is_b
 
 
 class Config(Table):
@@ -38,9 +39,9 @@ def build(config: Config) -> Algorithm:
     """Build FedAvg of the cores."""
 
     def trainable(name: str, round: int) -> bool:
-        return round < config.warm_up or "lora_A" not in name.split(".")
+        return round < config.warm_up or not is_a(name)
 
     def core(name: str, round: int) -> bool:
-        return round >= config.warm_up and "lora_B" in name.split(".")
+        return round >= config.warm_up and is_b(name)
 
     return replace(fedavg.ALGORITHM, trainable=trainable, core=core)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from shepherd.algorithms import fedavg
 from shepherd.config import Table
 from shepherd.core import Adapter, Algorithm, Broadcast, ClientInfo, LocalResult, Payload
+from shepherd.core.adapter import is_a
 
 
 class Config(Table):
@@ -28,7 +29,7 @@ def shared(name: str, round: int) -> bool:
     >>> shared("q_proj.lora_A.weight", 0), shared("q_proj.lora_B.weight", 0)
     (True, False)
     """
-    return "lora_A" in name.split(".")
+    return is_a(name)
 
 
 def start(broadcast: Broadcast, memory: Payload, client: ClientInfo) -> Adapter:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from shepherd.algorithms import fedavg
 from shepherd.config import Table
 from shepherd.core import Algorithm
+from shepherd.core.adapter import is_a
 
 
 class Config(Table):
@@ -23,7 +24,7 @@ def trainable(name: str, round: int) -> bool:
     >>> trainable("q_proj.lora_A.weight", 0), trainable("q_proj.lora_B.weight", 0)
     (False, True)
     """
-    return "lora_A" not in name.split(".")
+    return not is_a(name)
 
 
 def build(config: Config) -> Algorithm:

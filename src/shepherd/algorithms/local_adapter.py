@@ -35,6 +35,7 @@ from shepherd.core import (
     Step,
     seed_for,
 )
+from shepherd.core.adapter import is_a
 
 
 class Config(Table):
@@ -78,9 +79,9 @@ def fresh(broadcast: Broadcast, client: str, rank: int) -> dict[str, Array]:
     """The own adapter before the first visit: A from U(-1/sqrt(in), 1/sqrt(in)), B zero."""
     own = {}
     for name, tensor in broadcast.adapter.items():
-        if "lora_A" in name.split("."):
+        if is_a(name):
             bound = 1 / np.sqrt(tensor.shape[1])
-            rng = np.random.default_rng(seed_for(0, "own adapter", client, name))
+            rng = np.random.default_rng(seed_for(broadcast.seed, "own adapter", client, name))
             own[name] = rng.uniform(-bound, bound, (rank, tensor.shape[1])).astype(np.float32)
         else:
             own[name] = np.zeros((tensor.shape[0], rank), np.float32)
@@ -88,11 +89,11 @@ def fresh(broadcast: Broadcast, client: str, rank: int) -> dict[str, Array]:
 
 
 def _beside(name: str, common: Array, own: Array) -> Array:
-    return np.concatenate([common, own], axis=0 if "lora_A" in name.split(".") else 1)
+    return np.concatenate([common, own], axis=0 if is_a(name) else 1)
 
 
 def _own(name: str, common: tuple[int, ...]) -> tuple[slice, slice]:
     """Where the own ranks are in a factor whose common part has this shape."""
-    if "lora_A" in name.split("."):
+    if is_a(name):
         return slice(common[0], None), slice(None)
     return slice(None), slice(common[1], None)

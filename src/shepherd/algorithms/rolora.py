@@ -17,6 +17,7 @@ from dataclasses import replace
 from shepherd.algorithms import fedavg
 from shepherd.config import Table
 from shepherd.core import Algorithm
+from shepherd.core.adapter import is_a, is_b
 
 
 class Config(Table):
@@ -31,8 +32,7 @@ def trainable(name: str, round: int) -> bool:
     >>> [trainable("q_proj.lora_B.weight", round) for round in range(3)]
     [True, False, True]
     """
-    frozen = "lora_B" if round % 2 else "lora_A"
-    return frozen not in name.split(".")
+    return not (is_b(name) if round % 2 else is_a(name))
 
 
 def build(config: Config) -> Algorithm:

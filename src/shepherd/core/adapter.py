@@ -14,6 +14,24 @@ Array = NDArray[np.float32]
 FLOAT32 = np.dtype(np.float32)
 
 
+def is_a(name: str) -> bool:
+    """Whether a tensor is the factor A of a module, (r, in).
+
+    >>> is_a("q_proj.lora_A.weight"), is_a("q_proj.lora_B.weight"), is_a("lora_Adapted.weight")
+    (True, False, False)
+    """
+    return "lora_A" in name.split(".")
+
+
+def is_b(name: str) -> bool:
+    """Whether a tensor is the factor B of a module, (out, r).
+
+    >>> is_b("q_proj.lora_B.weight"), is_b("q_proj.lora_A.weight")
+    (True, False)
+    """
+    return "lora_B" in name.split(".")
+
+
 class Adapter(Payload):
     """LoRA factors by PEFT name: `(r, in)` for A, `(out, r)` for B; float32; read-only.
 

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.core.adapter import Adapter
+from shepherd.core.adapter import Adapter, is_a
 from shepherd.core.experts import experts_of
 from shepherd.core.messages import Broadcast, Context, Update
 from shepherd.core.randomness import Draws
@@ -58,7 +58,7 @@ def pairs(names: Iterable[str]) -> tuple[Pair, ...]:
     (Pair(a='q.lora_A.weight', b='q.lora_B.weight'),)
     """
     known = set(names)
-    both = ((name, name.replace(".lora_A.", ".lora_B.")) for name in known if ".lora_A." in name)
+    both = ((name, name.replace(".lora_A.", ".lora_B.")) for name in known if is_a(name))
     return tuple(sorted(Pair(a, b) for a, b in both if b in known))
 
 

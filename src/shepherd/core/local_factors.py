@@ -48,6 +48,8 @@ class Module:
     """The weight of each client; they sum to 1."""
     ends: tuple[int, ...] = ()
     """The smaller ranks at which clients of the run are truncated, also clients that are not in the round."""
+    seed: int = 0
+    """Seed of the run, for factors that are drawn."""
 
     @property
     def rank(self) -> int:
@@ -120,6 +122,7 @@ class Gathered:
                     ),
                     weights=tuple(update.weight / self.weight for update in self.updates),
                     ends=tuple(sorted(end for end in ends if end < own)),
+                    seed=context.seed,
                 )
 
     def changed(self, results: Iterable[tuple[Module, Factors]]) -> Update:

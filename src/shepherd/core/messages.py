@@ -124,6 +124,8 @@ class Context:
     """Rank of every matrix's factors, for tensors that stack experts' matrices."""
     ranks: tuple[int, ...] = ()
     """The smaller ranks that clients train, ascending, whether or not they are asked in a round."""
+    seed: int = 0
+    """Decides what an aggregation draws and sends, such as new factors; never noise."""
 
 
 class Federation(Protocol):

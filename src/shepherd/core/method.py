@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from shepherd.core.aggregation import Aggregation
-from shepherd.core.algorithm import Algorithm, no_core
+from shepherd.core.algorithm import Algorithm
 from shepherd.core.selection import Selection
-from shepherd.core.server_optimiser import ServerOptimiser, no_state
+from shepherd.core.server_optimiser import ServerOptimiser
+from shepherd.core.soundness import faults
 from shepherd.core.transform import Transform
 from shepherd.errors import SettingsError
 
@@ -32,108 +33,13 @@ class Method:
     """What the run file calls its parts, by the part; for messages."""
 
     def __post_init__(self) -> None:
-        for fault in self._faults():
+        for fault in faults(self):
             raise SettingsError(fault)
 
-    def _faults(self) -> Iterator[str]:
-        """One sentence for each two parts that are not sound together."""
-        algorithm, aggregation = self._called("algorithm"), self._called("aggregation")
-        server, transform = self._called("server"), self._called("transform")
-        if self.transform.mechanism is not None and not self.aggregation.is_mean:
-            yield (
-                f"{transform}, which spends privacy budget, adds its noise to a mean, and {aggregation} is"
-                ' not a mean; set [aggregation] name = "mean", or remove the transform'
-            )
-        if self.transform.needs_both_factors and (
-            self.algorithm.core is not no_core or any(map(self._sends_one_factor, range(2)))
-        ):
-            yield (
-                f"{transform} rotates A and B together, and with {algorithm} a client sends only one of them"
-                ' in a round; remove the transform, or set [algorithm] name = "fedavg"'
-            )
-        if not self.aggregation.keeps_basis and not self.server.whole_step:
-            yield (
-                f"{aggregation} factorises the sum of the products anew in each round, so the adapter can"
-                f" only move to its result, by a whole step and without a momentum, and {server} moves it"
-                ' otherwise; set [server] name = "sgd" with learning_rate = 1, or another aggregation'
-            )
-        if not self.aggregation.keeps_basis and not self.algorithm.server_is_model:
-            yield (
-                f"{algorithm} leaves one factor with each client, and {aggregation} turns the basis that the"
-                ' factors share; set [aggregation] name = "mean"'
-            )
-        if self.aggregation.needs_model and not self.algorithm.server_is_model:
-            yield (
-                f"{algorithm} leaves one factor with each client, and {aggregation} needs the products of"
-                ' both at the server; set [aggregation] name = "mean"'
-            )
-        if self.aggregation.restarts and any(map(self._trains_a_alone, range(2))):
-            yield (
-                f"{algorithm} trains A alone in some rounds, and with {aggregation} each round begins with B"
-                ' = 0, where the gradient of A is zero; set [algorithm] name = "fedavg", or [aggregation]'
-                ' name = "product"'
-            )
-        if self.aggregation.side_rank and self.algorithm.personal:
-            yield (
-                f"{algorithm} leaves a part of its model with each client, and {aggregation} keeps frozen"
-                ' ranks beside the trained ones; set [aggregation] name = "mean"'
-            )
-        if self.server.rebase is not None and self.server.init is not no_state:
-            yield (
-                f"{server} writes the factors anew, and its own state would belong to the old ones; remove"
-                " its init or its rebase"
-            )
-        if self.algorithm.core is not no_core and not self.aggregation.is_mean:
-            yield (
-                f"with {algorithm} clients send cores of the factors, which only a mean combines, and"
-                f' {aggregation} is not a mean; set [aggregation] name = "mean"'
-            )
-        if self.algorithm.core is not no_core and self.server.init is not no_state:
-            yield (
-                f"with {algorithm} B moves along its core alone, and the state of {server} is of whole"
-                ' factors and would move B out of the core\'s columns; set [server] name = "sgd"'
-            )
-        if self.algorithm.remembers_factors and self.server.rebase is not None:
-            yield _forgotten(algorithm, server, '[server] name = "sgd"')
-        if self.algorithm.remembers_factors and not self.aggregation.keeps_basis:
-            yield _forgotten(algorithm, aggregation, '[aggregation] name = "mean"')
-        if self.server.needs_mean and not self.aggregation.is_mean:
-            yield (
-                f"{server} requires a mean, and {aggregation} is not a mean; set"
-                ' [aggregation] name = "mean", or [server] name = "sgd"'
-            )
-        if self.algorithm.needs_mean and not self.aggregation.is_mean:
-            yield (
-                f"what {algorithm} sends in addition to the change has to be averaged with it, and"
-                f' {aggregation} is not a mean; set [aggregation] name = "mean", or [algorithm] name ='
-                ' "fedavg"'
-            )
-        if self.algorithm.needs_exact and self.transform.alters:
-            yield (
-                f"{algorithm} is right only where the server gets what the clients sent, and {transform}"
-                ' changes it on its way; remove the transform, or set [algorithm] name = "fedavg"'
-            )
-
-    def _called(self, part: str) -> str:
+    def called(self, part: str) -> str:
+        """A part by what it is, and by its name if the run file names it; for messages."""
         kind = {"server": "server optimiser"}.get(part, part)
         return f"the {kind} {self.names[part]!r}" if part in self.names else f"this {kind}"
-
-    def _trains_a_alone(self, round: int) -> bool:
-        """Whether of a module's two factors only A is trained in this round."""
-        a, b = (self.algorithm.trainable(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
-        return a and not b
-
-    def _sends_one_factor(self, round: int) -> bool:
-        """Whether of a module's two factors only one leaves a client in this round."""
-        a, b = (self.algorithm.leaves(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
-        return a != b
-
-
-def _forgotten(algorithm: str, other: str, instead: str) -> str:
-    return (
-        f"what {algorithm} remembers from round to round belongs to the factors, and {other} writes them"
-        f' anew; set {instead}, or [algorithm] name = "fedavg"'
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,13 +32,16 @@ from shepherd.core.randomness import Draws
 Vector = NDArray[np.float64]
 WIDTH = 1024
 """Numbers in a vector: a cosine of two changes deviates by about 0.03."""
+MAX_KEPT_BYTES = 256 * 2**20
+"""Most bytes of the broadcast's own factors, lifted, that are kept for a round; the others are lifted again
+for each update. Of a base with thousands of experts they take more than its adapter."""
 
 
 class _Side(NamedTuple):
     """The bucket and the sign of each row of B, or column of A, of every expert: (E, n) each."""
 
-    buckets: NDArray[np.int64]
-    signs: NDArray[np.float64]
+    buckets: NDArray[np.unsignedinteger]
+    signs: NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ class ProductSketch:
         rank: rank of every matrix's factors, if some tensors stack experts; None if none does.
         width: numbers in a vector.
 
-    Memory: twice the width for each rank of a module, and what a change has in float64, one module at a
-    time.
+    Memory: at most `MAX_KEPT_BYTES`, three bytes for each row and column of a module, and what a change has
+    in float64, one module at a time.
     """
 
     def __init__(self, adapter: Adapter, draws: Draws, rank: int | None = None, width: int = WIDTH) -> None:
@@ -68,15 +71,20 @@ class ProductSketch:
         entries = [e * len(adapter[pair.b]) * adapter[pair.a].shape[1] for pair, e in found]
         self.exact = sum(entries) <= width
         self._modules = [self._module(adapter, draws, pair, experts) for pair, experts in found]
-        self._a = [
-            self._lifted(split_a(adapter[m.pair.a], m.experts).swapaxes(1, 2), m.a) for m in self._modules
-        ]
-        self._b = [self._lifted(split_b(adapter[m.pair.b], m.experts), m.b) for m in self._modules]
+        self._adapter = adapter
+        self._kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        room = MAX_KEPT_BYTES
+        for module in self._modules:
+            own = self._own(module)
+            room -= own[0].nbytes + own[1].nbytes
+            if room < 0:
+                break
+            self._kept.append(own)
 
     def whole(self) -> Vector:
         """The vector of the adapter's own products."""
-        terms = zip(self._a, self._b, strict=True)
-        return self._vector([self._product(b, a) for a, b in terms])
+        pairs = (self._sides(k) for k in range(len(self._modules)))
+        return self._vector([self._product(b, a) for a, b in pairs])
 
     def change(self, delta: Mapping[str, NDArray[Any]]) -> Vector:
         """The vector of a change; a factor that is not in `delta`, or a rank of it, did not move."""
@@ -91,8 +99,17 @@ class ProductSketch:
         )
         return _Module(pair, experts, *sides)
 
+    def _sides(self, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """A and B of a module of the broadcast, lifted."""
+        return self._kept[k] if k < len(self._kept) else self._own(self._modules[k])
+
+    def _own(self, module: _Module) -> tuple[NDArray[Any], NDArray[Any]]:
+        a = split_a(self._adapter[module.pair.a], module.experts).swapaxes(1, 2)
+        b = split_b(self._adapter[module.pair.b], module.experts)
+        return self._lifted(a, module.a), self._lifted(b, module.b)
+
     def _changed(self, k: int, module: _Module, delta: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        a, b = self._a[k], self._b[k]
+        a, b = self._sides(k)
         terms = []
         if module.pair.a in delta:
             d_a = self._lifted(split_a(delta[module.pair.a], module.experts).swapaxes(1, 2), module.a)
@@ -125,9 +142,10 @@ def _side(random: np.random.Generator, shape: tuple[int, int], width: int) -> _S
     """Buckets and signs; of each `width` positions in a row, no two have one bucket."""
     experts, length = shape
     blocks = -(-length // width)
-    buckets = random.permuted(np.tile(np.arange(width), (experts * blocks, 1)), axis=1)
-    signs = random.choice(np.array([-1.0, 1.0]), shape)
-    return _Side(buckets.reshape(experts, -1)[:, :length], signs)
+    order = np.arange(width).astype(np.min_scalar_type(width))  # there are as many as rows and columns
+    buckets = random.permuted(np.tile(order, (experts * blocks, 1)), axis=1)
+    signs = random.choice(np.array([-1, 1], np.int8), shape)
+    return _Side(buckets.reshape(experts, -1)[:, :length].copy(), signs)
 
 
 def _counted(factor: Vector, side: _Side, width: int) -> Vector:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.core.adapter import Adapter
+from shepherd.core.adapter import Adapter, is_a, is_b
 
 
 def of_rank(name: str, shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
@@ -18,10 +18,9 @@ def of_rank(name: str, shape: tuple[int, ...], rank: int | None) -> tuple[int, .
     """
     if rank is None:
         return shape
-    parts = name.split(".")
-    if "lora_A" in parts:
+    if is_a(name):
         return (min(rank, shape[0]), *shape[1:])
-    return (*shape[:-1], min(rank, shape[-1])) if "lora_B" in parts else shape
+    return (*shape[:-1], min(rank, shape[-1])) if is_b(name) else shape
 
 
 def padded(adapter: Adapter, ranks: int) -> Adapter:
@@ -33,9 +32,7 @@ def padded(adapter: Adapter, ranks: int) -> Adapter:
     if not ranks:
         return adapter
     more = {True: ((0, ranks), (0, 0)), False: ((0, 0), (0, ranks))}
-    return Adapter(
-        {name: np.pad(tensor, more["lora_A" in name.split(".")]) for name, tensor in adapter.items()}
-    )
+    return Adapter({name: np.pad(tensor, more[is_a(name)]) for name, tensor in adapter.items()})
 
 
 def unpadded(adapter: Adapter, ranks: int) -> Adapter:
@@ -46,7 +43,7 @@ def unpadded(adapter: Adapter, ranks: int) -> Adapter:
     """
     if not ranks:
         return adapter
-    axes = {name: 0 if "lora_A" in name.split(".") else -1 for name in adapter}
+    axes = {name: 0 if is_a(name) else -1 for name in adapter}
     shapes = {name: of_rank(name, t.shape, t.shape[axes[name]] - ranks) for name, t in adapter.items()}
     return Adapter({name: corner(tensor, shapes[name]) for name, tensor in adapter.items()})
 

@@ -14,8 +14,9 @@ from shepherd.core.messages import Update
 from shepherd.core.payload import require_same_layout
 from shepherd.errors import FederationError
 
-BLOCK = 16 * 1024
-"""Numbers that are added at once: they and their float64 copies stay in a core's cache."""
+BLOCK = 64 * 1024
+"""Numbers that are added at once: their float64 copies stay in a core's cache, and small tensors are added
+together."""
 
 
 class Sums:
@@ -25,11 +26,9 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, NDArray[np.float64]] = {}
-        self._flat: dict[str, NDArray[np.float64]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._empty = True
-        self._scratch = np.empty(BLOCK)
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._total: NDArray[np.float64] = np.empty(0)  # all tensors, one after another
+        self._block: NDArray[np.float64] = np.empty(0)
 
     def add(self, tensors: Mapping[str, NDArray[Any]], weight: float) -> None:
         """Add weight times each tensor.
@@ -37,32 +36,43 @@ class Sums:
         Raises:
             AdapterError: names or shapes differ from those of the first payload.
         """
-        if self._empty:
-            self._sums = {name: np.zeros(tensor.shape) for name, tensor in tensors.items()}
-            self._flat = {name: total.reshape(-1) for name, total in self._sums.items()}
-            self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            self._empty = False
-        if {name: tensor.shape for name, tensor in tensors.items()} != self._shapes:
-            require_same_layout(self._sums, tensors, "an update")
-        for name, tensor in tensors.items():
-            self._add(self._flat[name], tensor.reshape(-1), weight)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if self._shapes is None:
+            self._shapes = shapes
+            self._total = np.zeros(sum(tensor.size for tensor in tensors.values()))
+            self._block = np.empty(min(BLOCK, len(self._total)))
+        if shapes != self._shapes:
+            require_same_layout(self._sums(), tensors, "an update")
+        start = filled = 0
+        for name in self._shapes:  # whatever the order in this payload
+            flat, taken = tensors[name].reshape(-1), 0
+            while taken < len(flat):
+                count = min(len(self._block) - filled, len(flat) - taken)
+                self._block[filled : filled + count] = flat[taken : taken + count]
+                taken, filled = taken + count, filled + count
+                if filled == len(self._block):
+                    self._add_block(start, filled, weight)
+                    start, filled = start + filled, 0
+        self._add_block(start, filled, weight)
 
-    def _add(self, total: NDArray[np.float64], tensor: NDArray[Any], weight: float) -> None:
-        """Multiply and add block by block: whole arrays between the two would not stay in the cache."""
-        if len(total) > BLOCK:
-            for start in range(0, len(total), BLOCK):
-                end = start + BLOCK
-                self._add(total[start:end], tensor[start:end], weight)
-            return
-        scaled = self._scratch[: len(total)]
-        np.copyto(scaled, tensor)
+    def _add_block(self, start: int, count: int, weight: float) -> None:
+        """Multiply and add: whole arrays between the two would not stay in the cache."""
+        scaled, total = self._block[:count], self._total[start : start + count]
         scaled *= weight
         total += scaled
+
+    def _sums(self) -> dict[str, NDArray[np.float64]]:
+        """The sum of each tensor, as views."""
+        found, start = {}, 0
+        for name, shape in (self._shapes or {}).items():
+            stop = start + math.prod(shape)
+            found[name], start = self._total[start:stop].reshape(shape), stop
+        return found
 
     def mean(self, weight: float) -> Adapter:
         """The sums divided by the sum of the weights, in float32."""
         with np.errstate(over="ignore"):  # the round loop refuses what is not finite, by name
-            return Adapter({name: total / weight for name, total in self._sums.items()})
+            return Adapter({name: total / weight for name, total in self._sums().items()})
 
 
 def require_weight(update: Update) -> None:

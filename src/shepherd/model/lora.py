@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, Payload, require_same_layout, require_shapes, seed_for, shapes_of
+from shepherd.core.adapter import is_a
 from shepherd.errors import AdapterError, BaseError
 from shepherd.model import text_path
 from shepherd.model.lora_layers import StackedExperts, StackedLinear
@@ -302,7 +303,7 @@ def fresh(targets: Sequence[Target], rank: int, seed: int) -> Adapter:
     """A new adapter: A from U(-1/sqrt(in), 1/sqrt(in)) as in PEFT's default, B zero."""
     tensors: dict[str, Any] = {}
     for name, shape in shapes(targets, rank).items():
-        if ".lora_A." in name:
+        if is_a(name):
             bound = 1 / math.sqrt(shape[1])
             rng = np.random.default_rng(seed_for(seed, "adapter", name))
             tensors[name] = rng.uniform(-bound, bound, shape).astype(np.float32)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shepherd.core import Adapter
+from shepherd.core.adapter import is_a
 from shepherd.errors import BaseError
 from shepherd.model import lora
 from shepherd.model.base import Base
@@ -78,9 +79,7 @@ def _adapter(base: Base, seed: int) -> Adapter:
     """An adapter as after some tuning: A as initialised, B no longer zero."""
     rng = np.random.default_rng(seed)
     first = lora.fresh(base.targets, base.adapter.rank, seed)
-    return Adapter(
-        {name: a if ".lora_A." in name else rng.normal(0, 0.02, a.shape) for name, a in first.items()}
-    )
+    return Adapter({name: a if is_a(name) else rng.normal(0, 0.02, a.shape) for name, a in first.items()})
 
 
 def copy_network(network: Any, dtype: torch.dtype | None, layers: int | None = None) -> Any:

@@ -147,6 +147,7 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
         weights=settings.federation.weights,
         rank=settings.adapter.rank,
         ranks=tuple(sorted({*(own.values() if isinstance(own, Mapping) else own)})),
+        seed=settings.seed,
     )
 
 

@@ -37,6 +37,7 @@ ROW: Row = {
         "left_out": {"b": "it was not asked"},
     },
     "taken": {"a": 4},
+    "ranks": {"a": 2},
     "coverage": {"a": 0.5},
     "seconds": {"round": 1.0, "tuning": 1.0, "scoring": 0.0},
     "late": 0,

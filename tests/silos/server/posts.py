@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from shepherd.core import Adapter, Failure, Update
+from shepherd.core import Adapter, Failure, Update, corner, of_rank
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Ready, Request, Scores
 
@@ -38,18 +38,25 @@ class Letters:
 
 
 def honest(
-    name: str, step: float = 1.0, weight: float = 1.0, examples: int = 10, min_cohort: int = 1
+    name: str,
+    step: float = 1.0,
+    weight: float = 1.0,
+    examples: int = 10,
+    min_cohort: int = 1,
+    rank: int | None = None,
 ) -> Site:
-    """Answers every kind of request; trains by adding `step` to every number."""
+    """Answers every kind of request; trains by adding `step` to every number of its ranks."""
 
     def site(request: Request) -> bytes:
         if request.kind == "join":
-            return wire.encode_reply(joined(name, request, examples, min_cohort))
+            return wire.encode_reply(replace(joined(name, request, examples, min_cohort), rank=rank))
         if request.kind == "score":
             categories = {"qa": (2.0 * step, 4), name: (3.0, 1)}
             return wire.encode_reply(Scores(client=name, round=request.round, categories=categories))
         assert request.broadcast is not None
-        return wire.encode_reply(update(request, name, step, weight))
+        made = update(request, name, step, weight)
+        cut = {key: corner(t, of_rank(key, t.shape, rank)) for key, t in made.delta.items()}
+        return wire.encode_reply(replace(made, delta=Adapter(cut)))
 
     return site
 

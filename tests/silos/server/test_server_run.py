@@ -76,6 +76,57 @@ def test_a_run_goes_through_its_rounds_and_keeps_them(tmp_path: Path) -> None:
     assert last.notes["row"] == answer["rows"][-1]
 
 
+def unequal(**adapter: Any) -> JobSpec:
+    asked = order(("a", "b"))
+    more = {"adapter": {"rank": 2, **adapter}, "aggregation": {"name": "product"}}
+    return replace(asked, settings={**asked.settings, **more})
+
+
+def test_a_site_trains_the_rank_that_it_said_when_it_joined(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", rank=1), "b": honest("b", rank=2)})
+    answer = told(served(tmp_path, post, unequal(min_rank=1)))
+
+    assert answer["outcome"] == {"finished": True}
+    assert answer["said"] == ["a trains 1 of the 2 ranks"]
+    assert [row.get("ranks") for row in answer["rows"]] == [None, *3 * [{"a": 1}]]
+    assert [row["failures"] for row in answer["rows"][1:]] == [{}, {}, {}]
+    sent = 4 * (3 + 3)  # a factor of one rank each
+    assert {row["bytes_up"] for row in answer["rows"][1:]} == {sent + 2 * sent}
+
+
+def test_ranks_that_a_site_does_not_train_stay_in_its_product(tmp_path: Path) -> None:
+    asked = unequal(min_rank=1)
+    once = replace(asked, settings={**asked.settings, "federation": {"rounds": 1}})
+    served(tmp_path, Letters({"a": honest("a", rank=1), "b": honest("b", rank=2)}), once)
+    after = checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00001").state.adapter
+    assert after[A].shape == (2, 3)
+    # by hand: rows of B_a are (1, 0) and of A_a 2 and 1, those of B_b (1, 1) and of A_b 2 and 2
+    np.testing.assert_allclose(after[B] @ after[A], np.full((3, 3), (2 + 4) / 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rank", "said"),
+    [
+        ({"min_rank": 2}, 1, "it would train rank 1, and adapter.min_rank = 2 of rank 2 is asked"),
+        ({"min_rank": 1}, 3, "it would train rank 3, and adapter.min_rank = 1 of rank 2 is asked"),
+        ({}, 1, "it would train rank 1, and rank 2 is asked"),
+        ({"ranks": {"b": 1}}, 2, "it would train rank 2, and rank 1 is asked"),
+    ],
+)
+def test_a_site_that_says_another_rank_than_it_may_does_not_join(tmp_path, adapter, rank, said) -> None:
+    post = Letters({"a": honest("a"), "b": honest("b", rank=rank)})
+    answer = told(served(tmp_path, post, unequal(**adapter)))
+    assert answer["said"] == [f"b: {said}; check its policy.max_rank"]
+    assert {row["failures"]["b"] for row in answer["rows"][1:]} == {f"{said}; check its policy.max_rank"}
+
+
+def test_an_update_of_another_rank_than_a_site_said_is_a_counted_failure(tmp_path: Path) -> None:
+    said, sent = honest("b", rank=2), honest("b", rank=1)
+    changed = lambda request: (said if request.kind == "join" else sent)(request)  # noqa: E731
+    rows = told(served(tmp_path, Letters({"a": honest("a"), "b": changed}), unequal(min_rank=1)))["rows"]
+    assert all("shape" in row["failures"]["b"] for row in rows[1:])
+
+
 def test_a_row_says_what_the_sites_said(tmp_path: Path) -> None:
     row = told(served(tmp_path, both()))["rows"][2]
 

@@ -203,6 +203,29 @@ def test_no_extreme_of_the_optimiser_makes_an_update_of_a_few_tokens_or_steps(
         assert len(str(found)) < 500
 
 
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"rank": 8, "min_rank": 2}, ""),
+        ({"rank": 16, "min_rank": 4}, ""),
+        ({"rank": 8, "min_rank": 5}, "rank 5, the lowest that the run allows; lower adapter.min_rank"),
+        ({"rank": 17, "min_rank": 2}, "an adapter of rank 17, more than 4 times as much; lower adapter.rank"),
+        ({"rank": 8, "ranks": {"site-1": 4}}, ""),
+        ({"rank": 8, "ranks": {"site-1": 5}}, "rank 5; lower adapter.ranks of site-1"),
+        ({"rank": 8, "ranks": {"site-2": 4}}, "rank 8; lower adapter.rank"),
+        ({"rank": 17, "ranks": {"site-1": 4}}, "rank 17, more than 4 times as much; lower adapter.rank"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["join", "train"])
+def test_the_rank_that_counts_is_the_one_that_this_site_trains(kind, adapter, said) -> None:
+    found = refused({"max_rank": 4}, request(kind, adapter=adapter))
+    if not said:
+        assert found is None
+    else:
+        assert str(found).startswith("policy max_rank = 4 of site-1 refuses ")
+        assert str(found).endswith(said)
+
+
 @given(st.integers(16, 80), st.integers(0, 200), st.integers(8, 24), st.integers(1, 4))
 def test_what_is_granted_takes_as_many_different_examples_wherever_the_site_is(
     examples: int, position: int, batch: int, count: int

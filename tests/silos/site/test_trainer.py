@@ -93,7 +93,7 @@ def asked(llama_folder) -> Callable[..., wire.Request]:
     return lambda *words, **more: request(llama_folder, *words, **more)
 
 
-def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: int) -> Simulation:
+def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: Any) -> Simulation:
     """The same client in process."""
     run = settings_at_site(trained.settings(folder, source), asked, str(folder))
     local = LocalClients(
@@ -122,6 +122,33 @@ def test_rounds_give_the_bits_of_a_simulation(born, asked, llama_folder, source,
         assert found.metrics == {name: expected.metrics[name] for name in found.metrics}
         assert "trained_tokens" in found.metrics
     assert bool(expected.extra) == bool(changed)
+
+
+@pytest.mark.parametrize("adapter", [{"rank": 3, "min_rank": 1}, {"rank": 3, "ranks": {NAME: 2}}], ids=str)
+def test_a_site_that_allows_fewer_ranks_trains_these_alone(
+    born, asked, llama_folder, source, adapter
+) -> None:
+    """Law 2, with the rank that the site says when it joins; the others stay as they were sent."""
+    plain = tables(adapter=adapter)
+    base = load_base(settings_at_site(trained.settings(llama_folder, source), plain, str(llama_folder)))
+    here = simulated(base, source, llama_folder, plain, ranks={NAME: 2})
+    trainer = born(max_rank=2)
+    for _ in range(2):  # the second time without loading anything
+        assert ask(trainer, asked(settings=plain)).rank == 2
+    for round in (0, 1):
+        sent = broadcast(base, round)
+        (expected,) = here.run(sent, [NAME])
+        found = ask(born(max_rank=2), asked(sent, settings=plain))
+        assert found == replace(expected, metrics=found.metrics)
+        assert {min(tensor.shape) for tensor in found.delta.values()} == {2}
+    assert ask(born(), asked(settings=plain)).rank == (3 if "min_rank" in adapter else 2)
+
+
+def test_a_site_that_allows_fewer_ranks_than_the_run_refuses_by_name(born, asked) -> None:
+    said = reason(ask(born(max_rank=2), asked(settings=tables(adapter={"rank": 4, "min_rank": 3}))))
+    assert said == (
+        "policy max_rank = 2 of site-1 refuses rank 3, the lowest that the run allows; lower adapter.min_rank"
+    )
 
 
 @pytest.mark.parametrize("most", [1, 99, 4096, 10**6])
@@ -202,7 +229,7 @@ def test_who_joins_is_told_by_size_and_version(born, asked, source, llama_folder
     size = len(simulated(shaped, source, llama_folder, TABLES).local.datasets[NAME])
     trainer = born()
     for _ in range(2):  # loading, and loaded
-        joined = Ready(client=NAME, examples=size, version=wire.version(), min_cohort=2)
+        joined = Ready(client=NAME, examples=size, version=wire.version(), min_cohort=2, rank=2)
         assert ask(trainer, asked()) == joined
 
 

@@ -225,6 +225,7 @@ _ROW: Mapping[str, Check] = {
     "tokens": lambda value: _numbers(value, ("seen", "trained")),
     "heldout": lambda value: _present_fields(value, _HELDOUT),
     "taken": _by_name(schema.whole_number),
+    "ranks": _by_name(schema.whole_number),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
 }

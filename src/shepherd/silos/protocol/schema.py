@@ -15,6 +15,7 @@ from shepherd.settings import LONGEST_WAIT_S
 
 MAX_NAME_CHARS, MAX_SENTENCE_CHARS = 200, 2000  # characters
 MAX_REPLY_NAMES = 1000  # metrics or categories of a reply; every row of a run's log repeats them
+MAX_RANK = 10**6  # of an adapter
 MAX_COHORT = 10**6  # sites of a round, or the fewest that a site may require
 LAST_CLOCK_S = 4_102_444_800.0  # in Unix seconds: the year 2100
 # characters that could end a line of a log, or reverse a terminal's text
@@ -118,6 +119,10 @@ def _at_most(most: int, least: int = 0) -> Check:
     return check
 
 
+def _none_or(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("is not a number")
@@ -187,5 +192,6 @@ READY: Mapping[str, Check] = {
     "client": label,
     "examples": whole_number,
     "min_cohort": _at_most(MAX_COHORT, 1),
+    "rank": _none_or(_at_most(MAX_RANK, 1)),
 }
 SCORES: Mapping[str, Check] = {"client": label, "round": whole_number, "categories": _categories}

@@ -85,6 +85,8 @@ class Ready:
     """Version of shepherd-fit at the site."""
     min_cohort: int = 1
     """Fewest usable updates in a mean that includes this site's."""
+    rank: int | None = None
+    """How many ranks of the adapter it trains; None for as many as the run file asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

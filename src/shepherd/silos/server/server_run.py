@@ -34,7 +34,7 @@ from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, secret
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
-from shepherd.rounds.ranks import ranks_of, require_for_sites
+from shepherd.rounds.ranks import require_for_sites, site_ranks
 from shepherd.run import checkpoint, folder
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
@@ -138,7 +138,7 @@ class ServerRun:
             )
         aggregation = plugins.aggregation(self.settings.aggregation, self.trusted.all)
         require_for_sites(self.settings.adapter, aggregation, self.order.sites)
-        self.silos.ranks = ranks_of(self.settings.adapter, aggregation, self.order.sites)
+        self.silos.ranks = site_ranks(self.settings.adapter, aggregation, self.order.sites)
 
     def _run_rounds(self) -> None:
         state, rows = self._load_state()
@@ -146,6 +146,8 @@ class ServerRun:
         for reply in self.silos.join(state.round):
             if isinstance(reply, Failure):
                 self._status.echo(f"{reply.client}: {reply.reason}")
+        for site, rank in self.silos.fewer().items():
+            self._status.echo(f"{site} trains {rank} of the {self.settings.adapter.rank} ranks")
         if not rows:
             self._log({"round": 0, **self._score(state)})
         taken = dict(rows[-1].get("taken", {})) if rows else {}
@@ -211,6 +213,7 @@ class ServerRun:
             **report_row(report),
             **scored,
             "taken": dict(taken),
+            **({"ranks": fewer} if (fewer := self.silos.fewer()) else {}),
             "coverage": {site: cursor.coverage(held[site], taken.get(site, 0)) for site in sorted(held)},
             "seconds": {
                 "round": report.seconds + scoring,

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update
 from shepherd.errors import WireError
+from shepherd.rounds.ranks import SiteRanks
 from shepherd.settings import SilosTable
 from shepherd.silos.protocol import schema, wire
 from shepherd.silos.protocol.wire import Ready, Request, Scores
@@ -76,8 +77,8 @@ class SiteFederation:
     transport: Transport
     request_context: RequestContext
     sites: Sequence[str]
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    """Sites that train fewer ranks than the adapter has."""
+    ranks: SiteRanks = field(default_factory=SiteRanks)
+    """The ranks that sites may train."""
     on_reply: Callable[[Reply], None] = lambda reply: None
     """Called with each reply of a round as it is read, before it is checked."""
     joined: dict[str, Ready] = field(default_factory=dict)
@@ -95,9 +96,19 @@ class SiteFederation:
         known = [joined.examples for joined in self.joined.values()]
         usual = max(1, round(sum(known) / len(known))) if known else 1
         return [
-            replace(_client_info(name, self.joined.get(name), usual), rank=self.ranks.get(name))
+            replace(_client_info(name, self.joined.get(name), usual), rank=self._rank(name))
             for name in sorted(self.sites)
         ]
+
+    def fewer(self) -> dict[str, int]:
+        """Site -> how many ranks it trains; those that have joined and train fewer than the adapter has."""
+        found = {name: self._rank(name) for name in sorted(self.joined)}
+        whole = self.ranks.whole or 0
+        return {name: rank for name, rank in found.items() if rank is not None and rank < whole}
+
+    def _rank(self, site: str) -> int | None:
+        joined = self.joined.get(site)
+        return self.ranks.of(site, joined.rank if joined else None)
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Have the cohort train; a site that is absent, late, or replies with nonsense yields a Failure.
@@ -140,7 +151,7 @@ class SiteFederation:
 
     def _join(self, round: int, sites: Sequence[str]) -> Iterator[Ready | Failure]:
         request = self._request("join", round, None, len(sites), self.request_context.short_deadline_s)
-        for reply in map(_check_size, self._ask_in_waves(request, sites, {})):
+        for reply in map(self._check_rank, map(_check_size, self._ask_in_waves(request, sites, {}))):
             if isinstance(reply, Ready):
                 self.joined[reply.client] = reply
                 yield reply
@@ -148,6 +159,11 @@ class SiteFederation:
                 failure = reply if isinstance(reply, Failure) else _unexpected(reply)
                 self._refused[failure.client] = failure.reason
                 yield failure
+
+    def _check_rank(self, reply: Reply) -> Reply:
+        """Refuse a rank that the run file does not allow: updates of it would not fit."""
+        fault = self.ranks.fault(reply.client, reply.rank) if isinstance(reply, Ready) else ""
+        return Failure(client=reply.client, reason=f"{fault}; check its policy.max_rank") if fault else reply
 
     def _split_reachable(self, sites: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """The sites that can be asked, and for each other one the reason."""

@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from shepherd.data import cursor
-from shepherd.settings import RunSettings
+from shepherd.rounds.ranks import rank_at_site
+from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import released
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, minutes, parse_request
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MAX_SHOWN_CHARS = 80  # characters of a name from outside that a sentence quotes
 MAX_COUNTED_EXAMPLES = 2.0**62  # examples of a visit: beyond any real one, and still exact as an integer
 MAX_SITE_TRANSFORMS = 8  # of one run: each costs time at the site
+MAX_SENT_RATIO = 4  # ranks of an adapter that is sent, to those trained: a message is bounded by as many
 MAX_ADAPTER_SCALE = 64.0  # alpha / rank: usual values are 1 to 4, and a large one overrides the base
 MIN_CLIP_NORM = 1e-3  # below, every step has the same length, whatever its examples
 MIN_BETA = 0.5  # below, an update reflects the last steps rather than the visit
@@ -102,7 +104,11 @@ def refusal(
         SettingsError: the request's settings are not valid.
     """
     run = parse_request(request.settings)
-    faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round, scoring)]
+    faults = [
+        _about_the_base(request.base, bases),
+        _about_the_rank(policy, run.adapter, site),
+        _about_the_run(policy, run, request.round, scoring),
+    ]
     if request.kind == "score":
         faults.append(_about_scores(policy))
     if examples is None:
@@ -140,7 +146,11 @@ def broken_by(
     scoring: ScoringTable = DEFAULT_SCORING,
 ) -> list[Refusal]:
     """Every rule that a run file breaks, apart from those on its base, the time and the budget."""
-    faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples))
+    faults = (
+        *_about_the_rank(policy, run.adapter, site),
+        *_about_the_run(policy, run, rounds, scoring),
+        *_about_a_visit(policy, run, examples),
+    )
     return [fault.at(site) for fault in faults]
 
 
@@ -150,14 +160,25 @@ def _about_the_base(asked: str, bases: Collection[str]) -> Iterator[Violation]:
         yield Violation("bases", None, f"base {_short(asked)}", fix)
 
 
+def _about_the_rank(policy: PolicyTable, adapter: AdapterTable, site: str) -> Iterator[Violation]:
+    trained, most = rank_at_site(adapter, site, policy.max_rank), policy.max_rank
+    if trained > most:
+        fix = "lower adapter.rank" if trained == adapter.rank else f"lower adapter.ranks of {site}"
+        yield Violation("max_rank", most, f"rank {trained}", fix)
+    elif trained < (adapter.min_rank or 0):
+        got = f"rank {adapter.min_rank}, the lowest that the run allows"
+        yield Violation("max_rank", most, got, "lower adapter.min_rank")
+    elif adapter.rank > MAX_SENT_RATIO * most:
+        got = f"an adapter of rank {adapter.rank}, more than {MAX_SENT_RATIO} times as much"
+        yield Violation("max_rank", most, got, "lower adapter.rank")
+
+
 def _about_the_run(
     policy: PolicyTable, run: RunSettings, round: int, scoring: ScoringTable
 ) -> Iterator[Violation]:
     if run.model.trust_remote_code:
         fix = "set model.trust_remote_code = false"
         yield Violation("trust_remote_code", False, "code that comes with a base", fix)
-    if run.adapter.rank > policy.max_rank:
-        yield Violation("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
     own_rank = run.algorithm.own.get("rank", 0)
     if not _number(own_rank) <= policy.max_rank:
         got = f"an own adapter of rank {_toml(own_rank)}"

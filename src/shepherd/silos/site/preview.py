@@ -18,6 +18,7 @@ from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
+from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import allowed_bases as bases
 from shepherd.silos.site import released
@@ -82,6 +83,7 @@ class OutgoingUpdate:
 
     base: str
     rank: int
+    """Ranks that are trained; an update has these alone."""
     tensors: Mapping[str, tuple[int, int]]
     """Name of each tensor -> its shape."""
     metrics: tuple[str, ...]
@@ -240,10 +242,11 @@ def _scored(site: SiteSettings, categories: Sequence[str]) -> dict[str, int]:
 def _leaving(base: BasePreview, adapter: AdapterTable, policy: PolicyTable) -> OutgoingUpdate:
     from shepherd.model.meta_shapes import shapes
 
+    rank = rank_at_site(adapter, CLIENT_NAME, policy.max_rank)
     return OutgoingUpdate(
         base=base.name,
-        rank=adapter.rank,
-        tensors=shapes(base.folder, adapter),
+        rank=rank,
+        tensors=shapes(base.folder, adapter.model_copy(update={"rank": rank})),
         metrics=policy.metrics,
     )
 
@@ -255,7 +258,7 @@ def in_words(policy: PolicyTable) -> list[str]:
     noise = "must" if policy.require_noise else "need not"
     secure = "must use" if policy.require_secure_aggregation else "need not use"
     return [
-        f"An adapter has rank {policy.max_rank} at most, and is trained on {what}.",
+        f"An adapter is trained at rank {policy.max_rank} at most, on {what}.",
         f"Its dropout is {policy.max_dropout:g} at most, its learning rate {policy.max_learning_rate:g}.",
         f"A visit has {policy.max_steps:,} steps and {policy.max_epochs:g} epochs at most.",
         f"A visit may start {when} by this machine's clock.",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core import Adapter
+from shepherd.core.adapter import is_b
 from shepherd.errors import AdapterError
 from shepherd.settings import DataTable
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
@@ -117,7 +118,7 @@ def cuts_fairly(examples: int, position: int, least: int) -> bool:
 
 def is_blank(adapter: Adapter) -> bool:
     """Whether an adapter changes nothing: each B is zero."""
-    seconds = [tensor for name, tensor in adapter.items() if ".lora_B." in name]
+    seconds = [tensor for name, tensor in adapter.items() if is_b(name)]
     return bool(seconds) and not any(tensor.any() for tensor in seconds)
 
 

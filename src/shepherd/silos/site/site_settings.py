@@ -153,7 +153,8 @@ class PolicyTable(Table):
     """What may be asked of this site. A request that breaks a rule is refused by the name of the key."""
 
     max_rank: PositiveInt = 16
-    """Largest rank of an adapter: a larger one can memorise more of the examples."""
+    """Most ranks that are trained: more can memorise more of the examples. A run that sets adapter.min_rank
+    may send an adapter of up to four times as many, of which the others stay as they were sent."""
     max_dropout: ShareBelowOne = 0.5
     """Largest dropout of an adapter: close to 1, an update depends on single tokens."""
     max_learning_rate: PositiveFloat = 0.1

@@ -1,7 +1,8 @@
 """The state of runs that a site keeps between rounds: position in the data, client memory, last answers.
 
     HOME/state/RUN/round-00003/    checkpoint after round 3: the algorithm's client memory, and the update
-    HOME/state/RUN/start-00003     the adapter that round 3 was trained from, as safetensors
+    HOME/state/RUN/start-00003     the adapter that round 3 was trained from, as safetensors; where this site
+                                   keeps a part of its model, also one that was scored and not trained from
     HOME/runs/RUN.json             record of the run: position, last requests answered, last score
     HOME/secret                    seed of the order of examples
 
@@ -66,6 +67,10 @@ class AnsweredRound:
     """Length of the visit's change of the adapter, or of the update as sent if that is shorter."""
     adapter: Adapter | None
     """The adapter that was trained from; None if it is lost."""
+    base: str = ""
+    """Digest of the base that was asked for; "" in a checkpoint of an earlier version."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The run's tables as they were sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,8 @@ class RunRecord:
     """Id of its request."""
     score: Mapping[str, Score] | None = None
     """The score released then, by category."""
+    scored_adapter: str = ""
+    """Digest of the file of the adapter that was scored; "" if it is not kept."""
 
 
 @dataclass(slots=True)
@@ -157,15 +164,43 @@ class Store:
             known = _read_record(self._place(run))
             self._write(run, replace(known, round=round, id=id, position=position, spent=True))
 
-    def save_score(self, run: str, round: int, id: str, score: Mapping[str, Score]) -> None:
+    def save_score(
+        self, run: str, round: int, id: str, score: Mapping[str, Score], common: Adapter | None = None
+    ) -> None:
         """Save the score of a round; call it before the score is released.
+
+        Args:
+            common: the adapter that was sent, where it is a part of this site's own model.
 
         Raises:
             FolderError: the disk is full or cannot be written.
         """
         with self._lock:
             known = _read_record(self._place(run))
-            self._write(run, replace(known, scored=round, scored_id=id, score=score))
+            digest = _save_start(self.home / "state" / run, round, common) if common else ""
+            scored = replace(known, scored=round, scored_id=id, score=score, scored_adapter=digest)
+            self._write(run, scored)
+
+    def runs(self) -> list[str]:
+        """The runs of which answered rounds are kept, the one answered last at the end."""
+        folder = self.home / "state"
+        found = [path for path in folder.iterdir() if _round_folders(path)] if folder.is_dir() else []
+        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+
+    def last_sent(self, run: str) -> tuple[int, Adapter] | None:
+        """The last adapter of a run that was scored or trained from, with its round; None if it is lost.
+
+        Raises:
+            CheckpointError, FolderError: as for `kept` and `record`.
+        """
+        record, kept = self.record(run), self.kept(run)
+        if not kept:
+            return None
+        folder, last = self.home / "state" / run, kept[-1]
+        scored = _read_start(folder, record.scored, record.scored_adapter) if record.scored_adapter else None
+        if scored is not None and record.scored > last.round:
+            return record.scored, scored
+        return (last.round, last.adapter) if last.adapter is not None else None
 
     def secret(self) -> int:
         """The secret seed of this site, drawn once and never disclosed.
@@ -262,6 +297,8 @@ def _to_checkpoint(kept: AnsweredRound, start: str) -> Checkpoint:
         "examples": kept.examples,
         "trained_from": start,
         "moved": kept.moved,
+        "base": kept.base,
+        "settings": dict(kept.settings),
     }
     return Checkpoint(state=state, notes=notes)
 
@@ -282,6 +319,8 @@ def _read_round(path: Path) -> AnsweredRound:
         moved=notes["moved"] if "moved" in notes else _read_update(round, notes, tensors).delta.norm(),
         # an earlier version kept it in the checkpoint itself
         adapter=saved.state.adapter or _read_start(path.parent, round, notes.get("trained_from", "")),
+        base=notes.get("base", ""),
+        settings=notes.get("settings", {}),
     )
 
 

@@ -24,7 +24,17 @@ from pathlib import Path
 from time import monotonic
 
 from shepherd import plugins
-from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, FromSystem, Payload, Update, seed_for
+from shepherd.core import (
+    Adapter,
+    Algorithm,
+    Broadcast,
+    ClientInfo,
+    Failure,
+    FromSystem,
+    Payload,
+    Update,
+    seed_for,
+)
 from shepherd.data import cursor, pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import ShepherdError
@@ -34,6 +44,7 @@ from shepherd.io.atomic import disk_errors
 from shepherd.io.progress import stage
 from shepherd.machine import memory
 from shepherd.model.base import Base
+from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
 from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
@@ -42,7 +53,13 @@ from shepherd.silos.site.audit import Released
 from shepherd.silos.site.data_cache import DataCache
 from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
 from shepherd.silos.site.released import Score
-from shepherd.silos.site.site_settings import SiteSettings, read, scoring_settings, settings_at_site
+from shepherd.silos.site.site_settings import (
+    SiteSettings,
+    parse_request,
+    read,
+    scoring_settings,
+    settings_at_site,
+)
 from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
 from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
@@ -116,7 +133,7 @@ class Trainer:
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
             self._require_allowed(request, examples)
-            return _to_answer(self._ready(examples))
+            return _to_answer(self._ready(request, examples))
         task = self._submit(request, received + request.deadline)
         return wait_for(task, received + request.deadline)
 
@@ -278,7 +295,7 @@ class Trainer:
         pipeline.require_readable(prepared, base)
         task.require_awaited()
         if request.broadcast is None:
-            return _to_answer(self._ready(examples))
+            return _to_answer(self._ready(request, examples))
         request_checks.require_fit(request.broadcast, base)
         clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
         return self._train(task, settings, clients, base, batches, visit)
@@ -306,7 +323,7 @@ class Trainer:
     def _clients(self, request: Request, settings: RunSettings, prepared: TokenisedData) -> LocalClients:
         """This site's data as a set of one client."""
         limits = self.settings.policy
-        algorithm = plugins.algorithm(settings.algorithm, limits.algorithms)
+        algorithm = self._algorithm(settings)
         training = local_training(settings.tuning, {*limits.optimisers, *limits.objectives})
         require_steps_of(algorithm, training.optimiser, settings)
         return LocalClients(
@@ -321,15 +338,29 @@ class Trainer:
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=released.CAP_NATS,
-            ranks=_own_rank(settings, self.name),
+            ranks=self._fewer_ranks(settings),
             # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
             # order seed, and then draw like a simulation
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
         )
 
-    def _ready(self, examples: int) -> Ready:
-        fewest = self.settings.policy.min_cohort
-        return Ready(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
+    def _algorithm(self, settings: RunSettings) -> Algorithm:
+        return plugins.algorithm(settings.algorithm, self.settings.policy.algorithms)
+
+    def _fewer_ranks(self, settings: RunSettings) -> dict[str, int]:
+        """How many ranks this site trains, under its name, if they are not all."""
+        rank = rank_at_site(settings.adapter, self.name, self.settings.policy.max_rank)
+        return {self.name: rank} if rank < settings.adapter.rank else {}
+
+    def _ready(self, request: Request, examples: int) -> Ready:
+        adapter, limits = parse_request(request.settings).adapter, self.settings.policy
+        return Ready(
+            client=self.name,
+            examples=examples,
+            min_cohort=limits.min_cohort,
+            rank=rank_at_site(adapter, self.name, limits.max_rank),
+            version=wire.version(),
+        )
 
     def _train(
         self,
@@ -358,7 +389,7 @@ class Trainer:
         metrics = released.of_a_visit(
             answer.metrics,
             comparable=self._is_comparable(settings, examples, start, position),
-            known=_is_known(request.broadcast, before),
+            known=_is_known(clients.algorithm, request.broadcast, before),
         )
         task.commit()
         kept = AnsweredRound(
@@ -372,6 +403,8 @@ class Trainer:
             memory=tuned.memory,
             moved=min(tuned.delta.norm(), answer.delta.norm()),  # a coded update may have any length
             adapter=request.broadcast.adapter,
+            base=request.base,
+            settings=request.settings,
         )
         self.store.save(request.run, kept)
         return _to_answer(self._releasable(kept.update))
@@ -424,7 +457,8 @@ class Trainer:
             sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=released.CAP_NATS)[0]
         found = released.scores(sums, tune.predictions(data), names, least)
         task.commit()
-        self.store.save_score(request.run, request.round, request.id, found)
+        common = request.broadcast.adapter if self._algorithm(settings).personal else None
+        self.store.save_score(request.run, request.round, request.id, found, common)
         return _to_answer(*self._scores(request, found))
 
     def _scores(
@@ -443,12 +477,12 @@ class Trainer:
         Raises:
             Refused: the adapter is neither.
         """
-        algorithm = plugins.algorithm(settings.algorithm, self.settings.policy.algorithms)
+        algorithm = self._algorithm(settings)
         if algorithm.server_is_model and released.is_blank(broadcast.adapter):
             # with B = 0, A has no effect, but large values in it could still overflow
             return broadcast.adapter.times(0.0)
         before = self.store.before(request.run, request.round)
-        if not _is_known(broadcast, before):
+        if not _is_known(algorithm, broadcast, before):
             raise request_checks.RequestRefused(
                 "scoring",
                 f"{self.name} scores only an adapter that changes nothing yet, or one near the last that it"
@@ -486,14 +520,13 @@ class Trainer:
             log.error("%s", error)
 
 
-def _own_rank(settings: RunSettings, name: str) -> dict[str, int]:
-    ranks = settings.adapter.ranks
-    return {name: ranks[name]} if isinstance(ranks, Mapping) and name in ranks else {}
+def _is_known(algorithm: Algorithm, broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
+    """Whether an adapter changes nothing yet, or is near the last that this site trained.
 
-
-def _is_known(broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
-    """Whether an adapter changes nothing yet, or is near the last that this site trained."""
-    if released.is_blank(broadcast.adapter):
+    Where this site keeps B, one with B = 0 is not blank: its A acts through the B that is kept.
+    """
+    blank = released.is_blank(broadcast.adapter)
+    if blank and (algorithm.server_is_model or trained is None or not trained.memory):
         return True
     if trained is None or trained.adapter is None:
         return False

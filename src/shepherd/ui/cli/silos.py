@@ -13,6 +13,9 @@ from shepherd.errors import SilosError
 from shepherd.version import install
 from shepherd.visible import shown
 
+WITHOUT_FLARE = ("check", "export")
+"""Commands that read files of a site alone; an owner may check before FLARE is installed."""
+
 federation_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
 admin_kit = click.argument("kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT")
 
@@ -82,7 +85,7 @@ def silos(context: click.Context) -> None:
 
     See docs/silos.md for a guide.
     """
-    if context.invoked_subcommand != "check":  # an owner may run `check` before FLARE is installed
+    if context.invoked_subcommand not in WITHOUT_FLARE:
         require_flare()
 
 
@@ -244,6 +247,40 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
 
     if not print_preview(checked(file, read(run_file) if run_file else None)):
         raise click.exceptions.Exit(2)
+
+
+@silos.command(short_help="Write a site's own model, where each site has one.")
+@click.argument("kit", type=click.Path(path_type=Path), metavar="SITE_KIT")
+@click.argument("keys", nargs=-1, metavar="[key=value ...]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="site.toml",
+    help="The site's file, which lists the base.",
+)
+@click.option(
+    "--run", default="", metavar="ID", help="Run that the site took part in.  [default: the only one]"
+)
+@click.option("--to", default="peft", show_default=True, metavar="FORM", help="Exporter, as for `export`.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder to write to, new or empty.",
+)
+def export(kit: Path, keys: tuple[str, ...], config: Path, run: str, to: str, output: Path) -> None:
+    """Write the model of a site's own, for its owner: of a run whose algorithm leaves a part with each site.
+
+    It is made of files of this kit alone; connects to nothing.
+    """
+    from shepherd.silos.site import own_model, site_settings
+
+    home = kit.absolute() / "shepherd"
+    round = own_model.export(home, site_settings.read(config), output, to, keys, run)
+    echo(f"wrote {output}: what this site keeps, with the common part as after {round} rounds")
 
 
 @silos.command(short_help="Show connected sites and runs under way.")

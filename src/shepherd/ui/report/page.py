@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -329,64 +329,49 @@ def _charts(report: Report) -> dict[str, str]:
         "heldout": _chart("heldout", "Held-out loss by round", heldout, number_formats.rate, height=300),
         "train": _chart("train", "Training loss by round", train, number_formats.rate, height=300),
         "bytes": small("bytes", "Bytes by round", traffic, number_formats.data_size),
-        "gap": small(
-            "gap",
-            "Aggregation gap by round",
-            [Series("gap", _changing(rows, "gap", flat))],
-            number_formats.rate,
-        ),
-        "energy_kept": small(
-            "energy-kept",
-            "Energy kept by round",
-            [Series("energy kept", _changing(rows, "energy_kept", flat))],
-            number_formats.rate,
-        ),
-        "spread": small(
-            "spread",
-            "Spread of the clients' updates by round",
-            [Series("spread", _changing(rows, "spread", flat))],
-            number_formats.rate,
-        ),
-        "cosine": small(
-            "cosine",
-            "Cosine of the clients' updates with the result by round",
-            [
-                Series("mean", _changing(rows, "cosine", flat)),
-                Series("lowest client", _changing(rows, "lowest_cosine", flat)),
-            ],
-            number_formats.rate,
-        ),
-        "clients": small(
-            "clients",
-            "Held-out loss by client and round",
-            [
-                Series("worst client", _points(rows, "worst_client")),
-                Series("spread over clients", _points(rows, "client_spread")),
-            ],
-            number_formats.rate,
-        ),
-        "personal": small(
-            "personal",
-            "Held-out loss of the clients' own models by round",
-            [
-                Series("mean of the clients", _points(rows, "personal_loss")),
-                Series("worst client", _points(rows, "worst_personal")),
-            ],
-            number_formats.rate,
-        ),
-        "learning_rate": small(
-            "learning-rate",
-            "Learning rate by round",
-            [Series("learning rate", _changing(rows, "learning_rate", flat))],
-            number_formats.rate,
-        ),
-        "seconds": small(
-            "seconds",
-            "Seconds by round",
-            [Series("seconds", _changing(rows, "seconds", flat))],
-            number_formats.duration,
-        ),
+        **{
+            each.name: small(
+                each.name.replace("_", "-"),
+                each.title,
+                [Series(label, _changing(rows, key, flat)) for label, key in each.series],
+                each.form,
+            )
+            for each in _FIGURES
+        },
     }
+
+
+class _Figure(NamedTuple):
+    """A small chart of figures in the rows: its name in the template, and for each line a label and a key."""
+
+    name: str
+    title: str
+    series: tuple[tuple[str, str], ...]
+    form: chart.Form = number_formats.rate
+
+
+_FIGURES = (
+    _Figure("gap", "Aggregation gap by round", (("gap", "gap"),)),
+    _Figure("energy_kept", "Energy kept by round", (("energy kept", "energy_kept"),)),
+    _Figure("spread", "Spread of the clients' updates by round", (("spread", "spread"),)),
+    _Figure(
+        "cosine",
+        "Cosine of the clients' updates with the result by round",
+        (("mean", "cosine"), ("lowest client", "lowest_cosine")),
+    ),
+    _Figure(
+        "clients",
+        "Held-out loss by client and round",
+        (("worst client", "worst_client"), ("spread over clients", "client_spread")),
+    ),
+    _Figure(
+        "personal",
+        "Held-out loss of the clients' own models by round",
+        (("mean of the clients", "personal_loss"), ("worst client", "worst_personal")),
+    ),
+    _Figure("learning_rate", "Learning rate by round", (("learning rate", "learning_rate"),)),
+    _Figure("seconds", "Seconds by round", (("seconds", "seconds"),), number_formats.duration),
+)
 
 
 _COSTS = (

@@ -83,7 +83,10 @@ def _bases(bases: Iterable[BasePreview]) -> Iterable[str]:
 
 def _what_leaves(found: Found) -> Iterable[str]:
     policy = found.site.policy
-    yield "On joining: this site's name, how many examples it trains on, and the version of this program."
+    yield (
+        "On joining: this site's name, how many examples and at what rank it trains, and the version of this"
+        " program."
+    )
     if found.leaving is not None:
         yield from _tensors(found.leaving)
     names = [name for name in policy.metrics if name != "heldout"]

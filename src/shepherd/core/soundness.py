@@ -1,0 +1,224 @@
+"""What is not sound together: each rule looks at what two parts of a method declare, and is one sentence.
+
+A rule returns the sentence that refuses the method, with both names and what to write instead, or None.
+`docs/decisions/0039-what-is-sound-together.md` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from shepherd.core.algorithm import Algorithm, no_core
+from shepherd.core.server_optimiser import no_state
+
+if TYPE_CHECKING:
+    from shepherd.core.method import Method
+
+Rule = Callable[["Method"], str | None]
+FACTORS = ("module.lora_A.weight", "module.lora_B.weight")
+"""The two factors of a module, for asking an algorithm about them."""
+PARITIES = (0, 1)
+"""An even round and an odd one: some algorithms alternate."""
+
+
+def faults(method: Method) -> Iterator[str]:
+    """One sentence for each rule that a method breaks."""
+    return (fault for rule in RULES if (fault := rule(method)) is not None)
+
+
+def noise_needs_a_mean(method: Method) -> str | None:
+    """A mechanism's noise is calibrated for a mean."""
+    if method.transform.mechanism is None or method.aggregation.is_mean:
+        return None
+    return (
+        f"{method.called('transform')}, which spends privacy budget, adds its noise to a mean, and"
+        f' {method.called("aggregation")} is not a mean; set [aggregation] name = "mean", or remove the'
+        " transform"
+    )
+
+
+def rotation_needs_both_factors(method: Method) -> str | None:
+    """A rotation of A and B leaves their product the same only if both are sent."""
+    algorithm = method.algorithm
+    alone = algorithm.core is not no_core or any(sends_one_factor(algorithm, each) for each in PARITIES)
+    if not (method.transform.needs_both_factors and alone):
+        return None
+    return (
+        f"{method.called('transform')} rotates A and B together, and with {method.called('algorithm')} a"
+        " client sends only one of them in a round; remove the transform, or set [algorithm] name ="
+        ' "fedavg"'
+    )
+
+
+def new_factors_need_a_whole_step(method: Method) -> str | None:
+    """Half a step along the change of two factors is not half a step of their product."""
+    if method.aggregation.keeps_basis or method.server.whole_step:
+        return None
+    return (
+        f"{method.called('aggregation')} factorises the sum of the products anew in each round, so the"
+        " adapter can only move to its result, by a whole step and without a momentum, and"
+        f' {method.called("server")} moves it otherwise; set [server] name = "sgd" with learning_rate = 1,'
+        " or another aggregation"
+    )
+
+
+def a_factor_at_the_client_needs_its_basis(method: Method) -> str | None:
+    """The factor that a client keeps belongs to the ranks of the other one."""
+    if method.aggregation.keeps_basis or method.algorithm.server_is_model:
+        return None
+    return (
+        f"{method.called('algorithm')} leaves one factor with each client, and"
+        f" {method.called('aggregation')} turns the basis that the factors share; set [aggregation] name ="
+        ' "mean"'
+    )
+
+
+def products_need_both_factors(method: Method) -> str | None:
+    """A rule that reads products at the server needs a model there."""
+    if not method.aggregation.needs_model or method.algorithm.server_is_model:
+        return None
+    return (
+        f"{method.called('algorithm')} leaves one factor with each client, and"
+        f" {method.called('aggregation')} needs the products of both at the server; set [aggregation] name ="
+        ' "mean"'
+    )
+
+
+def a_restart_needs_b(method: Method) -> str | None:
+    """Where B is zero, A has no gradient."""
+    alone = any(trains_a_alone(method.algorithm, each) for each in PARITIES)
+    if not (method.aggregation.restarts and alone):
+        return None
+    return (
+        f"{method.called('algorithm')} trains A alone in some rounds, and with"
+        f" {method.called('aggregation')} each round begins with B = 0, where the gradient of A is zero; set"
+        ' [algorithm] name = "fedavg", or [aggregation] name = "product"'
+    )
+
+
+def side_ranks_need_one_model(method: Method) -> str | None:
+    """Side ranks come after the trained ones, where a client would have its own."""
+    if not (method.aggregation.side_rank and method.algorithm.personal):
+        return None
+    return (
+        f"{method.called('algorithm')} leaves a part of its model with each client, and"
+        f" {method.called('aggregation')} keeps frozen ranks beside the trained ones; set [aggregation] name"
+        ' = "mean"'
+    )
+
+
+def a_rebase_keeps_no_state(method: Method) -> str | None:
+    """State of an optimiser belongs to the factors before they were written anew."""
+    if method.server.rebase is None or method.server.init is no_state:
+        return None
+    return (
+        f"{method.called('server')} writes the factors anew, and its own state would belong to the old ones;"
+        " remove its init or its rebase"
+    )
+
+
+def cores_need_a_mean(method: Method) -> str | None:
+    """Only means are the same for cores and for factors."""
+    if method.algorithm.core is no_core or method.aggregation.is_mean:
+        return None
+    return (
+        f"with {method.called('algorithm')} clients send cores of the factors, which only a mean combines,"
+        f' and {method.called("aggregation")} is not a mean; set [aggregation] name = "mean"'
+    )
+
+
+def cores_need_a_server_without_state(method: Method) -> str | None:
+    """A momentum of whole factors leaves the columns of the core."""
+    if method.algorithm.core is no_core or method.server.init is no_state:
+        return None
+    return (
+        f"with {method.called('algorithm')} B moves along its core alone, and the state of"
+        f" {method.called('server')} is of whole factors and would move B out of the core's columns; set"
+        ' [server] name = "sgd"'
+    )
+
+
+def memory_outlives_no_rebase(method: Method) -> str | None:
+    """What is remembered of factors is of the old ones."""
+    if not method.algorithm.remembers_factors or method.server.rebase is None:
+        return None
+    return _forgotten(method, "server", '[server] name = "sgd"')
+
+
+def memory_outlives_no_new_factors(method: Method) -> str | None:
+    """What is remembered of factors is of the old ones."""
+    if not method.algorithm.remembers_factors or method.aggregation.keeps_basis:
+        return None
+    return _forgotten(method, "aggregation", '[aggregation] name = "mean"')
+
+
+def _forgotten(method: Method, other: str, instead: str) -> str:
+    return (
+        f"what {method.called('algorithm')} remembers from round to round belongs to the factors, and"
+        f' {method.called(other)} writes them anew; set {instead}, or [algorithm] name = "fedavg"'
+    )
+
+
+def a_server_may_need_a_mean(method: Method) -> str | None:
+    """Adaptive server optimisers assume that the aggregate is a mean."""
+    if not method.server.needs_mean or method.aggregation.is_mean:
+        return None
+    return (
+        f"{method.called('server')} requires a mean, and {method.called('aggregation')} is not a mean; set"
+        ' [aggregation] name = "mean", or [server] name = "sgd"'
+    )
+
+
+def an_algorithm_may_need_a_mean(method: Method) -> str | None:
+    """What travels beside the change is averaged with it."""
+    if not method.algorithm.needs_mean or method.aggregation.is_mean:
+        return None
+    return (
+        f"what {method.called('algorithm')} sends in addition to the change has to be averaged with it, and"
+        f' {method.called("aggregation")} is not a mean; set [aggregation] name = "mean", or [algorithm] name'
+        ' = "fedavg"'
+    )
+
+
+def an_algorithm_may_need_exact_updates(method: Method) -> str | None:
+    """Both ends add the same changes, or what they keep drifts apart."""
+    if not (method.algorithm.needs_exact and method.transform.alters):
+        return None
+    return (
+        f"{method.called('algorithm')} is right only where the server gets what the clients sent, and"
+        f" {method.called('transform')} changes it on its way; remove the transform, or set [algorithm] name"
+        ' = "fedavg"'
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    noise_needs_a_mean,
+    rotation_needs_both_factors,
+    new_factors_need_a_whole_step,
+    a_factor_at_the_client_needs_its_basis,
+    products_need_both_factors,
+    a_restart_needs_b,
+    side_ranks_need_one_model,
+    a_rebase_keeps_no_state,
+    cores_need_a_mean,
+    cores_need_a_server_without_state,
+    memory_outlives_no_rebase,
+    memory_outlives_no_new_factors,
+    a_server_may_need_a_mean,
+    an_algorithm_may_need_a_mean,
+    an_algorithm_may_need_exact_updates,
+)
+"""In the order in which a person hears of them: the first one that is broken is the message."""
+
+
+def trains_a_alone(algorithm: Algorithm, round: int) -> bool:
+    """Whether of a module's two factors only A is trained in this round."""
+    a, b = (algorithm.trainable(name, round) for name in FACTORS)
+    return a and not b
+
+
+def sends_one_factor(algorithm: Algorithm, round: int) -> bool:
+    """Whether of a module's two factors only one leaves a client in this round."""
+    a, b = (algorithm.leaves(name, round) for name in FACTORS)
+    return a != b
