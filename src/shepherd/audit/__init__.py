@@ -1,1 +1,1 @@
-"""What a trained adapter gives away of the data that it was trained on, found by attacking it."""
+"""What an adapter, a round's mean or one client's update gives away, found by attacking it."""
