@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shepherd.audit.canaries import CHANCE_EXPOSURE, Proven, Remembered
@@ -107,17 +107,25 @@ def _is_about_claim(proven: Proven, memory: Remembered) -> bool:
 
 def sections(found: Attacked) -> tuple[Section, ...]:
     """The tables of an audit."""
-    return (*_canaries(found), *_members(found), *found.extra)
+    return (*map(_narrow, (*_canaries(found), *_members(found))), *found.extra)
 
 
-_ATTACK = (
-    Column("AUC", "ratio"),
-    *(Column(f"found at {100 * rate:g}% false alarms", "share") for rate in RATES),
-)
+_ATTACK = (Column("AUC", "ratio"), *(Column(f"found at {100 * rate:g}%", "share") for rate in RATES))
+_FOUND = "the share of members that are found where that share of the others is called members, too"
 
 
 def _attack(found: Attack) -> list[Cell]:
     return [found.auc.row(), *(each.row() if each else None for each in found.tpr)]
+
+
+def _narrow(section: Section) -> Section:
+    """The section without columns that have nothing in any row."""
+    kept = [n for n in range(len(section.columns)) if any(row[n] is not None for row in section.rows)]
+    return replace(
+        section,
+        columns=[section.columns[n] for n in kept],
+        rows=[[row[n] for n in kept] for row in section.rows],
+    )
 
 
 def _members(found: Attacked) -> list[Section]:
@@ -131,7 +139,8 @@ def _members(found: Attacked) -> list[Section]:
             title="Members of the training data",
             words=(
                 f"How well each score tells {many(any_attack.members, 'example')} that the released adapter"
-                f" was trained on from {any_attack.others:,} that were held out. An AUC of 0.5 is guessing."
+                f" was trained on from {any_attack.others:,} that were held out. An AUC of 0.5 is guessing;"
+                f" found is {_FOUND}."
             ),
             columns=(Column("score", WORDS), *_ATTACK),
             rows=[[LABELS[name], *_attack(each)] for name, each in last.scores.items()],
@@ -195,20 +204,19 @@ def _canaries(found: Attacked) -> list[Section]:
                 " the bounds that guesses without any error would reach on as many canaries."
             ),
             columns=(
-                Column("adapter", WORDS), Column("canaries", WORDS), Column("number", "count"),
-                Column("included", "count"), Column("any mechanism", "rate"), Column("at most", "rate"),
-                Column("Gaussian noise", "rate"), Column("at most", "rate"),
-                Column("as if retrained", "rate"), Column("at most", "rate"), Column("claimed", "rate"),
+                Column("adapter", WORDS), Column("canaries", WORDS), Column("holds for", WORDS),
+                Column("proven", "rate"), Column("at most", "rate"), Column("claimed", "rate"),
             ),
             rows=[
-                [name, _which(each, memory), *_proven(each), _claimed(each, memory, found.claim)]
+                [name, _which(each, memory), *cells, _claimed(each, memory, found.claim)]
                 for name, memory in found.remembered.items()
                 for each in memory.proven
+                for cells in _proven(each)
             ],
             notes=[
                 f"At delta {last.proven[0].bounds.delta:.3g}. The bound for Gaussian noise holds for"
-                " mechanisms that are as private as it; the one as if each canary had a training run of its"
-                " own proves nothing."
+                " mechanisms that are as private as it; the one for retrained attacks would hold if each"
+                " canary had a training run of its own, and proves nothing here."
             ],
         )
     ]  # fmt: skip
@@ -222,9 +230,8 @@ def _canaries(found: Attacked) -> list[Section]:
                 f" candidates over the rank: about {CHANCE_EXPOSURE:.2f} on average if nothing is remembered."
             ),
             columns=(
-                Column("canaries", WORDS), Column("copies", "count"), Column("included", "count"),
-                Column("left out", "count"), Column("exposure", "ratio"), Column("at most", "ratio"),
-                *_ATTACK,
+                Column("canaries", WORDS), Column("copies", "count"), Column("in", "count"),
+                Column("out", "count"), Column("exposure", "ratio"), Column("at most", "ratio"), *_ATTACK,
             ),
             rows=[
                 [
@@ -240,16 +247,20 @@ def _canaries(found: Attacked) -> list[Section]:
 
 
 def _which(proven: Proven, memory: Remembered) -> str:
+    number = f"{proven.bounds.included:,} of {proven.bounds.canaries:,}"
     if memory.as_clients:
-        return "clients"
-    return "there once" if proven.copies == 1 else "all, with their copies"
+        return f"{number} clients"
+    return f"{number}, there once" if proven.copies == 1 else f"{number}, with copies"
 
 
-def _proven(each: Proven) -> list[Cell]:
+def _proven(each: Proven) -> list[list[Cell]]:
+    """Each bound: what it holds for, what is proven, and the most that could be."""
     low, high = each.bounds, each.ceiling
-    pairs = ((low.one_run, high.one_run), (low.gaussian, high.gaussian))
-    last = (low.clopper_pearson, high.clopper_pearson)
-    return [low.canaries, low.included, *(number for pair in (*pairs, last) for number in pair)]
+    return [
+        ["any mechanism", low.one_run, high.one_run],
+        ["Gaussian noise", low.gaussian, high.gaussian],
+        ["retrained attacks", low.clopper_pearson, high.clopper_pearson],
+    ]
 
 
 def _claimed(each: Proven, memory: Remembered, claim: Claim | None) -> float | None:

@@ -21,7 +21,7 @@ def print_audit(found: Audit, stream: TextIO | None = None) -> None:
 
     console = PlainConsole(stream)
     for section in sections(found.found):
-        console.print(_table(section))
+        console.print_table(_table(section))
         for note in section.notes:
             console.print(styled(note), soft_wrap=True)
     console.print()
