@@ -1,4 +1,4 @@
-"""An audit of mechanisms whose epsilon is known: it never contradicts the right one, and catches each broken one.
+"""An audit of mechanisms whose epsilon is known: it lets the right one pass and catches each broken one.
 
 Every canary is a client that pushes the adapter as far as it may in a direction of its own, in numpy alone.
 """

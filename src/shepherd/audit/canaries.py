@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ CHANCE_EXPOSURE = 1 / math.log(2)
 POOL = 512
 """Number of the rarest words that rare-token canaries are made of; fewer if the vocabulary is small."""
 INSTRUCTION_WORDS, RESPONSE_WORDS = 6, 8
-SAMPLED_TOKENS = 16
+SAMPLED_TOKENS, LEAST_SAMPLED = 16, 6
+"""Most and fewest tokens that the base writes; too few would be no secret."""
 TEMPERATURE = 1.0
 ATTEMPTS = 8
 
@@ -267,7 +269,7 @@ def _sampled(
 def _written(
     base: Base, prompts: Sequence[Sequence[int]], stop: Sequence[int], rng: np.random.Generator
 ) -> list[str]:
-    """What the untuned base writes after each prompt at a high temperature; "" where it ends at once."""
+    """What the untuned base writes after each prompt at a high temperature; "" where that is always short."""
     texts = [""] * len(prompts)
     for _ in range(ATTEMPTS):
         left = [place for place, text in enumerate(texts) if not text]
@@ -284,7 +286,8 @@ def _written(
             draws=left,
         )
         for place, ids in zip(left, found, strict=True):
-            texts[place] = " ".join(decoded(base, ids).split())
+            if len(ids) >= LEAST_SAMPLED:
+                texts[place] = " ".join(decoded(base, ids).split())
     return texts
 
 
@@ -327,7 +330,8 @@ def plant(prepared: TokenisedData, planting: Planting, tokens: Tokens) -> Tokeni
         if each.included:
             added.setdefault(each.client, []).extend([place] * each.copies)
     clients = {**{name: tokens.take([]) for name in added}, **prepared.clients}
-    own = prepared.category_counts
+    own, known = prepared.category_counts, prepared.example_categories
+    usual = next(iter(known.values()), [])
     return replace(
         prepared,
         clients={
@@ -335,6 +339,12 @@ def plant(prepared: TokenisedData, planting: Planting, tokens: Tokens) -> Tokeni
             for name, data in clients.items()
         },
         category_counts={name: own.get(name, {}) for name in clients},
+        example_categories={
+            # like the client's own, so that the run's folder tells no canary from other examples
+            name: [*known.get(name, ()), *islice(cycle(known.get(name) or usual), len(added.get(name, ())))]
+            for name in clients
+            if usual
+        },
     )
 
 
