@@ -289,6 +289,11 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
             Claim(epsilon=3.0, delta=None),
         ),
         ([{"round": 1, "epsilon": None}], None),
+        (
+            [{"round": 0}, {"round": 1, "privacy": {"epsilon": 0.5, "delta": 1e-4}}],
+            Claim(epsilon=0.5, delta=1e-4),
+        ),
+        ([{"round": 1, "privacy": {"epsilon": None, "delta": 1e-4}}], None),
     ],
 )
 def test_the_claim_is_that_of_the_last_round(rows, expected):

@@ -67,6 +67,8 @@ class Planted:
     """How often canaries are planted, in turn."""
     clients: tuple[str, ...] = ()
     """Clients whose data get canaries; all by default."""
+    as_clients: bool = False
+    """Whether each canary is a client of its own, also where no noise protects clients."""
 
 
 USUAL = Planted()
@@ -255,7 +257,8 @@ def _equal(one: Adapter, other: Adapter) -> bool:
 
 def claim_of(rows: Sequence[Mapping[str, Any]]) -> Claim | None:
     """What the log of a run says it has spent after its last round; None if it says nothing."""
-    spent = [row for row in rows if isinstance(row.get("epsilon"), int | float)]
+    told = [row["privacy"] if isinstance(row.get("privacy"), Mapping) else row for row in rows]
+    spent = [each for each in told if isinstance(each.get("epsilon"), int | float)]
     if not spent:
         return None
     delta = spent[-1].get("delta")
@@ -311,7 +314,7 @@ def _planted(
 ) -> Planting:
     """New canaries: clients of their own where the noise of the run protects clients."""
     method = plugins.method(settings, consent.plugins, Parts(**parts))
-    protects_clients = method.transform.mechanism is not None
+    as_clients = planted.as_clients or method.transform.mechanism is not None
     if not method.algorithm.server_is_model:
         raise SettingsError(
             f"algorithm.name = {settings.algorithm.name!r} releases no model of all clients to audit"
@@ -324,7 +327,7 @@ def _planted(
             count=planted.count,
             copies=planted.copies,
             clients=planted.clients,
-            as_clients=protects_clients,
+            as_clients=as_clients,
             # the coins must be nobody's to guess
             rng=np.random.default_rng(secrets.randbits(COINS_BITS)),
         )
