@@ -139,8 +139,8 @@ def _members(found: Attacked) -> list[Section]:
             title="Members of the training data",
             words=(
                 f"How well each score tells {many(any_attack.members, 'example')} that the released adapter"
-                f" was trained on from {any_attack.others:,} that were held out. An AUC of 0.5 is guessing;"
-                f" found is {_FOUND}."
+                f" was trained on from {any_attack.others:,} that were held out. An AUC of 0.5 is guessing"
+                f"{f'; found is {_FOUND}' if any_attack.tpr[0] else ''}."
             ),
             columns=(Column("score", WORDS), *_ATTACK),
             rows=[[LABELS[name], *_attack(each)] for name, each in last.scores.items()],
