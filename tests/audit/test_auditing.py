@@ -83,6 +83,7 @@ def test_what_a_model_memorises_is_found(audited):
     assert members.clients.keys() == pipeline.load(audited.folder / "run" / "data").clients.keys()
     assert set(members.categories) == set(runs.CATEGORIES)
     assert audited.found.remembered.keys() == {"round 2", RELEASED}
+    assert auditing.WITH_CANARIES in audited.found.remarks
 
 
 def test_an_untouched_model_remembers_nothing(audited, settings, place):

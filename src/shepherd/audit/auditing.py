@@ -55,6 +55,11 @@ CANARIES, COPIES = 200, (1, 1, 4, 16)
 DELTA = 1e-5
 """Delta of the bounds of epsilon, where the run does not claim one."""
 COINS_BITS = 256
+WITH_CANARIES = "the run of this audit was trained on canaries as well, so its adapter is for the audit alone"
+UNPROTECTED = (
+    "no noise of the run covers the figures of an audit, which are made from its clients' own examples; keep"
+    " them with the data"
+)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
 
 
@@ -219,7 +224,7 @@ def audit_run_file(
             membership=found,
             remembered=memory,
             claim=claim,
-            remarks=tuple(_remarks(prepared, rows)),
+            remarks=(*_remarks(prepared, rows), WITH_CANARIES),
         ),
     )
 
@@ -352,6 +357,8 @@ def _last_round(rows: Sequence[Mapping[str, Any]]) -> int:
 def _remarks(prepared: TokenisedData, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the figures rest on."""
     said = pipeline.remarks(prepared)
+    if claim_of(rows) is not None:
+        said.append(UNPROTECTED)
     covered = list(coverage_of(rows).values())
     if covered and min(covered) < 1:
         mean = sum(covered) / len(covered)
