@@ -24,7 +24,7 @@ from benchmarks import broken_mechanisms, common, setting
 from benchmarks.common import Figures, Table
 from shepherd import plugins
 from shepherd.audit import canaries
-from shepherd.audit.auditing import RUN, Audit, Planted, audit_run_file, write
+from shepherd.audit.auditing import RUN, Audit, Planted, audit_run_file, first_adapter, write
 from shepherd.audit.canaries import Remembered
 from shepherd.audit.sections import RELEASED, Attacked
 from shepherd.core import Poisson, Transform
@@ -157,6 +157,7 @@ def _without_public_noise(found: Audit, place: Path, asked: RunSettings, mechani
         {RELEASED: bared},
         planting,
         canaries.tokens_of(planting, settings, base),
+        first=first_adapter(settings, base, plugins.method(asked), adapter),
         delta=claim.delta if claim and claim.delta else DELTA,
         micro_batch=4096,
     )

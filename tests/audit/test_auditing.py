@@ -91,7 +91,9 @@ def test_an_untouched_model_remembers_nothing(audited, settings, place):
     planting = canaries.load(place / "audit")
     tokens = canaries.tokens_of(planting, settings, base)
     for adapter in (base.zero, bases.random_adapter(base, 5)):
-        found = canaries.memory(base, {RELEASED: adapter}, planting, tokens, delta=1e-5, micro_batch=999)
+        found = canaries.memory(
+            base, {RELEASED: adapter}, planting, tokens, first=base.zero, delta=1e-5, micro_batch=999
+        )
         memory = found[RELEASED]
         assert memory.proven[0].bounds.one_run < 0.5
         assert all(each.attack.auc.low < 0.5 for each in memory.groups)
@@ -201,11 +203,35 @@ def test_a_claim_about_clients_is_audited_with_canaries_that_are_clients(llama_f
     found = audit_run_file(
         settings, tmp_path / "audit", train=train, planted=replace(PLANTED, count=20), transform=protected
     )
-    assert found.found.remembered[RELEASED].as_clients
+    memory = found.found.remembered[RELEASED]
+    assert memory.as_clients
+    pushed, texts = memory.proven
+    assert (pushed.directions, texts.directions) == (True, False)
+    assert pushed.bounds == pushed.ceiling  # nothing hides them
     planting = canaries.load(tmp_path / "audit")
     names = pipeline.load(tmp_path / "audit" / "run" / "data").clients
     assert len(names) == 4 + planting.coins.sum()
     assert "for one client" in " ".join(says(found.found))
+
+
+def test_a_stopped_audit_of_clients_pushes_on(llama_folder, tmp_path):
+    settings = tiny(llama_folder, tmp_path, federation={"rounds": 2})
+    planted = Planted(count=40, copies=(1,))
+    protected = Transform(
+        mechanism=Mechanism(spent=lambda how, count: Spending(noise=1.0, sampling=how, steps=count))
+    )
+
+    def stopped(opening):
+        with closing(opening()) as run:
+            next(run.rounds())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit_run_file(settings, tmp_path / "audit", train=stopped, planted=planted, transform=protected)
+    found = audit_run_file(settings, tmp_path / "audit", train=train, planted=planted, transform=protected)
+    pushed, _ = found.found.remembered[RELEASED].proven
+    assert pushed.bounds == pushed.ceiling
+    assert pushed.bounds.canaries == 20
 
 
 def test_a_run_without_held_out_examples_is_one_sentence(llama_folder, tmp_path):

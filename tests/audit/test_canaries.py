@@ -8,9 +8,11 @@ import pytest
 from scipy.stats import binom
 from tests import runs
 from tests.model import bases
+from tests.quadratic import bits, update_of
 
 from shepherd.audit import canaries
-from shepherd.audit.canaries import RARE, SAMPLED, Canary, Planting
+from shepherd.audit.canaries import DIRECTION, RARE, SAMPLED, Canary, Planting
+from shepherd.core import Seeded, shapes_of
 from shepherd.data import pipeline
 from shepherd.errors import DataError, FolderError, SettingsError
 
@@ -85,6 +87,8 @@ def test_chosen_clients_alone_get_canaries(base, settings, prepared):
 def test_where_clients_are_protected_each_canary_is_a_client(base, settings, prepared):
     found = planned(base, settings, prepared, as_clients=True)
     assert len({each.client for each in found.canaries}) == 40
+    kinds = [each.kind for each in found.canaries]
+    assert [kinds.count(kind) for kind in (DIRECTION, SAMPLED, RARE)] == [20, 10, 10]
     planted = canaries.plant(prepared, found, canaries.tokens_of(found, settings, base))
     assert len(planted.clients) == 4 + found.coins.sum()
     assert planted.clients.keys() == planted.category_counts.keys()
@@ -188,6 +192,23 @@ def test_canaries_that_are_clients_are_all_about_the_claim():
     memory = canaries.remembered(np.arange(120.0), synthetic(as_clients=True), 1e-5)
     (all_,) = memory.proven
     assert (all_.copies, all_.bounds.canaries) == (None, 120)
+
+
+def test_a_client_that_is_a_direction_sends_it_and_the_others_what_they_learned():
+    made = synthetic(m=20, as_clients=True)
+    canary = replace(made.canaries[0], kind=DIRECTION, client="c0", seed=7)
+    planting = Planting(canaries=(canary, *made.canaries[1:]), as_clients=True)
+    transform = canaries.pushing(planting, 3.0)
+    sent = [transform.on_client(update_of(name, 1), {}, Seeded(0)) for name in ("c0", "c1")]
+    assert bits(sent[1].delta) == bits(update_of("c1", 1).delta)
+    own = canaries.direction(canary, shapes_of(sent[0].delta))
+    assert own.norm() == pytest.approx(1.0)
+    assert sent[0].delta.norm() == pytest.approx(3 * update_of("c0", 1).delta.norm(), rel=1e-5)
+    found = canaries.along(sent[0].delta, planting)
+    assert found[0] == pytest.approx(sent[0].delta.norm(), rel=1e-5)
+    assert (found[1:] == 0).all()
+    other = canaries.direction(replace(canary, seed=8), shapes_of(sent[0].delta))
+    assert abs(sum(float(np.vdot(own[name], other[name])) for name in own)) < 0.6
 
 
 def test_coins_that_all_fell_on_one_side_are_one_sentence():

@@ -27,7 +27,7 @@ from shepherd.audit.canaries import Planting
 from shepherd.audit.membership import Candidates
 from shepherd.audit.sections import RELEASED, Attacked, Claim, Section, says, sections
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Parts, seed_for
+from shepherd.core import Adapter, Method, Parts, chain, padded, seed_for, shapes_of
 from shepherd.data import pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import FolderError, SettingsError
@@ -35,6 +35,7 @@ from shepherd.io import paths, private
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import stage
 from shepherd.machine import plan as plans
+from shepherd.model import lora
 from shepherd.model.base import Base
 from shepherd.overrides import dump, read_kept
 from shepherd.run import checkpoint, folder
@@ -55,6 +56,7 @@ CANARIES, COPIES = 200, (1, 1, 4, 16)
 DELTA = 1e-5
 """Delta of the bounds of epsilon, where the run does not claim one."""
 COINS_BITS = 256
+OF_TRAINING = ("optimiser", "objective")
 WITH_CANARIES = "the run of this audit was trained on canaries as well, so its adapter is for the audit alone"
 UNPROTECTED = (
     "no noise of the run covers the figures of an audit, which are made from its clients' own examples; keep"
@@ -198,10 +200,14 @@ def audit_run_file(
     dated = pipeline.dated(settings, base.tokenizer)
     prepared = pipeline.prepare(dated, base.tokenizer, consent.plugins)
     candidates = _candidates(prepared, examples, settings)
-    planting = kept or _planted(base, dated, prepared, planted, consent, parts)
+    method = _method(settings, consent, parts)
+    planting = kept or _planted(base, dated, prepared, planted, method)
     tokens = canaries.tokens_of(planting, dated, base)
     if kept is None:
         canaries.save(where, planting)
+    if planting.as_clients:
+        push = canaries.PUSH if method.transform.mechanism else 1.0
+        parts["transform"] = chain(canaries.pushing(planting, push), method.transform)
     del base  # the run loads its own
     if not folder.is_run(where / RUN):
         train(lambda: open_run(dated, canaries.plant(prepared, planting, tokens), consent, **parts))
@@ -214,7 +220,8 @@ def audit_run_file(
         adapters, size = adapters_of(where / RUN, base), _pass_tokens(where / RUN)
         found = membership.measure(base, adapters, candidates, micro_batch=size) if candidates else {}
         delta = claim.delta if claim and claim.delta else DELTA
-        memory = canaries.memory(base, adapters, planting, tokens, delta=delta, micro_batch=size)
+        first = first_adapter(settings, base, method, adapters[RELEASED])
+        memory = canaries.memory(base, adapters, planting, tokens, first=first, delta=delta, micro_batch=size)
     return Audit(
         folder=where,
         title=where.resolve().name,
@@ -258,6 +265,15 @@ def adapters_of(path: Path, base: Base) -> dict[str, Adapter]:
 
 def _equal(one: Adapter, other: Adapter) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def first_adapter(settings: RunSettings, base: Base, method: Method, like: Adapter) -> Adapter:
+    """The adapter before the first round; zeros of the shapes of a later one if its ranks are others."""
+    fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    first = padded(fresh, method.aggregation.side_rank)
+    if shapes_of(first) == shapes_of(like):
+        return first
+    return Adapter({name: np.zeros_like(tensor) for name, tensor in like.items()})
 
 
 def claim_of(rows: Sequence[Mapping[str, Any]]) -> Claim | None:
@@ -309,21 +325,20 @@ def _kept(where: Path, settings: RunSettings, planted: Planted) -> Planting | No
     return kept
 
 
-def _planted(
-    base: Base,
-    settings: RunSettings,
-    prepared: TokenisedData,
-    planted: Planted,
-    consent: Consent,
-    parts: Mapping[str, Any],
-) -> Planting:
-    """New canaries: clients of their own where the noise of the run protects clients."""
-    method = plugins.method(settings, consent.plugins, Parts(**parts))
-    as_clients = planted.as_clients or method.transform.mechanism is not None
+def _method(settings: RunSettings, consent: Consent, parts: Mapping[str, Any]) -> Method:
+    given = {name: part for name, part in parts.items() if name not in OF_TRAINING}
+    method = plugins.method(settings, consent.plugins, Parts(**given))
     if not method.algorithm.server_is_model:
         raise SettingsError(
             f"algorithm.name = {settings.algorithm.name!r} releases no model of all clients to audit"
         )
+    return method
+
+
+def _planted(
+    base: Base, settings: RunSettings, prepared: TokenisedData, planted: Planted, method: Method
+) -> Planting:
+    """New canaries: clients of their own where the noise of the run protects clients."""
     with stage("making canaries"):
         return canaries.plan(
             base,
@@ -332,7 +347,7 @@ def _planted(
             count=planted.count,
             copies=planted.copies,
             clients=planted.clients,
-            as_clients=as_clients,
+            as_clients=planted.as_clients or method.transform.mechanism is not None,
             # the coins must be nobody's to guess
             rng=np.random.default_rng(secrets.randbits(COINS_BITS)),
         )

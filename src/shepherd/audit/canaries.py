@@ -2,8 +2,10 @@
 
 Rare-token canaries are words that the data hold least often. High-temperature canaries are what the untuned
 base writes at a high temperature (arXiv 2606.10481); whoever has the base could have written them, so they
-are safe to look at. What the coins decided is for the folder of the audit alone: a run that could be asked
-for it would not be attacked.
+are safe to look at. Where a canary is a client of its own, half of them are update directions instead: such a
+client sends a change in a random direction, as long as its own or, under noise, longer (arXiv 2302.03098).
+Nothing else is found as easily, and noise has to hide it all the same. What the coins decided is for the
+folder of the audit alone: a run that could be asked for it would not be attacked.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.audit.estimate import Attack, Bounds, Floats, attack, bounds, ceiling, exposures
-from shepherd.core import Adapter
+from shepherd.core import Adapter, Draws, Transform, Update, seed_for, shapes_of
 from shepherd.data.examples import Example, Turn
 from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
@@ -35,7 +37,9 @@ from shepherd.model.base import Base
 from shepherd.settings import RunSettings
 from shepherd.training import score
 
-RARE, SAMPLED = "rare tokens", "high temperature"
+RARE, SAMPLED, DIRECTION = "rare tokens", "high temperature", "update direction"
+PUSH = 10.0
+"""How much longer than its own change a canary's is where a mechanism has to bound it."""
 FILE = "canaries.json"
 MIN_CANARIES = 20
 CHANCE_EXPOSURE = 1 / math.log(2)
@@ -62,6 +66,8 @@ class Canary:
     """What the coin decided."""
     instruction: str
     response: str
+    seed: int = 0
+    """Seed of the direction of a canary that is one."""
 
     def __repr__(self) -> str:
         """Kind and place, and nothing of the text."""
@@ -116,10 +122,17 @@ class Proven:
     """How often each of these canaries is planted; None for all canaries, each with its own number."""
     bounds: Bounds
     ceiling: Bounds
+    directions: bool = False
+    """Whether they are update directions."""
 
     def row(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {"copies": self.copies, "bounds": self.bounds.row(), "ceiling": self.ceiling.row()}
+        return {
+            "copies": self.copies,
+            "directions": self.directions,
+            "bounds": self.bounds.row(),
+            "ceiling": self.ceiling.row(),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +142,8 @@ class Remembered:
     as_clients: bool
     groups: tuple[Group, ...]
     proven: tuple[Proven, ...]
-    """The first is that of the canaries that a claim is about: clients, or examples that are there once."""
+    """The first is the one that a claim is compared with: of clients that are update directions, or of
+    examples that are there once."""
 
     def row(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -156,7 +170,8 @@ def plan(
     Args:
         settings: of the run, with the date filled in.
         prepared: the data without canaries.
-        count: number of canaries, half of each kind; all rare-token ones where the base cannot generate.
+        count: number of canaries, half of each kind; all rare-token ones where the base cannot generate. As
+            clients, half of all are update directions.
         copies: how often canaries are planted, in turn.
         clients: those whose data get canaries; all by default.
         as_clients: whether each canary becomes a client of its own.
@@ -180,11 +195,13 @@ def plan(
         )
     texts = _rare(base, prepared, count, rng)
     kinds = [RARE] * count
+    directions = count // 2 if as_clients else 0
     if not base.proof.mute:
-        half = count // 2
+        half = (count - directions) // 2
         sampled = _sampled(base, settings, texts[:half], rng)
         texts[:half] = [new or old for new, old in zip(sampled, texts[:half], strict=True)]
         kinds[:half] = [SAMPLED if new else RARE for new in sampled]
+    kinds[count - directions :] = [DIRECTION] * directions
     order = rng.permutation(count)
     hosts = rng.permutation(list(clients or prepared.clients)).tolist()
     coins = rng.random(count) < 0.5
@@ -193,11 +210,12 @@ def plan(
     found = tuple(
         Canary(
             kind=kinds[at],
-            copies=copies[at % len(copies)],
+            copies=1 if kinds[at] == DIRECTION else copies[at % len(copies)],
             client=names[place] if as_clients else str(hosts[place % len(hosts)]),
             included=bool(coins[place]),
             instruction=texts[at][0],
             response=texts[at][1],
+            seed=int(rng.integers(2**62)),
         )
         for place, at in enumerate(order.tolist())
     )
@@ -348,23 +366,71 @@ def plant(prepared: TokenisedData, planting: Planting, tokens: Tokens) -> Tokeni
     )
 
 
+def direction(canary: Canary, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+    """The direction of a canary over these tensors, of length 1."""
+    drawn = {
+        name: np.random.default_rng(seed_for(canary.seed, name)).standard_normal(shape, dtype=np.float32)
+        for name, shape in shapes.items()
+    }
+    length = math.sqrt(sum(float(np.vdot(each, each)) for each in drawn.values()))
+    return Adapter({name: each / np.float32(length) for name, each in drawn.items()})
+
+
+def pushing(planting: Planting, push: float) -> Transform:
+    """A transform that sends the canaries' directions; it comes first, before what bounds an update.
+
+    Args:
+        push: length of such a change, as a multiple of the length of the client's own.
+    """
+    own = {each.client: each for each in planting.canaries if each.kind == DIRECTION}
+
+    def on_client(update: Update, public: Any, draws: Draws) -> Update:
+        canary = own.get(update.clients[0])
+        if canary is None:
+            return update
+        length = push * update.delta.norm()
+        zeros = Adapter({name: np.zeros_like(tensor) for name, tensor in update.delta.items()})
+        return replace(update, delta=zeros.plus(direction(canary, shapes_of(update.delta)), length))
+
+    return Transform(on_client=on_client)
+
+
+def along(change: Mapping[str, NDArray[Any]], planting: Planting) -> Floats:
+    """How far a change goes in the direction of each canary, (m,); 0 for canaries that are texts."""
+    shapes = {name: tensor.shape for name, tensor in change.items()}
+    found = np.zeros(len(planting.canaries))
+    for place, canary in enumerate(planting.canaries):
+        if canary.kind == DIRECTION:
+            own = direction(canary, shapes)
+            found[place] = sum(float(np.vdot(own[name], change[name])) for name in own)
+    return found
+
+
 def memory(
     base: Base,
     adapters: Mapping[str, Adapter],
     planting: Planting,
     tokens: Tokens,
     *,
+    first: Adapter,
     delta: float,
     micro_batch: int,
 ) -> dict[str, Remembered]:
-    """What each adapter remembers of the canaries; errors as for `training.score.losses`."""
+    """What each adapter remembers of the canaries; errors as for `training.score.losses`.
+
+    Args:
+        first: the adapter before the first round.
+    """
     losses = score.losses(
         base, [base.zero, *adapters.values()], tokens, micro_batch=micro_batch, what="canaries"
     )
-    return {
-        name: remembered(losses[0] - losses[place], planting, delta)
-        for place, name in enumerate(adapters, start=1)
-    }
+    pushed = np.array([each.kind == DIRECTION for each in planting.canaries])
+    found = {}
+    for place, (name, adapter) in enumerate(adapters.items(), start=1):
+        scores = losses[0] - losses[place]
+        scores[pushed] = along(adapter.plus(first, -1.0), planting)[pushed]
+        found[name] = remembered(scores, planting, delta)
+    return found
 
 
 def remembered(scores: Floats, planting: Planting, delta: float) -> Remembered:
@@ -385,10 +451,12 @@ def remembered(scores: Floats, planting: Planting, delta: float) -> Remembered:
         for kind in dict.fromkeys(kinds.tolist())
         for count in sorted(set(copies.tolist()))
     ]
-    about = np.ones(len(coins), bool) if planting.as_clients else copies == 1
-    sets = [(None if planting.as_clients else 1, about)]
-    if not about.all():
-        sets.append((None, np.ones(len(coins), bool)))
+    everything, pushed = np.ones(len(coins), bool), kinds == DIRECTION
+    sets: list[tuple[int | None, NDArray[np.bool_]]]
+    if planting.as_clients:
+        sets = [(None, pushed), (None, ~pushed)]
+    else:
+        sets = [(1, copies == 1), *([(None, everything)] if (copies > 1).any() else [])]
     return Remembered(
         as_clients=planting.as_clients,
         groups=tuple(group for group in groups if group is not None),
@@ -397,6 +465,7 @@ def remembered(scores: Floats, planting: Planting, delta: float) -> Remembered:
                 copies=count,
                 bounds=bounds(scores[part], coins[part], delta),
                 ceiling=ceiling(int(coins[part].sum()), int((~coins[part]).sum()), delta),
+                directions=bool(pushed[part].all()),
             )
             for count, part in sets
             if part.any()

@@ -249,7 +249,7 @@ def _canaries(found: Attacked) -> list[Section]:
 def _which(proven: Proven, memory: Remembered) -> str:
     number = f"{proven.bounds.included:,} of {proven.bounds.canaries:,}"
     if memory.as_clients:
-        return f"{number} clients"
+        return f"{number} clients, {'directions' if proven.directions else 'texts'}"
     return f"{number}, there once" if proven.copies == 1 else f"{number}, with copies"
 
 
