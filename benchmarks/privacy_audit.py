@@ -187,22 +187,24 @@ def _figures(arm: Arm, found: Audit, memory: Remembered, rows: Sequence[Figures]
 
 def tables(figures: Figures) -> list[Table]:
     columns = (
-        "arm", "claims", "proven", "for Gaussian noise", "at most", "canaries' AUC", "exposure",
-        "members' AUC", "held-out loss", "contradicted",
+        "arm", "claims", "proven", "for Gaussian noise", "at most", "directions' AUC", "texts' AUC",
+        "exposure", "members' AUC", "held-out loss", "contradicted",
     )  # fmt: skip
     return [
         Table(
             "What attacks get out, and what they prove of epsilon",
             columns,
             [_printed(row) for row in figures["rows"]],
-            (f"At delta {figures['delta']:g}; AUC and exposure are of the canaries that are told best.",),
+            (f"At delta {figures['delta']:g}; of texts, those of the kind that is told best.",),
         )
     ]
 
 
 def _printed(row: Figures) -> list[str]:
-    auc = max((each["value"] for each in row["canary_auc"].values()), default=0.5)
-    exposed = max((each["value"] for each in row["exposure"].values()), default=0.0)
+    texts = [kind for kind in row["canary_auc"] if kind != canaries.DIRECTION]
+    auc = max((row["canary_auc"][kind]["value"] for kind in texts), default=0.5)
+    exposed = max((row["exposure"][kind]["value"] for kind in texts), default=0.0)
+    along = row["canary_auc"].get(canaries.DIRECTION)
     members = row["member_auc"]
     return [
         row["arm"],
@@ -210,6 +212,7 @@ def _printed(row: Figures) -> list[str]:
         f"{row['one_run']:.2f}",
         f"{row['gaussian']:.2f}",
         f"{row['ceiling']:.2f}",
+        "" if along is None else f"{along['value']:.3f}",
         f"{auc:.3f}",
         f"{exposed:.2f}",
         "" if members is None else f"{members['value']:.3f} [{members['low']:.3f}, {members['high']:.3f}]",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shepherd.audit.canaries import CHANCE_EXPOSURE, Proven, Remembered
+from shepherd.audit.canaries import CHANCE_EXPOSURE, DIRECTION, Proven, Remembered
 from shepherd.audit.estimate import RATES, Attack
 from shepherd.audit.membership import REFERENCE, Membership
 from shepherd.evaluate.statistics import Interval
@@ -111,6 +111,7 @@ def sections(found: Attacked) -> tuple[Section, ...]:
 
 
 _ATTACK = (Column("AUC", "ratio"), *(Column(f"found at {100 * rate:g}%", "share") for rate in RATES))
+_ALONG = ", or how far it went along the direction that their update had"
 _FOUND = "the share of members that are found where that share of the others is called members, too"
 
 
@@ -225,9 +226,10 @@ def _canaries(found: Attacked) -> list[Section]:
             name="canaries",
             title="What is remembered of the canaries",
             words=(
-                f"Made-up examples, {where}, ranked by how much better the released adapter predicts them"
-                " than the base does, against those that a coin left out. Exposure is log2 of the number of"
-                f" candidates over the rank: about {CHANCE_EXPOSURE:.2f} on average if nothing is remembered."
+                f"Canaries, {where}, ranked by how much better the released adapter predicts them than the"
+                f" base does{_ALONG if last.as_clients else ''}, against those that a coin left out. Exposure"
+                " is log2 of the number of candidates over the rank: about"
+                f" {CHANCE_EXPOSURE:.2f} on average if nothing is remembered."
             ),
             columns=(
                 Column("canaries", WORDS), Column("copies", "count"), Column("in", "count"),
@@ -322,17 +324,17 @@ def _says_claim(found: Attacked) -> list[str]:
 def _says_canaries(found: Attacked) -> list[str]:
     if not found.remembered:
         return []
-    groups = found.remembered[RELEASED].groups
+    groups = [each for each in found.remembered[RELEASED].groups if each.kind != DIRECTION]
     learned = [each for each in groups if each.attack.auc.low > 0.5]
     if not learned:
         return [
-            "Canaries that were trained on cannot be told from those that were not, however often they were"
-            " planted."
+            "Texts that were planted cannot be told from those that were left out, however often they"
+            " were planted."
         ]
     least = min(each.copies for each in learned)
     times = "once" if least == 1 else f"{least} times"
     return [
-        f"Canaries that were planted {times} can already be told from those that were left out, so text that"
+        f"Texts that were planted {times} can already be told from those that were left out, so text that"
         " a client has this often should be expected to be remembered, too."
     ]
 
