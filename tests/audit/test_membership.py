@@ -72,6 +72,17 @@ def test_a_place_where_only_one_token_is_possible_gives_no_infinite_score():
     assert all(np.isfinite(values).all() for values in found.values())
 
 
+def test_a_model_that_diverged_has_scores_too():
+    lost = TokenScores(
+        logs=np.array([[-1.0, -2.0], [np.nan, -np.inf]]),
+        means=np.full((2, 2), np.nan),
+        deviations=np.full((2, 2), np.nan),
+        offsets=np.array([0, 2]),
+    )
+    found = membership.scores(lost, 1, np.array([9.0]))
+    assert all(np.isfinite(values).all() for values in found.values())
+
+
 def test_the_compressed_length_is_of_the_trained_text(llama):
     data = bases.tokens(3, [9, 5])
     ids, trained = data.example(0)

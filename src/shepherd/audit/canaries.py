@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.audit.estimate import Attack, Bounds, Floats, attack, bounds, ceiling, exposures
+from shepherd.audit.membership import LOWEST_LOG
 from shepherd.core import Adapter, Draws, Transform, Update, seed_for, shapes_of
 from shepherd.data.examples import Example, Turn
 from shepherd.data.pipeline import TokenisedData
@@ -38,7 +39,7 @@ from shepherd.settings import RunSettings
 from shepherd.training import score
 
 RARE, SAMPLED, DIRECTION = "rare tokens", "high temperature", "update direction"
-PUSH = 10.0
+PUSH = 100.0
 """How much longer than its own change a canary's is where a mechanism has to bound it."""
 FILE = "canaries.json"
 MIN_CANARIES = 20
@@ -422,7 +423,12 @@ def memory(
         first: the adapter before the first round.
     """
     losses = score.losses(
-        base, [base.zero, *adapters.values()], tokens, micro_batch=micro_batch, what="canaries"
+        base,
+        [base.zero, *adapters.values()],
+        tokens,
+        micro_batch=micro_batch,
+        cap_nats=-LOWEST_LOG,  # of a model that diverged, a loss may be no number
+        what="canaries",
     )
     pushed = np.array([each.kind == DIRECTION for each in planting.canaries])
     found = {}

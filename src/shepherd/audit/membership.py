@@ -34,6 +34,8 @@ REFERENCE = "reference"
 SCORES = ("loss", REFERENCE, "zlib", "min_k", "min_k_plus")
 LEAST_SHARE = 0.2
 """Share of an example's tokens, the least likely ones, that min-k and min-k++ go by; at least one token."""
+LOWEST_LOG = -1e4
+"""Log-probability of a token that a model gives none, or whose probability is no number."""
 MIN_GROUP = 10
 """Fewest members, and fewest others, that an attack is measured on."""
 
@@ -156,9 +158,9 @@ def scores(tokens: TokenScores, adapter: int, lengths: Floats) -> dict[str, Floa
         adapter: index of the adapter in `tokens`.
         lengths: compressed bytes of each example, (n,).
     """
-    logs, before = tokens.logs[adapter], tokens.logs[0]
-    spread = np.maximum(tokens.deviations[adapter], 1e-6)
-    normal = (logs - tokens.means[adapter]) / spread
+    logs, before, mean = map(_finite, (tokens.logs[adapter], tokens.logs[0], tokens.means[adapter]))
+    spread = np.maximum(np.nan_to_num(tokens.deviations[adapter], nan=1.0), 1e-6)
+    normal = (logs - mean) / spread
     parts = [slice(start, stop) for start, stop in pairwise(tokens.offsets)]
     each: dict[str, list[float]] = {
         "loss": [logs[part].mean() for part in parts],
@@ -168,6 +170,11 @@ def scores(tokens: TokenScores, adapter: int, lengths: Floats) -> dict[str, Floa
         "min_k_plus": [least(normal[part]) for part in parts],
     }
     return {name: np.array(values) for name, values in each.items()}
+
+
+def _finite(logs: Floats) -> Floats:
+    """Log-probabilities, also of a model that diverged, whose are no numbers."""
+    return np.clip(np.nan_to_num(logs, nan=LOWEST_LOG, neginf=LOWEST_LOG), LOWEST_LOG, 0.0)
 
 
 def least(values: Floats) -> float:
