@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
 from shepherd.ui.report import number_formats, page
 from shepherd.ui.report.writing import write_audit
+from shepherd.ui.terminal.audit_table import print_audit
 
 COPIES = 20
 PLANTED = Planted(count=40, copies=(COPIES,))
@@ -148,6 +150,18 @@ def test_a_section_of_another_attack_joins_table_and_page(audited):
     html = page.audit(found.row())
     assert 'id="inversion"' in html
     assert "75.0%" in html
+
+
+def test_a_strangers_name_does_nothing_on_the_page_or_the_terminal(audited):
+    members = audited.found.membership[RELEASED]
+    name = "<script>alert(1)</script>\x1b[31m\u202e"
+    hostile = replace(members, clients={name: next(iter(members.clients.values()))})
+    found = replace(audited, found=replace(audited.found, membership={RELEASED: hostile}))
+    html, stream = page.audit(found.row()), StringIO()
+    print_audit(found, stream)
+    assert "<script" not in html
+    for text in (html, stream.getvalue()):
+        assert not {"\x1b", "\u202e"} & set(text)
 
 
 def test_a_run_folder_is_audited_as_it_is(run, tmp_path):

@@ -11,6 +11,7 @@ from shepherd.audit.estimate import RATES, Attack
 from shepherd.audit.membership import REFERENCE, Membership
 from shepherd.evaluate.statistics import Interval
 from shepherd.io.progress import many
+from shepherd.visible import shown_line
 
 RELEASED = "released"
 """Name of the adapter that the run released, among those that are attacked."""
@@ -169,7 +170,7 @@ def _members(found: Attacked) -> list[Section]:
                         Column(name, WORDS), Column("members", "count"), Column("others", "count"), *_ATTACK
                     ),
                     rows=[
-                        [key, each.members, each.others, *_attack(each)]
+                        [shown_line(key), each.members, each.others, *_attack(each)]
                         for key, each in list(groups.items())[:MAX_ROWS]
                     ],
                     notes=[f"{len(groups) - MAX_ROWS:,} more are in the JSON."]
