@@ -40,6 +40,14 @@ def train(opening) -> None:
         run.finish(answer=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _known_coins():
+    """The same coins in every run of these tests; others could leave too few canaries on one side."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auditing.secrets, "randbits", lambda bits: 5)
+        yield
+
+
 def tiny(llama_folder, place: Path, **tables):
     source = place / "rows.jsonl"
     if not source.exists():

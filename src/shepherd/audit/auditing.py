@@ -173,6 +173,7 @@ def audit_run_file(
     planted: Planted = USUAL,
     examples: int = EXAMPLES,
     consent: Consent = NOTHING,
+    extra: Sequence[Section] = (),
     **parts: Any,
 ) -> Audit:
     """Plant canaries in the data of a run file, train it in a folder of its own, and attack the result.
@@ -183,6 +184,7 @@ def audit_run_file(
         place: folder of the audit, new, empty, or that of an audit of the same run file.
         train: goes through the rounds of the run that it opens.
         consent: what a person has agreed to; the run file alone cannot allow it.
+        extra: sections of other attacks on the same run.
         parts: parts of the method that are given as values; see `run.opening.open_run`.
 
     Raises:
@@ -231,6 +233,7 @@ def audit_run_file(
             membership=found,
             remembered=memory,
             claim=claim,
+            extra=tuple(extra),
             remarks=(*_remarks(prepared, rows), WITH_CANARIES),
         ),
     )
