@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 
@@ -64,3 +65,35 @@ def test_a_token_counts_no_more_than_the_cap(llama) -> None:
     }
     assert np.array_equal(capped[1e6], whole)
     assert capped[0.1] == pytest.approx(0.1 * tune.predictions(data))  # no token is that sure
+
+
+@pytest.mark.parametrize("micro_batch", [1, 30, 10_000])
+def test_tokens_scored_one_by_one_are_those_of_the_whole_distribution(llama, tmp_path, micro_batch) -> None:
+    """Against PEFT's logits: log-probability, and mean and deviation over the vocabulary at each place."""
+    adapters = [bases.random_adapter(llama, seed) for seed in (1, 2)]
+    found = score.token_scores(llama, adapters, DATA, micro_batch=micro_batch)
+    sums = score.losses(llama, adapters, DATA, micro_batch=99)
+    assert found.offsets.tolist() == [0, *np.cumsum(tune.predictions(DATA)).tolist()]
+    for k, adapter in enumerate(adapters):
+        model = in_peft(llama, adapter, tmp_path / str(k))
+        for i in range(len(DATA)):
+            ids, trained = DATA.example(i)
+            own = slice(found.offsets[i], found.offsets[i + 1])
+            assert -found.logs[k, own].sum() == pytest.approx(sums[k, i], rel=1e-5)
+            with torch.no_grad():
+                logits = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1].double()
+            logs = logits.log_softmax(-1).numpy()[trained[1:]]
+            shares = np.exp(logs)
+            mean = (shares * logs).sum(-1)
+            deviation = np.sqrt((shares * logs**2).sum(-1) - mean**2)
+            np.testing.assert_allclose(found.means[k, own], mean, rtol=1e-4)
+            np.testing.assert_allclose(found.deviations[k, own], deviation, rtol=1e-3)
+
+
+def test_tokens_of_a_base_that_cannot_be_packed_are_the_same(llama, monkeypatch) -> None:
+    adapters = [bases.random_adapter(llama, seed) for seed in (1, 2)]
+    packed = score.token_scores(llama, adapters, DATA, micro_batch=60)
+    monkeypatch.setattr(type(llama), "packed", property(lambda base: False))
+    padded = score.token_scores(llama, adapters, DATA, micro_batch=60)
+    for name in ("logs", "means", "deviations"):
+        np.testing.assert_allclose(getattr(packed, name), getattr(padded, name), rtol=1e-3, atol=1e-5)

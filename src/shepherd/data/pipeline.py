@@ -3,7 +3,7 @@
 A run folder keeps its own tokens, so that a run goes on when the source has moved or vanished:
 
 data/
-  index.json       clients, their category counts, and what was cut, dropped and left out
+  index.json       clients, their examples' categories, and what was cut, dropped and left out
   heldout.jsonl    the held-out examples, in the order in which they are drawn to be scored
   heldout/         their tokens
   clients/         all clients' tokens, one after another in the order of index.json
@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # torch is not for `data split`
 MAX_CLIENTS_NAMED = 5
 WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
 INDEX, HELDOUT = "index.json", "heldout.jsonl"
+NO_CATEGORIES: Mapping[str, Any] = {"names": [], "clients": {}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -90,6 +91,9 @@ class TokenisedData:
     """The counts of each client: see `client_counts`."""
     left_out: Sequence[str] = ()
     """Sentences on what is in the folder of the data and is not read."""
+    example_categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """For each client, the category of each example that it trains on; folders of earlier versions have
+    none."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -269,12 +273,14 @@ def alone(settings: RunSettings, name: str) -> Partition:
 
 def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
     clients, category_counts, counts, of = {}, {}, list[Counts](), dict[str, Counts]()
+    example_categories = {}
     total = sum(map(len, division.clients.values()))
     with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
         for name, indices in division.clients.items():
             own = division.of(indices)
             clients[name], kept, count = _tokenised(own, settings, tokenizer)
-            category_counts[name] = dict(Counter(own[i].category or "all" for i in kept))
+            example_categories[name] = [own[i].category or "all" for i in kept]
+            category_counts[name] = dict(Counter(example_categories[name]))
             counts.append(count)
             of[name] = count
             if not len(kept):
@@ -305,6 +311,7 @@ def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
         notes=division.reading.notes,
         places=_places(division),
         by_client=client_counts(of, division.reading),
+        example_categories=example_categories,
     )
 
 
@@ -412,6 +419,7 @@ def save(folder: Path, prepared: TokenisedData) -> None:
         "places": {key: list(places) for key, places in prepared.places.items()},
         "by_client": {name: dict(counts) for name, counts in prepared.by_client.items()},
         "left_out": list(prepared.left_out),
+        "example_categories": _numbered(prepared.example_categories),
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
 
@@ -445,12 +453,24 @@ def load(folder: Path) -> TokenisedData:
             places=index.get("places", {}),
             by_client=index.get("by_client", {}),
             left_out=index.get("left_out", []),
+            example_categories=_named(**index.get("example_categories", NO_CATEGORIES)),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
             f"the data of the run in {folder.parent} cannot be read ({error}); start the run again"
             " in a new folder"
         ) from error
+
+
+def _numbered(categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Categories as numbers, since there are few names and many examples."""
+    names = sorted({name for each in categories.values() for name in each})
+    numbers = {name: number for number, name in enumerate(names)}
+    return {"names": names, "clients": {name: [numbers[c] for c in of] for name, of in categories.items()}}
+
+
+def _named(names: Sequence[str], clients: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+    return {name: [names[number] for number in of] for name, of in clients.items()}
 
 
 def remarks(prepared: TokenisedData) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from shepherd.model.base import Base, logits
 
 CHUNK_VALUES = 2**20  # float32 logits in memory at once: 4 MB, which fits a processor's cache
+LOWEST = -1e4  # a token without any probability has the logarithm -inf, and adds 0 to a mean
 MIN_CHUNK_ROWS, MAX_CHUNK_VALUES = 128, 2**24  # fewer rows would spend their time reading the head's weights
 
 
@@ -23,6 +24,22 @@ def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
             for h, t in zip(*_chunks(base, hidden, targets), strict=True)
         ]
     return torch.cat(parts)
+
+
+def token_statistics(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target, and mean and deviation of those of the whole vocabulary: (3, M).
+
+    Mean and deviation are over a token drawn as the model predicts it. hidden (M, width), targets (M,).
+    """
+    with torch.no_grad():
+        parts = []
+        for h, t in zip(*_chunks(base, hidden, targets), strict=True):
+            logs = F.log_softmax(logits(base, h).float(), dim=-1)  # (m, vocabulary)
+            shares = logs.exp()
+            mean = (shares * logs.clamp(min=LOWEST)).sum(-1)
+            square = (shares * (logs.clamp(min=LOWEST) - mean.unsqueeze(1)).square()).sum(-1)
+            parts.append(torch.stack([logs.gather(1, t.unsqueeze(1)).squeeze(1), mean, square.sqrt()]))
+    return torch.cat(parts, dim=1)
 
 
 def weighted_loss(base: Base, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import click
 from shepherd.errors import ShepherdError
 from shepherd.machine import malloc
 from shepherd.ui.cli.answer_commands import chat, generate
+from shepherd.ui.cli.audit_commands import audit
 from shepherd.ui.cli.compare_commands import compare, judge, report, watch
 from shepherd.ui.cli.data_commands import data
 from shepherd.ui.cli.evaluate_commands import evaluate
@@ -102,7 +103,7 @@ def main() -> None:
 
 for command in (
     *(new, run, resume, data),
-    *(evaluate, compare, judge, report, watch),
+    *(evaluate, compare, judge, audit, report, watch),
     *(generate, chat, export, list_plugins, silos),
 ):
     main.add_command(command)
@@ -124,7 +125,7 @@ def _open_closed_streams() -> None:
 
 def start() -> None:
     """Entry point of the program; commands that tune restart once with allocator settings for tuning."""
-    if sys.argv[1:2] in (["run"], ["resume"], ["compare"]):
+    if sys.argv[1:2] in (["run"], ["resume"], ["compare"], ["audit"]):
         malloc.restart()
     _open_closed_streams()
     in_this_process()

@@ -99,6 +99,18 @@ def main(report: Report) -> str:
     )
 
 
+def audit(found: Report) -> str:
+    """The page of an audit, from the value of its audit.json."""
+    inside = (
+        _environment()
+        .get_template("audit.html")
+        .render(
+            r=found, num=partial(number, found), at=partial(at, found), breakable=breakable, headline=headline
+        )
+    )
+    return _page(f"{found['title']}, audit", inside, POLICY)
+
+
 def trouble(sentence: str) -> str:
     """The content of <main> while the folder cannot be read."""
     return _environment().get_template("trouble.html").render(sentence=shown(sentence))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shepherd.io import private
 from shepherd.io.atomic import write_atomic
 from shepherd.ui.report import page
 from shepherd.ui.report.gather import collect, collect_runs
+
+if TYPE_CHECKING:
+    from shepherd.audit.auditing import Audit
 
 HTML, JSON = "report.html", "report.json"
 
@@ -40,6 +43,18 @@ def write_runs(file: Path, paths: Sequence[Path], compared: Mapping[str, Any]) -
     """
     private.make(file.parent)
     return write_atomic(file, page.html(collect_runs(paths, compared)))
+
+
+def write_audit(found: Audit) -> Path:
+    """Write audit.json and the page of an audit into its folder.
+
+    Raises:
+        FolderError: the disk is full or the folder cannot be written.
+    """
+    from shepherd.audit import auditing  # torch is not for other pages
+
+    auditing.write(found)
+    return write_atomic(found.folder / auditing.HTML, page.audit(found.row()))
 
 
 def dumped(report: Mapping[str, Any]) -> str:
