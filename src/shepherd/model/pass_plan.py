@@ -70,6 +70,9 @@ class PassPlan:
     """Buckets for packed attention; None if the model's own attention runs."""
     output_positions: Tensor | None = None
     """Positions whose final states are read, ascending; None for all."""
+    examples: tuple[Segment, ...] = ()
+    """One segment for each example, in the order of the batch, if the gradients of each are kept apart: its
+    `adapter` is then the row of that example. Empty if they are summed."""
 
 
 _active_plan: ContextVar[PassPlan | None] = ContextVar("active_plan", default=None)
@@ -107,6 +110,7 @@ def packed(
     parents: Sequence[int] | None = None,
     output_positions: Tensor | None = None,
     training: bool = False,
+    examples: Sequence[Segment] = (),
 ) -> PassPlan:
     """The plan of a packed batch whose spans have these lengths, in order.
 
@@ -119,32 +123,46 @@ def packed(
         training=training,
         padding=_padding(sizes, _parents(parents, len(sizes)), device),
         output_positions=output_positions,
+        examples=tuple(examples),
     )
 
 
 def padded(
-    count: int, width: int, adapter: int, *, dropout_seed: int = 0, training: bool = False
+    count: int,
+    width: int,
+    adapter: int,
+    *,
+    dropout_seed: int = 0,
+    training: bool = False,
+    examples: Sequence[Segment] = (),
 ) -> PassPlan:
     """The plan of a batch (count, width) of one client's examples, padded on the right."""
     size = count * width
     segment = Segment(adapter=adapter, start=0, stop=size, dropout_seed=dropout_seed)
-    return PassPlan(segments=(segment,), size=size, training=training)
+    return PassPlan(segments=(segment,), size=size, training=training, examples=tuple(examples))
 
 
 def narrowed(plan: PassPlan) -> PassPlan:
     """The plan of only the positions that are read, for a module that treats each token by itself."""
     assert plan.output_positions is not None
-    borders = torch.tensor([[s.start, s.stop] for s in plan.segments], device=plan.output_positions.device)
-    found = torch.searchsorted(plan.output_positions, borders).tolist()
     return replace(
         plan,
-        segments=tuple(
-            replace(segment, start=start, stop=stop)
-            for segment, (start, stop) in zip(plan.segments, found, strict=True)
-        ),
+        segments=_narrowed(plan.segments, plan.output_positions),
         size=len(plan.output_positions),
         padding=None,
         output_positions=None,
+        examples=_narrowed(plan.examples, plan.output_positions),
+    )
+
+
+def _narrowed(segments: Sequence[Segment], read: Tensor) -> tuple[Segment, ...]:
+    if not segments:
+        return ()
+    borders = torch.tensor([[s.start, s.stop] for s in segments], device=read.device)
+    found = torch.searchsorted(read, borders).tolist()
+    return tuple(
+        replace(segment, start=start, stop=stop)
+        for segment, (start, stop) in zip(segments, found, strict=True)
     )
 
 
