@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shepherd.core import seed_for
 from shepherd.errors import BaseError
-from shepherd.model.pass_plan import PassPlan, Segment, active_plan
+from shepherd.model.pass_plan import Examples, PassPlan, Segment, active_plan, apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,10 @@ class StackedLinear(nn.Module):
         if plan is None:
             return self.base(x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        segments, examples = _in_tokens(plan, len(flat)), _examples_in_tokens(plan, len(flat))
+        segments = _in_tokens(plan, len(flat))
+        examples = _examples_in_tokens(plan, len(flat), flat.device)
         dropout = self.dropout if plan.training else 0.0
-        keep = _dropout_mask(flat, examples or segments, dropout, self.index)
+        keep = _dropout_mask(flat, examples.segments if examples else segments, dropout, self.index)
         passed, low = _Down.apply(flat, self.a, segments, keep, examples, self.rows.a)  # type: ignore[no-untyped-call]
         y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale, examples, self.rows.b)  # type: ignore[no-untyped-call]
@@ -124,9 +125,9 @@ class StackedExperts(nn.Module):
         experts = len(stack)
         a = a.reshape(len(a) * experts, -1, a.shape[2])  # (K E, r, in)
         b = b.unflatten(2, (-1, experts)).permute(0, 3, 1, 2).flatten(0, 1)  # (K E, out, r)
-        passed, low = _Down.apply(x, a, routed.segments, None, (), None)  # type: ignore[no-untyped-call]
+        passed, low = _Down.apply(x, a, routed.segments, None, None, None)  # type: ignore[no-untyped-call]
         y = self._frozen(passed if x.requires_grad else x, matrices, name, routed)
-        return _Up.apply(y, low, b, routed.segments, self.scale, (), None)  # type: ignore[no-any-return, no-untyped-call]
+        return _Up.apply(y, low, b, routed.segments, self.scale, None, None)  # type: ignore[no-any-return, no-untyped-call]
 
     def _frozen(self, x: Tensor, matrices: Tensor, name: str, routed: _Routed) -> Tensor:
         parts = zip(x.split(routed.counts), matrices, strict=True)
@@ -185,17 +186,18 @@ def _in_tokens(plan: PassPlan, tokens: int) -> tuple[Segment, ...]:
     return tuple(Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in plan.segments)
 
 
-def _examples_in_tokens(plan: PassPlan, tokens: int) -> tuple[Segment, ...]:
-    if tokens == plan.size:
+def _examples_in_tokens(plan: PassPlan, tokens: int, device: torch.device) -> Examples | None:
+    if plan.examples is None or tokens == plan.size:
         return plan.examples
     each, left = divmod(tokens, plan.size)
-    if left and plan.examples:
+    if left:
         raise BaseError(
             "this base routes tokens between its layers (a mixture of experts?), so the gradients of single"
             " examples are not known there; set other adapter.targets, such as the attention's, or remove"
             " [privacy.examples]"
         )
-    return tuple(replace(s, start=s.start * each, stop=s.stop * each) for s in plan.examples)
+    scaled = [replace(s, start=s.start * each, stop=s.stop * each) for s in plan.examples.segments]
+    return apart(_in_tokens(plan, tokens), scaled, device)
 
 
 def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, index: int) -> Tensor | None:
@@ -223,7 +225,7 @@ class _Down(torch.autograd.Function):
         a: Tensor,
         segments: tuple[Segment, ...],
         keep: Tensor | None,
-        examples: tuple[Segment, ...],
+        examples: Examples | None,
         rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
@@ -267,7 +269,7 @@ class _Up(torch.autograd.Function):
         b: Tensor,
         segments: tuple[Segment, ...],
         scale: float,
-        examples: tuple[Segment, ...],
+        examples: Examples | None,
         rows: Tensor | None,
     ) -> Tensor:
         ctx.mark_dirty(y)
@@ -306,22 +308,21 @@ def _add_by_example(
     rows: Tensor,
     low: Tensor,
     segments: Sequence[Segment],
-    examples: Sequence[Segment],
+    examples: Examples,
     wide: Tensor,
     scale: float = 1.0,
 ) -> None:
-    """Add scale * low_e wide_e of each example e to its row: (r, n) by (n, width) -> (r, width)."""
-    of_example = iter(examples)
-    example = next(of_example, None)
-    for s, part in _segment_parts(low, segments, rows.shape[1]):
-        while example is not None and example.stop <= s.stop:
-            place = slice(example.start - s.start, example.stop - s.start)
-            row, own = rows[example.adapter], wide[example.start : example.stop]
-            if row.dtype == own.dtype:
-                row.addmm_(part[:, place], own, alpha=scale)
-            else:
-                row.add_(part[:, place] @ own, alpha=scale)
-            example = next(of_example, None)
+    """Add scale * low_e wide_e of each example e to its row: (r, n) by (n, width) -> (r, width).
+
+    One product for each bucket of examples: many small ones are slow on every device.
+    """
+    parts = [part for _, part in _segment_parts(low, segments, rows.shape[1])]
+    for bucket in examples.buckets:
+        count, _, width = bucket.real.shape
+        narrow = parts[bucket.segment].index_select(1, bucket.within).view(-1, count, width)
+        narrow = narrow.transpose(0, 1) * bucket.real.to(narrow.dtype)  # (n, r, width)
+        own = wide.index_select(0, bucket.tokens).view(count, width, -1)
+        rows.index_add_(0, bucket.rows, torch.bmm(narrow, own).to(rows.dtype), alpha=scale)
 
 
 def _segment_parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tuple[Segment, Tensor]]:

@@ -68,8 +68,8 @@ def require_possible(base: Base, objective: Objective) -> None:
     for target in base.targets:
         if target.parameter:
             raise SettingsError(
-                f"{target.module}.{target.parameter} of base {base.name} stacks the matrices of experts, and the"
-                " gradients of single examples are not known there; set adapter.target_parameters = [], or"
+                f"{target.module}.{target.parameter} of base {base.name} stacks the matrices of experts,"
+                " where the gradient of a single example is not known; set adapter.target_parameters = [], or"
                 " remove [privacy.examples]"
             )
 

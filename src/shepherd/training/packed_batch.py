@@ -135,6 +135,7 @@ def pad_batch(
             dropout_seed=row.seed,
             training=training,
             examples=_by_example([row], range(0, len(ids) * width + 1, width)) if apart else (),
+            device=device,
         ),
     )
 
