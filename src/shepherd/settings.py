@@ -324,7 +324,10 @@ NamedPart = Annotated[PartTable, BeforeValidator(_as_table), PlainSerializer(_as
 
 
 class ExamplesTable(Table):
-    """DP-SGD at each client: its examples are protected by noise that it adds to every step."""
+    """DP-SGD at each client: its examples are protected by noise that it adds to every step. A step draws
+    each example with the chance tuning.batch_size / examples, clips gradients by example instead of by
+    tuning.clip_norm, and weights each example by itself. No client reports losses or counts, and
+    federation.weights must be "equal" or "size". The number of examples of each client counts as public."""
 
     norm: PositiveFloat
     """Norm that the gradient of each example is clipped to, over all trained tensors together."""
@@ -342,10 +345,7 @@ class PrivacyTable(Table):
     """Delta at which epsilon is counted, below 1 over the number of those who are protected. The default is
     that number to the power of -1.1."""
     examples: ExamplesTable | None = None
-    """Protect the single examples of each client. A step then draws each example with the chance
-    tuning.batch_size / examples, clips gradients by example instead of by tuning.clip_norm, and weights each
-    example by itself; no client reports losses or counts, and federation.weights must be "equal" or "size".
-    The number of examples of each client counts as public."""
+    """Protect the single examples of each client: a table with norm and noise."""
 
 
 class EvaluationTable(Table):
