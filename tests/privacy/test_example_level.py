@@ -164,3 +164,10 @@ def test_weights_by_what_was_drawn_are_refused(weights) -> None:
 def test_experts_are_refused_by_name() -> None:
     with pytest.raises(SettingsError, match=r"adapter\.target_parameters"):
         run(adapter={"target_parameters": ["mlp.experts.down_proj"]})
+
+
+def test_a_key_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(
+        SettingsError, match=r"unknown key privacy\.examples\.clip; known keys there are noise, norm"
+    ):
+        run({"examples": {"norm": 1.0, "noise": 1.0, "clip": 1.0}})

@@ -17,7 +17,8 @@ from tests.model.in_peft import in_peft, padded
 from shepherd.algorithms import fed_sb, fedavg, fedprox, ffa_lora, scaffold
 from shepherd.core import Adapter, Algorithm, Broadcast
 from shepherd.data.tokens import Tokens
-from shepherd.errors import SettingsError
+from shepherd.errors import BaseError, SettingsError
+from shepherd.model import pass_plan
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import example_privacy, tune
@@ -374,3 +375,19 @@ def test_the_layers_keep_nothing_of_a_pass(llama) -> None:
     layer = llama.model.get_submodule(llama.targets[0].module)
     assert layer.rows.a is layer.rows.b is None
     assert torch.is_tensor(layer.a)
+
+
+def test_stacked_experts_are_refused_by_name(llama) -> None:
+    stacked = replace(llama.targets[0], parameter="down_proj", experts=2)
+    with pytest.raises(SettingsError, match=r"down_proj of base .* stacks the matrices of experts"):
+        example_privacy.require_possible(replace(llama, targets=(stacked,)), SGD.objective)
+
+
+def test_a_layer_whose_tokens_were_routed_is_refused(llama) -> None:
+    """As in an expert of its own: nobody knows which example a token there belongs to."""
+    layer = llama.model.get_submodule(llama.targets[0].module)
+    examples = [pass_plan.Segment(adapter=n, start=3 * n, stop=3 * n + 3) for n in range(2)]
+    segment = pass_plan.Segment(adapter=0, start=0, stop=6)
+    plan = pass_plan.packed([3, 3], [segment], torch.device("cpu"), examples=examples)
+    with pass_plan.use_plan(plan), pytest.raises(BaseError, match="routes tokens between its layers"):
+        layer(torch.zeros(5, llama.targets[0].inputs))
