@@ -74,7 +74,10 @@ def _section(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
     tables = {
         key: table for key, field in kind.model_fields.items() if (table := _table((*path, key), field))
     }
-    yield from _keys({key: field for key, field in kind.model_fields.items() if key not in tables})
+    optional = [key for key in tables if not _always(kind, key)]
+    yield from _keys(
+        {key: field for key, field in kind.model_fields.items() if key not in tables or key in optional}
+    )
     if name == "evaluation":
         yield from ("What `metrics` may list:", "")
         yield from _modules(METRIC)
@@ -115,7 +118,16 @@ def _table(path: tuple[str, ...], field: FieldInfo) -> type[BaseModel] | None:
     kind = field.annotation
     if path == ("transforms",):
         kind = get_args(kind)[0]
+    # of a table that may be missing, the table
+    kind = next(
+        (each for each in get_args(kind) if isinstance(each, type) and issubclass(each, BaseModel)), kind
+    )
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _always(kind: type[BaseModel], key: str) -> bool:
+    """Whether a table is there even if the file does not have it."""
+    return kind.model_fields[key].get_default(call_default_factory=True) is not None
 
 
 def _meaning(field: FieldInfo) -> str:

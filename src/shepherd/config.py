@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import date
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
@@ -192,4 +192,6 @@ def _known_keys(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
     for part in loc[:-1]:
         if part in getattr(kind, "model_fields", {}):
             kind = kind.model_fields[part].annotation
+            # of a table that may be missing, the table
+            kind = next((each for each in get_args(kind) if hasattr(each, "model_fields")), kind)
     return sorted(getattr(kind, "model_fields", {}))

@@ -340,6 +340,31 @@ NamedPart = Annotated[PartTable, BeforeValidator(_as_table), PlainSerializer(_as
 """A plug-in by its name alone, or as a table of its name and its other keys."""
 
 
+class ExamplesTable(Table):
+    """DP-SGD at each client: its examples are protected by noise that it adds to every step. A step draws
+    each example with the chance tuning.batch_size / examples, clips gradients by example instead of by
+    tuning.clip_norm, and weights each example by itself. No client reports losses or counts, and
+    federation.weights must be "equal" or "size". The number of examples of each client counts as public."""
+
+    norm: PositiveFloat
+    """Norm that the gradient of each example is clipped to, over all trained tensors together."""
+    noise: PositiveFloat
+    """Noise multiplier: the standard deviation of the noise of a step, as a multiple of `norm`."""
+
+
+class PrivacyTable(Table):
+    """The privacy budget of a run, where something in it adds noise: a transform such as "gaussian"."""
+
+    epsilon: PositiveFloat | None = None
+    """Largest epsilon that all rounds may spend together; a run that plans more is refused before it starts.
+    The default is no limit: what is spent is reported all the same."""
+    delta: Annotated[float, Strict(), Field(gt=0.0, lt=1.0)] | None = None
+    """Delta at which epsilon is counted, below 1 over the number of those who are protected. The default is
+    that number to the power of -1.1."""
+    examples: ExamplesTable | None = None
+    """Protect the single examples of each client: a table with norm and noise."""
+
+
 class EvaluationTable(Table):
     data: PathText = ""
     """Test set: a file relative to this file, such as a folder's global_test.json, with the fields of the
@@ -519,6 +544,7 @@ class RunSettings(Table):
     aggregation: AggregationTable = AggregationTable()
     server: ServerTable = ServerTable()
     transforms: tuple[PartTable, ...] = ()
+    privacy: PrivacyTable = PrivacyTable()
     evaluation: EvaluationTable = EvaluationTable()
     compare: CompareTable = CompareTable()
     judge: JudgeTable = JudgeTable()
@@ -532,6 +558,24 @@ class RunSettings(Table):
     def _rename_old_keys(cls, table: Any, info: ValidationInfo) -> Any:
         where = (info.context or {}).get("where", "the run settings")
         return legacy.modern(table, where) if isinstance(table, Mapping) else table
+
+    @model_validator(mode="after")
+    def _require_sound_privacy(self) -> Self:
+        # no ValueError: its message would quote the whole file
+        if self.privacy.examples is None:
+            return self
+        if self.federation.weights in ("examples", "tokens"):
+            raise SettingsError(
+                f'federation.weights = "{self.federation.weights}" tells how many of them a visit drew, which'
+                ' [privacy.examples] hides; set it to "equal", or to "size" if it may be known how many'
+                " examples each client holds"
+            )
+        if self.adapter.target_parameters:
+            raise SettingsError(
+                "adapter.target_parameters names the stacked matrices of experts, where the gradients of"
+                " single examples are not known; set it to [], or remove [privacy.examples]"
+            )
+        return self
 
     def __repr__(self) -> str:
         """The keys whose values are not the defaults, as overrides."""

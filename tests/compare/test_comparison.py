@@ -27,6 +27,7 @@ from shepherd.io.lock import is_held
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Inline
 from shepherd.model import files, lora
+from shepherd.overrides import overridden
 from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
 from shepherd.run.loading import load_base
@@ -701,3 +702,13 @@ def test_other_metrics_measure_the_answers_that_are_there(copied, monkeypatch, t
     stream = io.StringIO()
     print_comparison(found, stream)
     assert "brevity %" in stream.getvalue()
+
+
+def test_a_run_that_hides_how_much_it_trains_on_is_not_compared(llama_folder, source, tmp_path) -> None:
+    settings = overridden(
+        table(llama_folder, source, tmp_path / "run"),
+        ["federation.weights=equal", "privacy.examples={norm=1.0, noise=1.0}"],
+    )
+    with pytest.raises(SettingsError, match="no other arm could train on as many; compare a run without it"):
+        compare(settings, CompareSpec(locals=()))
+    assert not (tmp_path / "run").exists()

@@ -178,11 +178,18 @@ def _require_arms(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
     """Check the arms before any training.
 
     Raises:
-        SettingsError: nothing is held out, or a variant has a key that a run file does not have.
+        SettingsError: nothing is held out, a variant has a key that a run file does not have, or the run
+            hides what it trains on.
     """
     if not settings.data.holdout and not settings.evaluation.data:
         raise SettingsError(
             "no example is held out to compare on; set data.holdout, for example to 0.1, or evaluation.data"
+        )
+    if settings.privacy.examples is not None:
+        raise SettingsError(
+            "[privacy.examples] hides how many examples each round trains on, so no other arm could train on"
+            " as many; compare a run without it, and add the noise as a variant:"
+            ' "private: privacy.examples={norm=1.0, noise=1.0}"'
         )
     metrics(settings.evaluation.metrics, consent.plugins)
     for changed in (settings, *(overridden(settings, variant(each).overrides) for each in spec.variants)):

@@ -20,6 +20,7 @@ from shepherd.core import (
     Broadcast,
     ClientInfo,
     Draws,
+    FromSystem,
     LocalReport,
     Payload,
     Seeded,
@@ -29,11 +30,14 @@ from shepherd.core import (
     of_rank,
     seed_for,
 )
-from shepherd.data import cursor
+from shepherd.data import cursor, poisson_batches
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
-from shepherd.settings import FederationTable, TuningTable
+from shepherd.privacy import example_level
+from shepherd.privacy.example_level import ExampleAccount
+from shepherd.settings import ExamplesTable, FederationTable, TuningTable
 from shepherd.training import stack, tune
+from shepherd.training.example_privacy import ExamplePrivacy
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, TuningResult, Visit
 
@@ -73,6 +77,12 @@ class LocalClients:
     """Whether a client in `ranks` starts from its own ranks alone, without the others."""
     draws: Draws | None = None
     """Randomness of the transforms' client half; by default the broadcast's seed decides it (law 2)."""
+    privacy: ExamplesTable | None = None
+    """How single examples are protected; see `training.example_privacy`."""
+    account: ExampleAccount | None = None
+    """What a client may spend of their privacy; None if somebody else decides, as the owner of a site."""
+    private_draws: Draws = field(default_factory=FromSystem)
+    """Randomness of the batches and the noise under `privacy`, which nobody may be able to repeat."""
 
     def infos(self) -> Sequence[ClientInfo]:
         """Information on every client, in order of their names."""
@@ -89,12 +99,16 @@ class LocalClients:
     def batches(self, client: str, position: int) -> Batches:
         """The batches of a client's next visit, from its cursor's position.
 
+        Under `privacy` they are drawn by chance, and the position counts the examples of an average draw.
+
         Raises:
-            DataError: the client has no example.
+            DataError: the client has no example, or has spent what `account` allows it.
         """
         size, group = self.size(client), self.training.objective.group_size
         if not size:
             raise DataError(f"client {client} has no example; give it some or remove it from the federation")
+        if self.privacy is not None:
+            return self._drawn(client, position)
         tuning = self.tuning_of(client)
         batches, end = cursor.visit(
             size,
@@ -109,6 +123,37 @@ class LocalClients:
         members = np.arange(group)
         return Batches([(group * batch[:, None] + members).ravel() for batch in batches], end)
 
+    def _drawn(self, client: str, position: int) -> Batches:
+        size, more = self.size(client), self.visit_steps(client)
+        if self.account is not None:
+            refusal = self.account.refusal(client, size, self.steps_made(client, position), more)
+            if refusal is not None:
+                raise DataError(refusal)
+        chance = example_level.chance(size, self.tuning_of(client).batch_size)
+        rng = self.private_draws.generator("batches", client, position)
+        drawn = poisson_batches.visit(size, more, chance, rng)
+        return Batches(drawn, position + more * self.expected_batch(client))
+
+    def visit_steps(self, client: str) -> int:
+        """Steps of a visit under `privacy`."""
+        return example_level.steps(self.tuning_of(client), self.size(client))
+
+    def expected_batch(self, client: str) -> int:
+        """Expected number of examples of a step under `privacy`."""
+        return example_level.expected_batch(self.size(client), self.tuning_of(client).batch_size)
+
+    def steps_made(self, client: str, position: int) -> int:
+        """Steps that a client has made under `privacy` when its cursor is at this position."""
+        return position // self.expected_batch(client)
+
+    def coverage(self, client: str, position: int) -> float:
+        """Share of a client's examples that were taken at least once (law 8); on average, under `privacy`."""
+        size = self.size(client)
+        if self.privacy is None or not size:
+            return cursor.coverage(size, position)
+        chance = example_level.chance(size, self.tuning_of(client).batch_size)
+        return poisson_batches.coverage(self.steps_made(client, position), chance)
+
     def visit(self, broadcast: Broadcast, client: str, batches: Batches) -> Visit:
         """A client's work in a round, without its memory.
 
@@ -117,6 +162,8 @@ class LocalClients:
         """
         data, seed = self.datasets[client], seed_for(broadcast.seed, client)
         visit = Visit(client=client, data=data, batches=batches.indices, seed=seed)
+        if self.privacy is not None:
+            return replace(visit, expected_batch=self.expected_batch(client))
         tune.require_trained(visit)
         return visit
 
@@ -147,6 +194,9 @@ class LocalClients:
             micro_batch_tokens=self.micro_batch_tokens,
             training=self.training,
             cap_nats=self.cap_nats,
+            privacy=None
+            if self.privacy is None
+            else ExamplePrivacy(norm=self.privacy.norm, noise=self.privacy.noise, draws=self.private_draws),
         )
 
     def learning_rate(self, round: int) -> float:
@@ -158,14 +208,15 @@ class LocalClients:
         return self.tunings.get(client, self.tuning)
 
     def update(self, broadcast: Broadcast, tuned: TuningResult) -> Update:
-        """The update that a client sends after its visit."""
+        """The update that a client sends after its visit; without metrics under `privacy`, which no noise
+        hides."""
         update = Update(
             round=broadcast.round,
             clients=(tuned.client,),
             delta=tuned.delta,
             extra=tuned.extra,
             weight=weight(self.federation, tuned.report, self.size(tuned.client)),
-            metrics=asdict(tuned.report),
+            metrics=asdict(tuned.report) if self.privacy is None else {},
         )
         draws = self.draws or Seeded(seed_for(broadcast.seed, "transform", tuned.client))
         return self.transform.at_client(update, broadcast.transforms, draws, broadcast)

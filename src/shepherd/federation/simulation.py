@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Payload, Update
-from shepherd.data import cursor
 from shepherd.errors import DataError
 from shepherd.federation.client_store import ClientStore, InMemory, StoredMemory
 from shepherd.federation.clients import LocalClients
@@ -114,9 +113,17 @@ class Simulation:
         """Share of each client's examples that it has trained on (law 8), the round under way included."""
         positions, _ = self.reached()
         return {
-            client.name: cursor.coverage(client.examples, positions.get(client.name, 0))
+            client.name: self.local.coverage(client.name, positions.get(client.name, 0))
             for client in self.clients()
         }
+
+    def spent(self) -> list[tuple[int, int]]:
+        """Examples of each client, and the steps that it has made on them under noise; see `reached`."""
+        positions, _ = self.reached()
+        return [
+            (self.local.size(client), self.local.steps_made(client, position))
+            for client, position in sorted(positions.items())
+        ]
 
     def _group(self, broadcast: Broadcast, clients: Sequence[str]) -> _Group:
         visits, failures, positions = [], {}, {}

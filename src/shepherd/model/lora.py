@@ -18,7 +18,7 @@ from shepherd.core import Adapter, Payload, require_same_layout, require_shapes,
 from shepherd.core.adapter import is_a
 from shepherd.errors import AdapterError, BaseError
 from shepherd.model import text_path
-from shepherd.model.lora_layers import StackedExperts, StackedLinear
+from shepherd.model.lora_layers import Rows, StackedExperts, StackedLinear
 from shepherd.settings import AdapterTable
 
 PEFT_PREFIX = "base_model.model."  # PEFT's names start with it
@@ -330,6 +330,14 @@ def bind_adapters(model: nn.Module, targets: Sequence[Target], stack: Mapping[st
             layer.factors[target.parameter] = a, b
         else:
             layer.a, layer.b = a, b
+
+
+def bind_rows(model: nn.Module, targets: Sequence[Target], rows: Mapping[str, Tensor]) -> None:
+    """Let every layer add the gradients of single examples to `rows`: name -> (E, r, in), or for a B
+    (E, r, out); names that are not trained are missing."""
+    for target, layer in layers(model, targets):
+        if isinstance(layer, StackedLinear):
+            layer.rows = Rows(rows.get(target.name_a), rows.get(target.name_b))
 
 
 def stacked(adapters: Sequence[Payload], device: torch.device) -> dict[str, Tensor]:

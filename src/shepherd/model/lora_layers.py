@@ -2,7 +2,8 @@
 
 `y = base(x) + scale * B_k A_k dropout(x)` for every token of the rows of adapter k (LoRA, arXiv
 2106.09685), in linear modules and in each expert of a mixture whose matrices are stacked in one parameter.
-One forward pass trains K clients, and their gradients are never mixed.
+One forward pass trains K clients, and their gradients are never mixed. Where a plan names its examples, the
+gradient of each example is added to a row of its own instead, in `Rows`, so that it can be clipped by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,21 @@ from torch import Tensor, nn
 
 from shepherd.core import seed_for
 from shepherd.errors import BaseError
-from shepherd.model.pass_plan import PassPlan, Segment, active_plan
+from shepherd.model.pass_plan import Examples, PassPlan, Segment, active_plan, apart
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the gradient of each example of a pass is added: of A (E, r, in), of B transposed (E, r, out).
+
+    None for a factor that is not trained.
+    """
+
+    a: Tensor | None
+    b: Tensor | None
+
+
+NO_ROWS = Rows(None, None)
 
 
 class StackedLinear(nn.Module):
@@ -31,6 +46,7 @@ class StackedLinear(nn.Module):
         self.index = index
         self.scale = scale
         self.dropout = dropout
+        self.rows = NO_ROWS
 
     def __getattr__(self, name: str) -> Any:
         if name in ("weight", "bias"):  # some architectures read their dtype
@@ -44,10 +60,12 @@ class StackedLinear(nn.Module):
             return self.base(x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         segments = _in_tokens(plan, len(flat))
-        keep = _dropout_mask(flat, segments, self.dropout if plan.training else 0.0, self.index)
-        passed, low = _Down.apply(flat, self.a, segments, keep)  # type: ignore[no-untyped-call]
+        examples = _examples_in_tokens(plan, len(flat), flat.device)
+        dropout = self.dropout if plan.training else 0.0
+        keep = _dropout_mask(flat, examples.segments if examples else segments, dropout, self.index)
+        passed, low = _Down.apply(flat, self.a, segments, keep, examples, self.rows.a)  # type: ignore[no-untyped-call]
         y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
-        y = _Up.apply(y, low, self.b, segments, self.scale)  # type: ignore[no-untyped-call]
+        y = _Up.apply(y, low, self.b, segments, self.scale, examples, self.rows.b)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 
@@ -78,6 +96,11 @@ class StackedExperts(nn.Module):
         plan = active_plan()
         if plan is None:
             return self.base(hidden, chosen, weights)  # type: ignore[no-any-return]
+        if plan.examples and self.factors:
+            raise BaseError(
+                "the gradients of single examples are not known in the stacked matrices of experts; set"
+                " adapter.target_parameters = [], or remove [privacy.examples]"
+            )
         base: Any = self.base
         tokens, choices = chosen.shape
         routed = _route(chosen, _in_tokens(plan, tokens), base.num_experts)
@@ -102,9 +125,9 @@ class StackedExperts(nn.Module):
         experts = len(stack)
         a = a.reshape(len(a) * experts, -1, a.shape[2])  # (K E, r, in)
         b = b.unflatten(2, (-1, experts)).permute(0, 3, 1, 2).flatten(0, 1)  # (K E, out, r)
-        passed, low = _Down.apply(x, a, routed.segments, None)  # type: ignore[no-untyped-call]
+        passed, low = _Down.apply(x, a, routed.segments, None, None, None)  # type: ignore[no-untyped-call]
         y = self._frozen(passed if x.requires_grad else x, matrices, name, routed)
-        return _Up.apply(y, low, b, routed.segments, self.scale)  # type: ignore[no-any-return, no-untyped-call]
+        return _Up.apply(y, low, b, routed.segments, self.scale, None, None)  # type: ignore[no-any-return, no-untyped-call]
 
     def _frozen(self, x: Tensor, matrices: Tensor, name: str, routed: _Routed) -> Tensor:
         parts = zip(x.split(routed.counts), matrices, strict=True)
@@ -163,6 +186,20 @@ def _in_tokens(plan: PassPlan, tokens: int) -> tuple[Segment, ...]:
     return tuple(Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in plan.segments)
 
 
+def _examples_in_tokens(plan: PassPlan, tokens: int, device: torch.device) -> Examples | None:
+    if plan.examples is None or tokens == plan.size:
+        return plan.examples
+    each, left = divmod(tokens, plan.size)
+    if left:
+        raise BaseError(
+            "this base routes tokens between its layers (a mixture of experts?), so the gradients of single"
+            " examples are not known there; set other adapter.targets, such as the attention's, or remove"
+            " [privacy.examples]"
+        )
+    scaled = [replace(s, start=s.start * each, stop=s.stop * each) for s in plan.examples.segments]
+    return apart(_in_tokens(plan, tokens), scaled, device)
+
+
 def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, index: int) -> Tensor | None:
     """Mask (tokens, in) of 0 or 1 / (1 - p), drawn from each row's and layer's own seed (law 1)."""
     if p == 0.0:
@@ -183,7 +220,13 @@ class _Down(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, segments: tuple[Segment, ...], keep: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        segments: tuple[Segment, ...],
+        keep: Tensor | None,
+        examples: Examples | None,
+        rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         a = a.to(x.dtype)
@@ -192,14 +235,18 @@ class _Down(torch.autograd.Function):
         for s, part in _segment_parts(low, segments, a.shape[1]):
             torch.mm(a[s.adapter], dropped[s.start : s.stop].T, out=part)
         ctx.save_for_backward(x, a, keep)
-        ctx.segments = segments
+        ctx.segments, ctx.examples, ctx.rows = segments, examples, rows
         return x, low
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_low = grads
         x, a, keep = ctx.saved_tensors
-        grad_a = torch.zeros(a.shape, device=x.device) if ctx.needs_input_grad[1] else None
+        grad_a = None
+        if ctx.needs_input_grad[1] and not ctx.examples:
+            grad_a = torch.zeros(a.shape, device=x.device)
+        elif ctx.needs_input_grad[1]:
+            _add_by_example(ctx.rows, grad_low, ctx.segments, ctx.examples, x if keep is None else x * keep)
         for s, part in _segment_parts(grad_low, ctx.segments, a.shape[1]):
             rows = slice(s.start, s.stop)
             if grad_a is not None:
@@ -208,7 +255,7 @@ class _Down(torch.autograd.Function):
                 grad_x[rows].addmm_(part.T, a[s.adapter])
             elif grad_x is not None:
                 grad_x[rows] += (part.T @ a[s.adapter]) * keep[rows]
-        return grad_x, grad_a, None, None
+        return grad_x, grad_a, None, None, None, None
 
 
 class _Up(torch.autograd.Function):
@@ -216,14 +263,21 @@ class _Up(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, low: Tensor, b: Tensor, segments: tuple[Segment, ...], scale: float
+        ctx: Any,
+        y: Tensor,
+        low: Tensor,
+        b: Tensor,
+        segments: tuple[Segment, ...],
+        scale: float,
+        examples: Examples | None,
+        rows: Tensor | None,
     ) -> Tensor:
         ctx.mark_dirty(y)
         b = (b * scale).to(y.dtype)
         for s, part in _segment_parts(low, segments, b.shape[2]):
             y[s.start : s.stop].addmm_(part.T, b[s.adapter].T)
         ctx.save_for_backward(low, b)
-        ctx.segments, ctx.scale = segments, scale
+        ctx.segments, ctx.scale, ctx.examples, ctx.rows = segments, scale, examples, rows
         return y
 
     @staticmethod
@@ -231,7 +285,11 @@ class _Up(torch.autograd.Function):
         (grad,) = grads  # (tokens, out)
         low, b = ctx.saved_tensors
         grad_low = torch.empty_like(low)
-        grad_b = torch.zeros(b.shape, device=b.device) if ctx.needs_input_grad[2] else None
+        grad_b = None
+        if ctx.needs_input_grad[2] and not ctx.examples:
+            grad_b = torch.zeros(b.shape, device=b.device)
+        elif ctx.needs_input_grad[2]:
+            _add_by_example(ctx.rows, low, ctx.segments, ctx.examples, grad, ctx.scale)
         parts = zip(
             _segment_parts(low, ctx.segments, b.shape[2]),
             _segment_parts(grad_low, ctx.segments, b.shape[2]),
@@ -242,7 +300,29 @@ class _Up(torch.autograd.Function):
             torch.mm(b[s.adapter].T, rows.T, out=grad_part)
             if grad_b is not None:
                 grad_b[s.adapter] += (part @ rows).T
-        return grad, grad_low, None if grad_b is None else grad_b.mul_(ctx.scale), None, None
+        grad_b = None if grad_b is None else grad_b.mul_(ctx.scale)
+        return grad, grad_low, grad_b, None, None, None, None
+
+
+def _add_by_example(
+    rows: Tensor,
+    low: Tensor,
+    segments: Sequence[Segment],
+    examples: Examples,
+    wide: Tensor,
+    scale: float = 1.0,
+) -> None:
+    """Add scale * low_e wide_e of each example e to its row: (r, n) by (n, width) -> (r, width).
+
+    One product for each bucket of examples: many small ones are slow on every device.
+    """
+    parts = [part for _, part in _segment_parts(low, segments, rows.shape[1])]
+    for bucket in examples.buckets:
+        count, _, width = bucket.real.shape
+        narrow = parts[bucket.segment].index_select(1, bucket.within).view(-1, count, width)
+        narrow = narrow.transpose(0, 1) * bucket.real.to(narrow.dtype)  # (n, r, width)
+        own = wide.index_select(0, bucket.tokens).view(count, width, -1)
+        rows.index_add_(0, bucket.rows, torch.bmm(narrow, own).to(rows.dtype), alpha=scale)
 
 
 def _segment_parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tuple[Segment, Tensor]]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_PADDING_RATIO = 1.15  # padded to real tokens of a bucket; attention runs on spans of similar length
+MAX_EXAMPLE_PADDING_RATIO = 1.5  # of a bucket of examples, whose products are narrow and cheap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,31 @@ class Padding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleBucket:
+    """Examples of one segment and of similar length, n of them, padded to a common width.
+
+    `segment`: index in the plan's segments. `rows` (n,): which row of gradients belongs to each. `tokens`
+    (n * width,): each one's tokens in the batch, the last one repeated; `within`: the same, counted from the
+    start of the segment. `real` (n, 1, width): 1 for a token, 0 for a repetition.
+    """
+
+    segment: int
+    rows: Tensor
+    tokens: Tensor
+    within: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """The examples of a pass whose gradients are kept apart, in the order of the batch."""
+
+    segments: tuple[Segment, ...]
+    """One for each example; its `adapter` is the example's row of gradients."""
+    buckets: tuple[ExampleBucket, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassPlan:
     """What the adapted layers and packed attention need to know of the current forward pass.
 
@@ -70,8 +96,11 @@ class PassPlan:
     """Buckets for packed attention; None if the model's own attention runs."""
     output_positions: Tensor | None = None
     """Positions whose final states are read, ascending; None for all."""
+    examples: Examples | None = None
+    """The examples, if the gradients of each are kept apart; None if they are summed."""
 
 
+CPU = torch.device("cpu")
 _active_plan: ContextVar[PassPlan | None] = ContextVar("active_plan", default=None)
 
 
@@ -107,6 +136,7 @@ def packed(
     parents: Sequence[int] | None = None,
     output_positions: Tensor | None = None,
     training: bool = False,
+    examples: Sequence[Segment] = (),
 ) -> PassPlan:
     """The plan of a packed batch whose spans have these lengths, in order.
 
@@ -119,32 +149,71 @@ def packed(
         training=training,
         padding=_padding(sizes, _parents(parents, len(sizes)), device),
         output_positions=output_positions,
+        examples=apart(segments, examples, device) if examples else None,
     )
 
 
 def padded(
-    count: int, width: int, adapter: int, *, dropout_seed: int = 0, training: bool = False
+    count: int,
+    width: int,
+    adapter: int,
+    *,
+    dropout_seed: int = 0,
+    training: bool = False,
+    examples: Sequence[Segment] = (),
+    device: torch.device = CPU,
 ) -> PassPlan:
     """The plan of a batch (count, width) of one client's examples, padded on the right."""
     size = count * width
     segment = Segment(adapter=adapter, start=0, stop=size, dropout_seed=dropout_seed)
-    return PassPlan(segments=(segment,), size=size, training=training)
+    own = apart((segment,), examples, device) if examples else None
+    return PassPlan(segments=(segment,), size=size, training=training, examples=own)
+
+
+def apart(segments: Sequence[Segment], examples: Sequence[Segment], device: torch.device) -> Examples:
+    """The examples of these segments, each inside one of them, in buckets of similar length."""
+    buckets = []
+    for index, segment in enumerate(segments):
+        inside = [e for e in examples if segment.start <= e.start < e.stop <= segment.stop]
+        lengths = np.array([e.stop - e.start for e in inside], np.int64)
+        for group in _groups(lengths, MAX_EXAMPLE_PADDING_RATIO) if inside else ():
+            steps = np.arange(lengths[group].max())
+            starts = np.array([inside[i].start for i in group])
+            tokens = starts[:, None] + np.minimum(steps, lengths[group][:, None] - 1)
+            bucket = ExampleBucket(
+                segment=index,
+                rows=_on(device, np.array([inside[i].adapter for i in group])),
+                tokens=_on(device, tokens.reshape(-1)),
+                within=_on(device, tokens.reshape(-1) - segment.start),
+                real=_on(device, (steps < lengths[group][:, None]).astype(np.int64)).unsqueeze(1),
+            )
+            buckets.append(bucket)
+    return Examples(segments=tuple(examples), buckets=tuple(buckets))
 
 
 def narrowed(plan: PassPlan) -> PassPlan:
     """The plan of only the positions that are read, for a module that treats each token by itself."""
     assert plan.output_positions is not None
-    borders = torch.tensor([[s.start, s.stop] for s in plan.segments], device=plan.output_positions.device)
-    found = torch.searchsorted(plan.output_positions, borders).tolist()
     return replace(
         plan,
-        segments=tuple(
-            replace(segment, start=start, stop=stop)
-            for segment, (start, stop) in zip(plan.segments, found, strict=True)
-        ),
+        segments=(segments := _narrowed(plan.segments, plan.output_positions)),
         size=len(plan.output_positions),
         padding=None,
         output_positions=None,
+        examples=None
+        if plan.examples is None
+        else apart(
+            segments, _narrowed(plan.examples.segments, plan.output_positions), plan.output_positions.device
+        ),
+    )
+
+
+def _narrowed(segments: Sequence[Segment], read: Tensor) -> tuple[Segment, ...]:
+    borders = torch.tensor([[s.start, s.stop] for s in segments], device=read.device)
+    found = torch.searchsorted(read, borders).tolist()
+    return tuple(
+        replace(segment, start=start, stop=stop)
+        for segment, (start, stop) in zip(segments, found, strict=True)
     )
 
 
@@ -167,14 +236,14 @@ def _pasts(lengths: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np
     return np.where(parents >= 0, lengths[parents], 0)
 
 
-def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _groups(lengths: NDArray[np.int64], most_padding: float = MAX_PADDING_RATIO) -> list[NDArray[np.int64]]:
     """Groups of spans by decreasing length, divided where padding to the longest would waste too much."""
     order = np.argsort(-lengths, kind="stable")
     groups: list[NDArray[np.int64]] = []
     first, real = 0, 0
     for index, span in enumerate(order):
         padded = lengths[order[first]] * (index - first + 1)
-        if padded > MAX_PADDING_RATIO * (real + lengths[span]) and index > first:
+        if padded > most_padding * (real + lengths[span]) and index > first:
             groups.append(order[first:index])
             first, real = index, 0
         real += int(lengths[span])

@@ -28,6 +28,8 @@ MIN_NOISE, MAX_NOISE = 0.2, 1000.0
 NOISE_TOLERANCE = 5e-4
 """Relative tolerance of `noise_for`; it never returns too little noise."""
 BRACKET = 0.2  # step of the search for a range, as a natural logarithm
+INTERVAL = 1e-4
+"""Discretisation of privacy losses, in nats; dp-accounting's default."""
 TINY = 1e-12  # an epsilon of 0 has a logarithm, too
 
 
@@ -40,11 +42,12 @@ def require() -> None:
         raise SettingsError(MISSING)
 
 
-def epsilon(spent: Iterable[Spending], delta: float) -> float:
+def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL) -> float:
     """The smallest epsilon that the accountant can show for all of this together; infinity if none.
 
     Args:
         delta: in (0, 1).
+        interval: discretisation of privacy losses; a larger one is quicker and never gives too little.
 
     Raises:
         SettingsError: delta is not in (0, 1); the packages are missing; or steps of different neighbouring
@@ -64,7 +67,7 @@ def epsilon(spent: Iterable[Spending], delta: float) -> float:
     shuffled = [each for each in every if isinstance(each.sampling, Shuffled)]
     if shuffled:
         return _of_shuffled(every, delta)
-    return _composed(every, delta)
+    return _composed(every, delta, interval)
 
 
 def noise_for(target: float, delta: float, sampling: Sampling, steps: int) -> float:
@@ -113,13 +116,14 @@ def _require_delta(delta: float) -> None:
         raise SettingsError(f"delta is {delta}; give a number above 0 and below 1, at most 1 / units")
 
 
-def _composed(spent: Sequence[Spending], delta: float) -> float:
+def _composed(spent: Sequence[Spending], delta: float, interval: float) -> float:
     """By privacy loss distributions; by Rényi divergences for the sampling that those do not know."""
     from dp_accounting import pld
 
     if any(replaces(each.sampling) for each in spent):
         return _by_renyi(spent, delta)
-    return float(pld.PLDAccountant().compose(_events(spent)).get_epsilon(delta))
+    accountant: Any = pld.PLDAccountant(value_discretization_interval=interval)
+    return float(accountant.compose(_events(spent)).get_epsilon(delta))
 
 
 def _by_renyi(spent: Sequence[Spending], delta: float) -> float:

@@ -215,6 +215,13 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
     yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
     yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
     yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
+    if private := settings.privacy.examples:
+        yield "noise on each step", f"norm {private.norm:g} for each example, multiplier {private.noise:g}"
+    if spent := (rows[-1].get("example_privacy") if rows else None):
+        yield (
+            "privacy of each example, added or removed",
+            f"epsilon {spent['epsilon']:.4g} at delta {spent['delta']:.3g}, against all that a client sends",
+        )
     yield "seed", str(settings.seed)
 
 

@@ -11,7 +11,17 @@ from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Algorithm, Method, Parts, padded, require_shapes, seed_for, shapes_of
+from shepherd.core import (
+    Adapter,
+    Algorithm,
+    Method,
+    Parts,
+    Selection,
+    padded,
+    require_shapes,
+    seed_for,
+    shapes_of,
+)
 from shepherd.data import pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
@@ -26,6 +36,8 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
+from shepherd.privacy import example_level
+from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.ranks import ranks_of
 from shepherd.run import changes, checkpoint, folder, tracking
@@ -35,8 +47,14 @@ from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
 from shepherd.settings import RunSettings
-from shepherd.training import local
-from shepherd.training.local import GivenTraining, completed, local_training, require_steps_of
+from shepherd.training import example_privacy, local
+from shepherd.training.local import (
+    GivenTraining,
+    LocalTraining,
+    completed,
+    local_training,
+    require_steps_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +118,7 @@ def _start(
     _require_contribution(settings, method, prepared)
     ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    account = _example_account(settings, base, training, prepared, selection)
     cohort = selection.size(len(prepared.clients))
     plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method))
     _log_description(base, plan, method.algorithm, prepared)
@@ -126,6 +145,7 @@ def _start(
             state=start(method, adapter, context_of(settings, selection, adapter, len(prepared.clients))),
             trackers=tracking.start(plan.over(settings), holder),
             consent=consent,
+            account=account,
         )
         run._log_start()
     return run
@@ -148,6 +168,27 @@ def _require_contribution(settings: RunSettings, method: Method, prepared: Token
             "evaluation.contribution scores held-out examples, and there is none; set data.holdout, or"
             " evaluation.contribution = false"
         )
+
+
+def _example_account(
+    settings: RunSettings,
+    base: bases.Base,
+    training: LocalTraining,
+    prepared: TokenisedData,
+    selection: Selection,
+) -> ExampleAccount | None:
+    """What the clients' steps may spend of their examples' privacy; None if nothing protects examples.
+
+    Raises:
+        SettingsError: as `example_level.of_run` and `example_privacy.require_possible`.
+    """
+    if settings.privacy.examples is None:
+        return None
+    example_privacy.require_possible(base, training.objective)
+    sizes = {name: len(data) for name, data in prepared.clients.items()}
+    account = example_level.of_run(settings, sizes, selection.share)
+    log.info("%s", account.sentence)
+    return account
 
 
 def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: Any) -> TokenisedData:
@@ -237,6 +278,7 @@ def _continue(
         state=state,
         trackers=tracking.start(plan.over(settings), holder, rows),
         consent=consent,
+        account=_example_account(settings, base, training, prepared, selection),
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])

@@ -36,6 +36,7 @@ from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import answer, files
 from shepherd.model import base as bases
+from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
@@ -72,6 +73,8 @@ class Run(HeldRun):
     state: ServerState
     trackers: tracking.Trackers
     consent: Consent = NOTHING
+    account: ExampleAccount | None = None
+    """What the steps of each client spend of its examples' privacy; None if nothing protects examples."""
     closed: bool = False
     finished: Row | None = None
     """Result of `finish`; None before it."""
@@ -92,6 +95,8 @@ class Run(HeldRun):
                 training=self.training,
                 ranks=ranks_of(self.settings.adapter, self.method.aggregation, list(self.prepared.clients)),
                 truncates=self.method.aggregation.truncates,
+                privacy=self.settings.privacy.examples,
+                account=self.account,
             ),
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
@@ -230,6 +235,7 @@ class Run(HeldRun):
             **report_row(report),
             **scored,
             "coverage": self.simulation.coverage(),
+            **({"example_privacy": self.account.row(self.simulation.spent())} if self.account else {}),
             "learning_rate": self.simulation.local.learning_rate(report.round - 1),
             "seconds": {
                 "round": report.seconds + scoring,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shepherd.core import seed_for
 from shepherd.data import shared_prefix
 from shepherd.data.tokens import Tokens
 from shepherd.model import pass_plan
@@ -43,14 +45,24 @@ class PackedBatch:
 
 
 def pack_batch(
-    data: Sequence[Tokens], rows: Sequence[Row], device: torch.device, *, training: bool, share: bool = True
+    data: Sequence[Tokens],
+    rows: Sequence[Row],
+    device: torch.device,
+    *,
+    training: bool,
+    share: bool = True,
+    apart: bool = False,
 ) -> PackedBatch:
     """Pack rows end to end; `data[k]` holds the examples of the rows of client k.
 
     With `share`, a prefix that examples of a row have in common is packed once. A token's states depend only
     on the tokens before it, so this changes nothing but rounding; with dropout, which must treat each
     example's tokens separately, it must be off.
+
+    With `apart`, the plan names each example, so that its gradients are kept apart; no prefix is shared then,
+    since its gradients would belong to several examples.
     """
+    share = share and not apart
     spans: list[NDArray[Any]] = []
     parents, segments, spots, targets = [], [], [], []
     start = 0
@@ -69,6 +81,7 @@ def pack_batch(
     read, index = np.unique(np.concatenate(spots), return_inverse=True)
     output_positions = _tensor(read, device)
     lengths, counts = [len(ids) for ids in spans], [len(found) for found in spots]
+    ends = np.cumsum([0, *lengths]).tolist()
     row_of_example = np.repeat(np.arange(len(rows)), [len(row.examples) for row in rows])
     return PackedBatch(
         ids=_tensor(np.concatenate(spans), device),
@@ -86,11 +99,14 @@ def pack_batch(
             parents=parents,
             output_positions=output_positions,
             training=training,
+            examples=_by_example(rows, ends) if apart else (),
         ),
     )
 
 
-def pad_batch(data: Tokens, row: Row, device: torch.device, *, training: bool) -> PackedBatch:
+def pad_batch(
+    data: Tokens, row: Row, device: torch.device, *, training: bool, apart: bool = False
+) -> PackedBatch:
     """Pad the examples of one row on the right, for a base that cannot run packed.
 
     The padding is never seen: it comes after every token of its example.
@@ -112,8 +128,25 @@ def pad_batch(data: Tokens, row: Row, device: torch.device, *, training: bool) -
         targets=_tensor(np.concatenate(targets), device),
         examples=np.repeat(np.arange(len(counts)), counts),
         counts=(sum(counts),),
-        plan=pass_plan.padded(len(ids), width, row.client, dropout_seed=row.seed, training=training),
+        plan=pass_plan.padded(
+            len(ids),
+            width,
+            row.client,
+            dropout_seed=row.seed,
+            training=training,
+            examples=_by_example([row], range(0, len(ids) * width + 1, width)) if apart else (),
+            device=device,
+        ),
     )
+
+
+def _by_example(rows: Sequence[Row], ends: Sequence[int]) -> list[pass_plan.Segment]:
+    """A segment for each example; its seed depends on the example, and not on its place in the row."""
+    seeds = [seed_for(row.seed, int(example)) for row in rows for example in row.examples]
+    return [
+        pass_plan.Segment(adapter=number, start=start, stop=stop, dropout_seed=seed)
+        for number, (seed, (start, stop)) in enumerate(zip(seeds, pairwise(ends), strict=True))
+    ]
 
 
 def _spans(

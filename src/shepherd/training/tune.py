@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
@@ -35,7 +36,8 @@ from shepherd.errors import AdapterError, DataError
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.settings import TuningTable
-from shepherd.training import cores, score, stack
+from shepherd.training import cores, example_privacy, score, stack
+from shepherd.training.example_privacy import ExamplePrivacy, fewest_tokens
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.loss import capped, token_losses, weighted_loss
 from shepherd.training.objective import Scored
@@ -59,6 +61,8 @@ class Visit:
     """Adapter that the visit starts from; None for the broadcast's."""
     rank: int | None = None
     """How many ranks of this adapter are trained, the first ones; None for all."""
+    expected_batch: float = 1.0
+    """Expected number of examples of a batch, which a step under `Job.privacy` divides by."""
     trained_tokens: NDArray[np.int64] = field(default_factory=lambda: UNCOUNTED, repr=False)
     """Trained tokens of each example in `data`, (n,); counted if not given."""
 
@@ -87,6 +91,9 @@ class Job:
     training: LocalTraining = DEFAULT_TRAINING
     cap_nats: float = math.inf
     """Largest loss of one token in the reported loss, in nats; the gradient is not affected."""
+    privacy: ExamplePrivacy | None = None
+    """How each example is protected. Gradients are then clipped by example and not by step, a batch may be
+    empty, and no progress tells a loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +113,7 @@ class Progress:
 
     tokens: int
     loss: float
+    """Mean loss so far; 0 if it may not be told."""
     step: int
     steps: int
 
@@ -125,8 +133,11 @@ def tune(
         DataError: a batch holds no trained token, or an example has more tokens than the base reads.
     """
     broadcast, algorithm = job.broadcast, job.algorithm
+    if job.privacy is not None:
+        example_privacy.require_possible(base, job.training.objective)
     for visit in job.visits:
-        require_trained(visit)
+        if job.privacy is None:  # else a batch may be empty
+            require_trained(visit)
         base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
     lora.require_fits(base.targets, broadcast.adapter, f"the broadcast for base {base.name}")
     if not job.visits:
@@ -172,19 +183,25 @@ def _run(
     stepped = adapters if core is None else core.stack
     state = job.training.optimiser.init(stepped)
     correct = _gradient_correction(adapters, job)
+    clipped = None if job.privacy is None else example_privacy.begin(job.privacy, adapters)
+    least = 0 if clipped is None else fewest_tokens(clipped.sums.shape[1], job.micro_batch_tokens)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
     steps, reported_at = max((len(visit.batches) for visit in visits), default=0), monotonic()
     for step in range(steps):
         adapters.grads.zero_()
-        shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed)
+        shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed, least=least)
         weights = _weights(base, job, step, shared, references)
         for rows in shared:
-            tokens += _accumulate(base, visits, rows, weights, sums, job.cap_nats)
+            with nullcontext() if clipped is None else clipped.collecting(base, rows):
+                tokens += _accumulate(base, job, rows, weights, sums)
             trained += sum(int(visits[row.client].trained_tokens[row.examples].sum()) for row in rows)
             if monotonic() - reported_at > REPORT_INTERVAL_S:  # a step of a large base may take minutes
-                watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
+                watch(_progress(job, tokens, _mean(sums, trained), step, steps))
                 reported_at = monotonic()
+        if clipped is not None:
+            making = {k: (v.client, v.expected_batch) for k, v in enumerate(visits) if step < len(v.batches)}
+            clipped.release(making, step)
         shape = [job.learning_rate * stack.rate(tuning, step, len(visit.batches)) for visit in visits]
         rates = torch.tensor(shape, device=base.device)  # (K,)
         correct(Step(index=step, rates=rates.view(-1, 1, 1)))
@@ -192,13 +209,18 @@ def _run(
             adapters.grad(name).mul_(mask)
         if core is not None:
             cores.pull(core, adapters)
-        stack.clip(stepped, tuning.clip_norm)
+        if clipped is None:
+            stack.clip(stepped, tuning.clip_norm)
         state = job.training.optimiser.step(stepped, state, step + 1, rates)
         if core is not None:
             cores.push(core, adapters)
         stack.keep_fixed(adapters)
-        watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
+        watch(_progress(job, tokens, _mean(sums, trained), step, steps))
     return sums.cpu().numpy()
+
+
+def _progress(job: Job, tokens: int, loss: float, step: int, steps: int) -> Progress:
+    return Progress(tokens=tokens, loss=loss if job.privacy is None else 0.0, step=step + 1, steps=steps)
 
 
 def _mean(sums: Tensor, trained: int) -> float:
@@ -245,12 +267,14 @@ def _weights(
     for k, visit in enumerate(job.visits):
         if step < len(visit.batches):
             taken = visit.batches[step]
-            scored = Scored(
-                targets=visit.trained_tokens[taken],
-                policy=sums[k][taken] if sums else NO_SCORES,
-                reference=references[k][taken] if references else NO_SCORES,
-            )
-            weights[k][taken] = job.training.objective.weights(scored)
+            # a protected example must not have a weight that depends on others of its step
+            for of in [taken] if job.privacy is None else taken.reshape(-1, 1):
+                scored = Scored(
+                    targets=visit.trained_tokens[of],
+                    policy=sums[k][of] if sums else NO_SCORES,
+                    reference=references[k][of] if references else NO_SCORES,
+                )
+                weights[k][of] = job.training.objective.weights(scored)
     return weights
 
 
@@ -270,17 +294,24 @@ def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArr
     return sums
 
 
-def passes(visits: Sequence[Visit], step: int, micro_batch: int, *, packed: bool = True) -> list[list[Row]]:
+def passes(
+    visits: Sequence[Visit], step: int, micro_batch: int, *, packed: bool = True, least: int = 0
+) -> list[list[Row]]:
     """The rows of one optimiser step, in forward passes of at most `micro_batch` tokens where they fit.
 
     A client's rows depend on its own data alone; only which rows share a pass depends on the stack. Without
     packing, each row is a pass of its own.
+
+    Args:
+        least: how many tokens a shorter example counts as, where examples are clipped one by one: it bounds
+            the examples of a pass. 0 if they are not.
     """
     cut = pack if packed else batches
-    rows = [row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch, cut)]
+    rows = [row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch, cut, least)]
     if not packed:
         return [[row] for row in rows]
-    groups = pack([row.tokens for row in rows], micro_batch)
+    counted = [np.maximum(visits[row.client].data.lengths[row.examples], least) for row in rows]
+    groups = pack([int(each.sum()) for each in counted], micro_batch)
     return [[rows[i] for i in group] for group in groups]
 
 
@@ -290,26 +321,23 @@ def _rows(
     step: int,
     capacity: int,
     cut: Callable[[Sequence[int], int], list[list[int]]],
+    least: int,
 ) -> Iterator[Row]:
     if step >= len(visit.batches):
         return
     batch = np.asarray(visit.batches[step])
     lengths = visit.data.lengths[batch]
-    for index, members in enumerate(cut(lengths.tolist(), capacity)):
-        seed = seed_for(visit.seed, "dropout", step, index)
+    for index, members in enumerate(cut(np.maximum(lengths, least).tolist(), capacity)):
+        # no draw of an example that is clipped by itself may depend on what else is in the step
+        seed = seed_for(visit.seed, "dropout", step, *([] if least else [index]))
         yield Row(client=k, examples=batch[members], tokens=int(lengths[members].sum()), seed=seed)
 
 
 def _accumulate(
-    base: Base,
-    visits: Sequence[Visit],
-    rows: Sequence[Row],
-    weights: Sequence[NDArray[np.float32]],
-    sums: Tensor,
-    cap_nats: float,
+    base: Base, job: Job, rows: Sequence[Row], weights: Sequence[NDArray[np.float32]], sums: Tensor
 ) -> int:
     """Run one forward and backward pass: add gradients to the stack and losses to `sums`; return tokens."""
-    batch = _batch(base, visits, rows)
+    batch = _batch(base, job.visits, rows, apart=job.privacy is not None)
     each = np.concatenate([weights[row.client][row.examples] for row in rows])  # of each example
     weight = torch.from_numpy(each[batch.examples]).to(base.device)  # (M,)
     with pass_plan.use_plan(batch.plan):
@@ -317,17 +345,18 @@ def _accumulate(
         hidden = prediction_states(states, batch)  # (M, width), from (U, width)
         loss, every = weighted_loss(base, hidden, batch.targets, weight)
         loss.backward()
-    for row, own in zip(rows, capped(every, cap_nats).double().split(batch.counts), strict=True):
+    for row, own in zip(rows, capped(every, job.cap_nats).double().split(batch.counts), strict=True):
         sums[row.client] += own.sum()  # not `index_add_`, whose order CUDA leaves open
     return sum(row.tokens for row in rows)
 
 
-def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> PackedBatch:
+def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row], apart: bool = False) -> PackedBatch:
     if base.packed:
         data = [visit.data for visit in visits]
-        return pack_batch(data, rows, base.device, training=True, share=not base.adapter.dropout)
+        share = not base.adapter.dropout
+        return pack_batch(data, rows, base.device, training=True, share=share, apart=apart)
     (row,) = rows
-    return pad_batch(visits[row.client].data, row, base.device, training=True)
+    return pad_batch(visits[row.client].data, row, base.device, training=True, apart=apart)
 
 
 def _gradient_correction(adapters: stack.Stack, job: Job) -> Callable[[Step], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -9,13 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shepherd.core.spending import Poisson, Spending
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.overrides import parse
+from shepherd.silos.site import policy, released
 from shepherd.silos.site.policy import MAX_TRIES, Visit, visit_length, within
-from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
+from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, parse_request
 from tests.silos.site.asking import refused, request
 
+MECHANISM = "tests.silos.site.noisy"
+PRIVATE: dict[str, Any] = {"require_privacy": ("example",), "max_epsilon": 8.0}
+NOISY: dict[str, Any] = {
+    "federation": {"rounds": 5, "weights": "equal"},
+    "privacy": {"examples": {"norm": 1.0, "noise": 1.0}},
+}
 REFUSED = {
     "trust_remote_code": ({}, {"model": {"base": "b", "trust_remote_code": True}}, {}, "code that comes"),
     "bases": ({}, {"base": "cd" * 32}, {}, f"of site-1 refuses base {'cd' * 32}; "),
@@ -62,7 +71,19 @@ REFUSED = {
         {"require_noise": True},
         {},
         {},
-        "require_noise = true of site-1 refuses a run without",
+        "require_noise = true of site-1 refuses a run without noise; add [privacy.examples]",
+    ),
+    "require_privacy": (
+        PRIVATE,
+        {},
+        {},
+        'require_privacy = ["example"] of site-1 refuses a run whose steps add no noise for each',
+    ),
+    "min_noise": (
+        {**PRIVATE, "min_noise": 0.5},
+        {**NOISY, "privacy": {"examples": {"norm": 1.0, "noise": 0.4}}},
+        {},
+        "min_noise = 0.5 of site-1 refuses a noise multiplier of 0.4; raise privacy.examples.noise",
     ),
     "require_secure_aggregation": (
         {"require_secure_aggregation": True},
@@ -153,7 +174,9 @@ def test_a_rule_refuses_by_its_name_with_what_is_allowed_and_asked(rule: str) ->
 
 
 def test_every_key_of_the_policy_refuses_something() -> None:
-    assert set(PolicyTable.model_fields) - {"metrics"} == set(REFUSED) - {"trust_remote_code", "bases"}
+    by_the_ledger = {"max_epsilon", "delta"}
+    keys = set(PolicyTable.model_fields) - {"metrics"} - by_the_ledger
+    assert keys == set(REFUSED) - {"trust_remote_code", "bases"}
 
 
 @pytest.mark.parametrize(
@@ -386,10 +409,77 @@ def test_a_module_outside_runs_only_where_it_is_listed() -> None:
     assert refused({"transforms": ("clip", "their.module")}, asked) is None
 
 
-def test_noise_is_a_transform_of_that_name() -> None:
-    asked = request(transforms=[{"name": "noise"}])
-    assert refused({"require_noise": True, "transforms": ("noise",)}, asked) is None
-    assert "transforms" in str(refused({"require_noise": True}, asked))
+def test_noise_is_asked_of_what_a_transform_says_of_itself_and_not_of_a_name() -> None:
+    noisy = request(transforms=[{"name": MECHANISM}])
+    assert refused({"require_noise": True, "transforms": (MECHANISM,)}, noisy) is None
+    assert "transforms" in str(refused({"require_noise": True}, noisy))
+    named = request(transforms=[{"name": "clip"}])  # whatever it is called, it adds none
+    assert "refuses a run without noise" in str(refused({"require_noise": True}, named))
+    assert refused({"require_noise": True}, request(**NOISY)) is None
+
+
+# --- privacy
+
+
+def test_a_site_that_requires_privacy_of_examples_gets_noise_of_its_own_and_nothing_else() -> None:
+    assert refused(PRIVATE, request(**NOISY)) is None
+    assert "to score, which no noise hides" in str(refused(PRIVATE, request("score", **NOISY)))
+    listed = {**PRIVATE, "metrics": ("heldout", "loss")}
+    assert "require_privacy" in str(refused(listed, request("score", **NOISY)))
+    assert released.released_metrics(PolicyTable(**listed), {"loss": 1.0, "examples": 3.0}) == {}
+    at_server = request(transforms=[{"name": MECHANISM}])
+    assert "require_privacy" in str(refused({**PRIVATE, "transforms": (MECHANISM,)}, at_server))
+
+
+def test_a_site_that_requires_privacy_as_a_client_asks_the_mechanism() -> None:
+    table = {"require_privacy": ("client",), "max_epsilon": 8.0, "transforms": (MECHANISM, "clip")}
+    equal = {"federation": {"rounds": 5, "weights": "equal"}}
+    assert refused(table, request(transforms=[{"name": MECHANISM}], **equal)) is None
+    assert "gets no noise" in str(refused(table, request(transforms=[{"name": "clip"}], **equal)))
+    assert "gets no noise" in str(refused(table, request(**NOISY)))
+    by_size = request(transforms=[{"name": MECHANISM}])
+    assert "a weight by examples, which no noise hides" in str(refused(table, by_size))
+    little = request(transforms=[{"name": MECHANISM, "noise": 0.1}], **equal)
+    assert "min_noise" in str(refused(table, little))
+    # what it says of other draws is nothing that this site can rely on
+    in_turns = request(transforms=[{"name": MECHANISM, "in_turns": True}], **equal)
+    assert "gets no noise" in str(refused(table, in_turns))
+
+
+def test_both_may_be_required_and_then_both_are_asked_for() -> None:
+    both = {**PRIVATE, "require_privacy": ("example", "client"), "transforms": (MECHANISM,)}
+    assert "gets no noise" in str(refused(both, request(**NOISY)))
+    assert refused(both, request(**NOISY, transforms=[{"name": MECHANISM}])) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0, 1e999])
+@pytest.mark.parametrize("key", ["norm", "noise"])
+def test_a_request_with_a_number_that_protects_nobody_is_no_request(key, value) -> None:
+    asked = request(**{**NOISY, "privacy": {"examples": {"norm": 1.0, "noise": 1.0, key: value}}})
+    with pytest.raises(SettingsError, match=rf"privacy\.examples\.{key}"):
+        refused({}, asked)
+
+
+@pytest.mark.parametrize("key", ["max_epsilon", "delta", "min_noise"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
+def test_a_policy_with_a_number_that_limits_nothing_is_refused(key, value) -> None:
+    with pytest.raises(ValueError, match=key):
+        PolicyTable(**{**PRIVATE, key: value})
+
+
+def test_a_requirement_needs_a_budget_and_a_budget_a_requirement() -> None:
+    with pytest.raises(ValueError, match="set max_epsilon"):
+        PolicyTable(require_privacy=("example",))
+    with pytest.raises(ValueError, match="set require_privacy"):
+        PolicyTable(max_epsilon=8.0)
+
+
+def test_the_length_of_a_protected_visit_is_what_to_expect_of_it() -> None:
+    run = parse_request(request(**{**NOISY, "tuning": {"epochs": 2.0, "batch_size": 8}}).settings)
+    assert visit_length(run, 100) == Visit(25, 200, round(100 * (1 - 0.92**25)))
+    assert policy.spending(PolicyTable(), run, 100) == [
+        ("example", Spending(noise=1.0, sampling=Poisson(chance=0.08), steps=25))
+    ]
 
 
 def test_a_sentence_has_one_line_and_an_end_whatever_was_asked() -> None:
@@ -495,7 +585,7 @@ STRICTNESS = {  # from loose to strict
     "min_cohort": [1, 2, 5],
     "min_examples": [1, 16, 200],
     "algorithms": [("fedavg", "fedprox"), ("fedavg",), ()],
-    "transforms": [("clip", "noise", "secure"), ("clip", "noise"), ("clip",), ()],
+    "transforms": [("clip", MECHANISM, "secure"), ("clip", MECHANISM), ("clip",), ()],
     "dates": [("2026-11-27", "2026-11-28"), ("2026-11-28",), ()],
     "loss_on": [("responses", "all"), ("responses",), ()],
     "require_noise": [False, True],
@@ -525,7 +615,7 @@ ASKED = st.builds(
     ),
     st.integers(1, 30),
     st.sampled_from(["fedavg", "fedprox"]),
-    st.lists(st.sampled_from(["clip", "noise", "secure"]), max_size=3),
+    st.lists(st.sampled_from(["clip", MECHANISM, "secure"]), max_size=3, unique=True),
     st.integers(1, 6),
     st.sampled_from(["", "2026-11-28", "2026-11-27"]),
 )

@@ -337,15 +337,23 @@ WORDS: dict[str, tuple[Any, str]] = {
     "dates": (("2026-11-28",), "have a chat template print: 2026-11-28."),
     "loss_on": (("responses", "all"), "responses, instructions and contexts"),
     "require_noise": (True, "must add noise"),
+    "require_privacy": (("example", "client"), "must protect each example and the site as a whole"),
+    "max_epsilon": (3.5, "epsilon is 3.5 at most over all runs"),
+    "delta": (2e-5, "at delta 2e-05"),
+    "min_noise": (0.45, "A noise multiplier is 0.45 or more."),
     "require_secure_aggregation": (True, "must use secure aggregation"),
     "hours": ("18:00-06:00", "between 18:00 and 06:00"),
 }
 
 
+PRIVATE = ("require_privacy", "max_epsilon", "delta", "min_noise")
+
+
 @pytest.mark.parametrize("key", WORDS)
 def test_a_key_is_in_words(key: str) -> None:
     value, words = WORDS[key]
-    assert words in " ".join(in_words(PolicyTable(**{key: value})))
+    private = {"require_privacy": ("example",), "max_epsilon": 8.0} if key in PRIVATE else {}
+    assert words in " ".join(in_words(PolicyTable(**{**private, key: value})))
     assert words not in " ".join(in_words(PolicyTable()))
 
 

@@ -16,7 +16,9 @@ from shepherd.silos.protocol.schema import label
 
 RUN_ID = "[0-9a-f]{16}"
 MAX_SITES = 1000
-SITE_TABLES = ("model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
+SITE_TABLES = (
+    *("model", "adapter", "federation", "tuning", "algorithm", "transforms", "privacy", "evaluation"),
+)
 """Tables of the run file that are sent to sites."""
 SITE_DATA_KEYS = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
 """Keys of [data] that are sent to sites: how examples are rendered, never where they come from."""

@@ -171,6 +171,7 @@ def summary(request: Request) -> dict[str, Any]:
         "optimiser": _short(json.dumps(run.tuning.optimiser.model_dump())),
         "objective": _short(json.dumps(run.tuning.objective.model_dump())),
         "clip_norm": run.tuning.clip_norm,
+        **({"private": run.privacy.examples.model_dump()} if run.privacy.examples else {}),
         "loss_on": run.tuning.loss_on,
     }
 

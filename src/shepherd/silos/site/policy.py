@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from shepherd.data import cursor
+from shepherd import plugins
+from shepherd.core.spending import Poisson, Spending
+from shepherd.data import cursor, poisson_batches
+from shepherd.errors import SettingsError
+from shepherd.privacy import example_level
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import released
+from shepherd.silos.site.privacy_ledger import Budget, Unit
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, minutes, parse_request
 
 if TYPE_CHECKING:
@@ -28,10 +34,13 @@ MIN_BETA = 0.5  # below, an update reflects the last steps rather than the visit
 DEFAULT_BETAS = (0.9, 0.999)
 MAX_MOMENTUM = 0.95  # above, an update reflects the first steps rather than the visit
 MAX_DECAY_PER_STEP = 0.01  # learning_rate * weight_decay or * mu in a step: at 1 only the last step counts
+CLIENT_DELTA = 1e-5  # of a site as a whole, among sites whose number it does not know
 MAX_TRIES = 5  # of one request in a month, for killed processes and full disks
 SHORTEN_VISIT = "lower tuning.max_steps or tuning.epochs"
 DEFAULT_SCORING = ScoringTable()
-NOISE_TRANSFORM, SECURE_TRANSFORM = "noise", "secure"  # names of transforms
+SECURE_TRANSFORM = "secure"  # name of a transform
+ADD_EXAMPLE_NOISE = "add [privacy.examples] with a norm and a noise multiplier to the run file"
+ADD_CLIENT_NOISE = 'add [[transforms]] name = "gaussian" to the run file, and to the transforms of the site'
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +209,7 @@ def _about_the_run(
         )
     yield from _about_the_rendering(policy, run, scoring)
     yield from _about_its_parts(policy, run)
+    yield from _about_privacy(policy, run)
 
 
 def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
@@ -300,15 +310,79 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Violatio
     for name in transforms:
         if name not in policy.transforms:
             yield Violation("transforms", policy.transforms, f"transform {_toml(name)}", fix)
-    if policy.require_noise and NOISE_TRANSFORM not in transforms:
-        yield Violation(
-            "require_noise", True, "a run without noise", f"add the transform {_toml(NOISE_TRANSFORM)}"
-        )
     if policy.require_secure_aggregation and SECURE_TRANSFORM not in transforms:
         got = "a run without secure aggregation"
         yield Violation(
             "require_secure_aggregation", True, got, f"add the transform {_toml(SECURE_TRANSFORM)}"
         )
+
+
+def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple[Unit, Spending]]:
+    """What one visit of this run spends, by who is protected; empty if it protects nobody.
+
+    It is asked of the numbers and of the mechanism, and never of a name. The site does not know how the
+    cohorts of a run are drawn, so as a client it counts as asked in every round.
+    """
+    found: list[tuple[Unit, Spending]] = []
+    if run.privacy.examples is not None:
+        spent = Spending(
+            noise=run.privacy.examples.noise,
+            sampling=Poisson(chance=example_level.chance(examples, run.tuning.batch_size)),
+            steps=example_level.steps(run.tuning, examples),
+        )
+        found.append(("example", spent))
+    # a transform that is not allowed is refused by its name, and never imported
+    if all(part.name in policy.transforms for part in run.transforms):
+        with suppress(SettingsError):  # it gives no guarantee for such a draw, or there is none of that name
+            mechanism = plugins.transform(run.transforms, policy.transforms).mechanism
+            if mechanism is not None:
+                found.append(("client", mechanism.spent(Poisson(chance=1.0), 1)))
+    return found
+
+
+def budgets(policy: PolicyTable, examples: int) -> list[Budget]:
+    """What the owner allows to spend, over all runs.
+
+    Raises:
+        SettingsError: policy.delta is not below 1 over the site's examples.
+    """
+    if policy.max_epsilon is None:
+        return []
+    deltas = {
+        "example": example_level.delta_of(policy.delta, examples, "this site"),
+        "client": policy.delta or CLIENT_DELTA,
+    }
+    return [
+        Budget(unit=unit, epsilon=policy.max_epsilon, delta=deltas[unit]) for unit in policy.require_privacy
+    ]
+
+
+def over_budget(policy: PolicyTable, site: str, would_be: str) -> Refusal:
+    """The refusal of a visit that the ledger does not allow; `would_be` is what it says of it."""
+    fix = "its privacy budget is spent, so continue without this site"
+    return Violation("max_epsilon", policy.max_epsilon, would_be, fix).at(site)
+
+
+def _about_privacy(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
+    asked = policy.require_privacy
+    if not (asked or policy.require_noise or run.privacy.examples):
+        return
+    spent = dict(spending(policy, run, examples=run.tuning.batch_size))
+    if policy.require_noise and not spent:
+        yield Violation("require_noise", True, "a run without noise", ADD_EXAMPLE_NOISE)
+    if "example" in asked and "example" not in spent:
+        got = "a run whose steps add no noise for each example"
+        yield Violation("require_privacy", asked, got, ADD_EXAMPLE_NOISE)
+    if "client" in asked and "client" not in spent:
+        got = "a run whose sum over the sites gets no noise"
+        yield Violation("require_privacy", asked, got, ADD_CLIENT_NOISE)
+    if asked and run.federation.weights in ("examples", "tokens"):
+        got = f"a weight by {run.federation.weights}, which no noise hides"
+        yield Violation("require_privacy", asked, got, 'set federation.weights = "equal"')
+    for each in spent.values():
+        if each.noise < policy.min_noise:
+            fix = "raise privacy.examples.noise, or the noise of the transform"
+            yield Violation("min_noise", policy.min_noise, f"a noise multiplier of {each.noise:g}", fix)
 
 
 def _about_a_visit(
@@ -348,6 +422,9 @@ def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Violation]:
 
 
 def _about_scores(policy: PolicyTable) -> Iterator[Violation]:
+    if policy.require_privacy:
+        fix = "continue without this site's scores"
+        yield Violation("require_privacy", policy.require_privacy, "to score, which no noise hides", fix)
     if "heldout" not in policy.metrics:
         yield Violation("metrics", policy.metrics, '"heldout"', "continue without this site's scores")
 
@@ -401,6 +478,11 @@ def visit_length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
 
     A visit across the end of an epoch may have one or two more steps, since no batch spans two epochs.
     """
+    if run.privacy.examples is not None:  # on average: what is drawn is nobody's to know
+        made = example_level.steps(run.tuning, examples)
+        chance = example_level.chance(examples, run.tuning.batch_size)
+        reached = round(examples * poisson_batches.coverage(made, chance))
+        return Visit(made, made * example_level.expected_batch(examples, run.tuning.batch_size), reached)
     batch, each = run.tuning.batch_size, cursor.batches(examples, run.tuning.batch_size, min_batch)
     if (steps := run.tuning.max_steps) is None:
         taken = cursor.end(examples, 0, _requested_examples(run, examples), min_batch)

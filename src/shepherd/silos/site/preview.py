@@ -247,7 +247,7 @@ def _leaving(base: BasePreview, adapter: AdapterTable, policy: PolicyTable) -> O
         base=base.name,
         rank=rank,
         tensors=shapes(base.folder, adapter.model_copy(update={"rank": rank})),
-        metrics=policy.metrics,
+        metrics=() if policy.require_privacy else policy.metrics,
     )
 
 
@@ -255,7 +255,7 @@ def in_words(policy: PolicyTable) -> list[str]:
     """The policy as sentences, for its owner."""
     what = "responses, instructions and contexts" if "all" in policy.loss_on else "responses only"
     when = f"between {policy.hours.replace('-', ' and ')}" if policy.hours else "at any hour"
-    noise = "must" if policy.require_noise else "need not"
+    noise = "must" if policy.require_noise or policy.require_privacy else "need not"
     secure = "must use" if policy.require_secure_aggregation else "need not use"
     return [
         f"An adapter is trained at rank {policy.max_rank} at most, on {what}.",
@@ -278,8 +278,21 @@ def in_words(policy: PolicyTable) -> list[str]:
         f" {_listed(policy.objectives)}.",
         f"A run {noise} add noise.",
         f"A run {secure} secure aggregation; without it the server sees this site's own update.",
+        *_privacy_in_words(policy),
         "Code that comes with a base is never run.",
     ]
+
+
+def _privacy_in_words(policy: PolicyTable) -> Iterator[str]:
+    whom = {"example": "each example", "client": "the site as a whole"}
+    if policy.require_privacy:
+        protected = " and ".join(whom[unit] for unit in policy.require_privacy)
+        delta = f"delta {policy.delta:g}" if policy.delta else "a delta below 1 over the examples"
+        yield (
+            f"Noise must protect {protected}: epsilon is {policy.max_epsilon:g} at most over all runs, at"
+            f" {delta}, by the site's own ledger. Nothing else runs; no score and no metric is released."
+        )
+        yield f"A noise multiplier is {policy.min_noise:g} or more."
 
 
 def _listed(names: Sequence[object]) -> str:

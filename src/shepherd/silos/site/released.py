@@ -155,5 +155,7 @@ def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -
 
 
 def released_metrics(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that the policy lists."""
+    """The metrics that the policy lists; none where noise has to protect what leaves, since it hides none."""
+    if policy.require_privacy:
+        return {}
     return {name: value for name, value in metrics.items() if name in policy.metrics}

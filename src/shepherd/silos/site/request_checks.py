@@ -7,8 +7,9 @@ import time
 import numpy as np
 
 from shepherd.core import Broadcast, Update, not_finite, require_shapes, shapes_of
-from shepherd.errors import AdapterError
+from shepherd.errors import AdapterError, SettingsError
 from shepherd.model.base import Base
+from shepherd.privacy import accountant
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site.policy import Refusal
@@ -32,6 +33,17 @@ def raise_refusal(refusal: Refusal | None) -> None:
     """Raise Refused if the owner's policy refuses the request."""
     if refusal is not None:
         raise RequestRefused(refusal.rule, refusal.sentence)
+
+
+def require_accountant(name: str) -> None:
+    """Raise Refused if this site cannot count what a run spends of its privacy."""
+    try:
+        accountant.require()
+    except SettingsError as error:
+        raise RequestRefused(
+            "privacy",
+            f'{name} cannot count what this run spends of its privacy; install "shepherd-fit[privacy]" there',
+        ) from error
 
 
 def require_version(request: Request, name: str) -> None:

@@ -38,6 +38,7 @@ Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]
 TemplateName = Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"]
 Tokens = Annotated[int, Strict(), Field(ge=8)]
+Delta = Annotated[float, Strict(), Field(gt=0.0, lt=1.0)]
 MINUTES_PER_DAY = 24 * 60  # of a day
 
 
@@ -209,7 +210,20 @@ class PolicyTable(Table):
     loss_on: tuple[Literal["responses", "all"], ...] = ("responses",)
     """What may be trained on: "responses", or "all" for the instructions and contexts too."""
     require_noise: Switch = False
-    """Refuse a run that has no transform called "noise"."""
+    """Refuse a run that adds no noise, at this site or at the server, however little it is."""
+    require_privacy: tuple[Literal["example", "client"], ...] = ()
+    """Whose privacy must be protected by noise: "example", each example of this site, by noise that this site
+    adds to every step ([privacy.examples] in a run); "client", the site as a whole, by noise that the server
+    adds to the sum of all sites, which this site has to trust it with. Nothing else runs then: no other run,
+    no score, and no metric is released. It needs max_epsilon, and the extra shepherd-fit[privacy]."""
+    max_epsilon: PositiveFloat | None = Field(default=None, examples=[8.0])
+    """Most epsilon that all runs together may spend, by the ledger that this site keeps of each data source.
+    A visit that would spend more is refused."""
+    delta: Delta | None = Field(default=None, examples=[1e-5])
+    """Delta at which epsilon is counted, below 1 over the site's examples; the default is their number to the
+    power of -1.1, and 1e-5 for the site as a whole."""
+    min_noise: PositiveFloat = 0.3
+    """Smallest noise multiplier of a run that is to protect somebody."""
     require_secure_aggregation: Switch = False
     """Refuse a run that has no transform called "secure": without it the server sees each update."""
     hours: Annotated[str, AfterValidator(_check_window)] | None = Field(
@@ -219,6 +233,16 @@ class PolicyTable(Table):
     metrics: tuple[Metric, ...] = ("loss", "examples", "tokens", "trained_tokens", "steps")
     """Numbers that may be released with an update. "heldout" adds, after each round, the mean loss on the
     held-out examples of each category, its name and number of tokens; without it no score is released."""
+
+    @model_validator(mode="after")
+    def _privacy_has_a_budget(self) -> Self:
+        if self.require_privacy and self.max_epsilon is None:
+            raise ValueError("require_privacy protects nobody without a budget; set max_epsilon, such as 8.0")
+        if self.max_epsilon is not None and not self.require_privacy:
+            raise ValueError(
+                'max_epsilon limits nothing while other runs may go on; set require_privacy = ["example"]'
+            )
+        return self
 
 
 class SiteSettings(Table):

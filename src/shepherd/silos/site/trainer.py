@@ -44,11 +44,20 @@ from shepherd.io.atomic import disk_errors
 from shepherd.io.progress import stage
 from shepherd.machine import memory
 from shepherd.model.base import Base
+from shepherd.privacy import accountant
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
 from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
-from shepherd.silos.site import allowed_bases, audit, policy, redaction, released, request_checks
+from shepherd.silos.site import (
+    allowed_bases,
+    audit,
+    policy,
+    privacy_ledger,
+    redaction,
+    released,
+    request_checks,
+)
 from shepherd.silos.site.audit import Released
 from shepherd.silos.site.data_cache import DataCache
 from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
@@ -82,6 +91,8 @@ class Trainer:
 
     def __init__(self, settings: SiteSettings, name: str, home: Path) -> None:
         self.settings, self.name, self.home = settings, name, home
+        if settings.policy.require_privacy:
+            accountant.require()
         with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
             home.chmod(0o700)
@@ -133,6 +144,7 @@ class Trainer:
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
             self._require_allowed(request, examples)
+            self._require_budget(self._settings_here(request), examples)
             return _to_answer(self._ready(request, examples))
         task = self._submit(request, received + request.deadline)
         return wait_for(task, received + request.deadline)
@@ -285,10 +297,10 @@ class Trainer:
         examples = len(prepared.clients[self.name])
         self._require_allowed(request, examples)
         self._require_allowed_now(request)  # again, since it may have been queued
+        self._require_budget(settings, examples)
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
-        steps = batches.indices
-        visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
+        visit = _visit_of(batches, settings, examples)
         self._record(audit.granted_event(request, _now(), visit=visit))
         task.require_awaited()
         base = self.cache.base(settings, request.base, self._max_length(settings))
@@ -298,7 +310,38 @@ class Trainer:
             return _to_answer(self._ready(request, examples))
         request_checks.require_fit(request.broadcast, base)
         clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
+        self._spend(request, settings, examples)
         return self._train(task, settings, clients, base, batches, visit)
+
+    def _require_budget(self, settings: RunSettings, examples: int) -> None:
+        """Raise Refused if the site's privacy budget does not allow a visit of this run."""
+        limits = self.settings.policy
+        spent, allowed = policy.spending(limits, settings, examples), policy.budgets(limits, examples)
+        if spent or allowed:
+            request_checks.require_accountant(self.name)
+            self._refuse_over(privacy_ledger.refusal(self._ledger(), allowed, spent))
+
+    def _spend(self, request: Request, settings: RunSettings, examples: int) -> None:
+        """Enter what a visit spends into the ledger, before the visit begins; raise Refused if it may not."""
+        limits = self.settings.policy
+        when = _now().isoformat(timespec="seconds")
+        entries = [
+            privacy_ledger.Entry(
+                when=when, run=request.run, round=request.round, id=request.id, unit=unit, spent=spent
+            )
+            for unit, spent in policy.spending(limits, settings, examples)
+        ]
+        if entries:
+            allowed = policy.budgets(limits, examples)
+            self._refuse_over(privacy_ledger.spend(self._ledger(), allowed, entries))
+
+    def _ledger(self) -> Path:
+        return privacy_ledger.place(self.home, self.settings.data)
+
+    def _refuse_over(self, would_be: str | None) -> None:
+        if would_be is not None:
+            refusal = policy.over_budget(self.settings.policy, self.name, would_be)
+            request_checks.raise_refusal(refusal)
 
     def _settings_here(self, request: Request) -> RunSettings:
         return settings_at_site(
@@ -342,6 +385,7 @@ class Trainer:
             # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
             # order seed, and then draw like a simulation
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
+            privacy=settings.privacy.examples,
         )
 
     def _algorithm(self, settings: RunSettings) -> Algorithm:
@@ -518,6 +562,14 @@ class Trainer:
             self._record(make())
         except ShepherdError as error:
             log.error("%s", error)
+
+
+def _visit_of(batches: Batches, settings: RunSettings, examples: int) -> Visit:
+    """The length of a visit; what to expect of it, where what was drawn must stay secret."""
+    if settings.privacy.examples is not None:
+        return policy.visit_length(settings, examples)
+    steps = batches.indices
+    return Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
 
 
 def _is_known(algorithm: Algorithm, broadcast: Broadcast, trained: AnsweredRound | None) -> bool:

@@ -70,6 +70,8 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     parts = [f"round {number}/{until}" if number else "before training"]
     if number:
         trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "no client drawn"
+        if "example_privacy" in row and row["cohort"]:  # no loss is told then
+            trained = examples_budget(row)
         parts += [f"clients {len(row['cohort'])}", trained]
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
@@ -79,6 +81,16 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     parts += [f"{duration(row['seconds']['round'])}"] if number else []
     parts += [f"left {duration(left)}"] if left else []
     return "  ".join(parts)
+
+
+def examples_budget(row: Row) -> str:
+    """What the rounds up to this one have spent of the privacy of each client's examples.
+
+    >>> examples_budget({"example_privacy": {"epsilon": 1.2345, "delta": 0.00063}})
+    'epsilon 1.23 at delta 0.00063 for each example'
+    """
+    spent = row["example_privacy"]
+    return f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:.3g} for each example"
 
 
 def failures(row: Row) -> list[str]:

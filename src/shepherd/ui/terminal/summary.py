@@ -12,7 +12,7 @@ from rich.table import Table
 
 from shepherd.io.progress import duration
 from shepherd.ui.terminal.console import PlainConsole
-from shepherd.ui.terminal.figures import Row
+from shepherd.ui.terminal.figures import Row, examples_budget
 
 Pair = tuple[float | None, float | None]
 ANY_QUESTION = "YOUR QUESTION"
@@ -88,7 +88,8 @@ def _effort(rows: Sequence[Row]) -> str:
     shares = trained[-1].get("coverage", {}).values()
     covered = f", {sum(shares) / len(shares):.0%} of each client's data seen on average" if shares else ""
     took = duration(sum(row["seconds"]["round"] for row in trained))
-    return f"{len(trained)} round{'s' * (len(trained) > 1)} in {took}{covered}.\n"
+    spent = f", {examples_budget(trained[-1])}" if "example_privacy" in trained[-1] else ""
+    return f"{len(trained)} round{'s' * (len(trained) > 1)} in {took}{covered}{spent}.\n"
 
 
 def _next_commands(folder: Path, question: str) -> list[str]:

@@ -1,0 +1,251 @@
+"""A site under noise: it spends before it trains, and halts when its own budget is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shepherd.core import Update
+from shepherd.core.spending import Poisson
+from shepherd.errors import SettingsError
+from shepherd.privacy import accountant, example_level
+from shepherd.run.loading import load_base
+from shepherd.silos.protocol import wire
+from shepherd.silos.protocol.wire import Ready
+from shepherd.silos.site import audit, privacy_ledger
+from shepherd.silos.site.site_settings import settings_at_site
+from shepherd.silos.site.trainer import Trainer
+from shepherd.training import tune
+from tests import runs
+from tests.silos.site import trained
+from tests.silos.site.trained import NAME, RUN, TABLES, ask, broadcast, reason, request, tables
+
+PRIVATE = tables(
+    privacy={"examples": {"norm": 0.5, "noise": 2.0}},
+    federation={"rounds": 4, "weights": "equal"},
+    tuning={"batch_size": 4, "learning_rate": 0.01, "max_steps": 3},
+)
+LIMITED = {"require_privacy": ("example",), "max_epsilon": 4.0}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def shaped(llama_folder, source) -> Any:
+    return load_base(settings_at_site(trained.settings(llama_folder, source), TABLES, str(llama_folder)))
+
+
+@pytest.fixture
+def born(llama_folder, source, tmp_path) -> Iterator[Callable[..., Trainer]]:
+    """Makes a trainer; one made later at the same home is the process after the one before."""
+    made: list[Trainer] = []
+
+    def make(**policy: Any) -> Trainer:
+        made.append(Trainer(trained.settings(llama_folder, source, **policy), NAME, tmp_path / "home"))
+        return made[-1]
+
+    yield make
+    for trainer in made:
+        trainer.stop()
+        trainer._worker.shutdown()
+
+
+@pytest.fixture
+def asked(llama_folder) -> Callable[..., wire.Request]:
+    return lambda *words, **more: request(llama_folder, *words, **{"settings": PRIVATE, **more})
+
+
+def entries(trainer: Trainer) -> list[privacy_ledger.Entry]:
+    return privacy_ledger.read(privacy_ledger.place(trainer.home, trainer.settings.data))
+
+
+def limit_for(visits: int, examples: int) -> float:
+    """An epsilon that allows this many visits of `PRIVATE`, and no more."""
+    account = example_level.ExampleAccount(noise=2.0, batch_size=4, delta=examples**-1.1)
+    return (account.epsilon(examples, 3 * visits) + account.epsilon(examples, 3 * visits + 3)) / 2
+
+
+def held(trainer: Trainer, asked: Any) -> int:
+    reply = ask(trainer, asked())
+    assert isinstance(reply, Ready), reply
+    return reply.examples
+
+
+def test_a_visit_is_entered_before_it_begins_and_releases_no_number(born, asked, shaped, monkeypatch) -> None:
+    trainer = born()
+    before: list[int] = []
+    honest = tune.tune
+
+    def watched(base, job, watch):
+        before.append(len(entries(trainer)))
+        assert job.privacy is not None
+        assert (job.privacy.norm, job.privacy.noise) == (0.5, 2.0)
+        return honest(base, job, watch)
+
+    monkeypatch.setattr(tune, "tune", watched)
+    first = asked(broadcast(shaped, 0))
+    answer = ask(trainer, first)
+    assert isinstance(answer, Update)
+    assert (dict(answer.metrics), answer.weight) == ({}, 1.0)
+    assert answer.delta.norm() > 0
+    size = held(trainer, asked)
+    (entry,) = entries(trainer)
+    assert (entry.run, entry.round, entry.id, entry.unit) == (RUN, 0, first.id, "example")
+    assert (entry.spent.noise, entry.spent.steps) == (2.0, 3)
+    assert entry.spent.sampling == Poisson(chance=4 / size)
+    ask(trainer, asked(broadcast(shaped, 1)))
+    assert before == [1, 2]
+    # the same answer again is the same noise
+    assert ask(trainer, first) == answer
+    assert len(entries(trainer)) == 2
+    assert ask(trainer, asked(broadcast(shaped, 2))).metrics == {}
+
+
+def test_what_was_drawn_is_in_no_file_and_not_by_the_sites_seed(born, asked, shaped, monkeypatch) -> None:
+    """The order seed of these tests is known; batches and noise must not follow from it."""
+    drawn: list[list[list[int]]] = []
+    honest = tune.tune
+
+    def watched(base, job, watch):
+        drawn.append([batch.tolist() for batch in job.visits[0].batches])
+        return honest(base, job, watch)
+
+    monkeypatch.setattr(tune, "tune", watched)
+    trainer = born()
+    sent = broadcast(shaped)
+    answers = [ask(trainer, asked(sent, run=f"{number:016x}")) for number in range(3)]
+    assert drawn[0] != drawn[1] or drawn[1] != drawn[2]
+    assert len({float(answer.delta.norm()) for answer in answers}) == 3
+    granted = [event for event in audit.events(trainer.home / audit.FILE) if event.what == "granted"]
+    assert {(event.asked["steps"], event.asked["examples"]) for event in granted} == {(3, 12)}
+
+
+def test_a_visit_that_is_killed_has_spent_all_the_same(born, asked, shaped, monkeypatch) -> None:
+    trainer = born()
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(tune, "tune", killed)
+    reason(ask(trainer, asked(broadcast(shaped))))
+    monkeypatch.undo()
+    assert len(entries(born())) == 1
+    assert isinstance(ask(born(), asked(broadcast(shaped))), Update)
+    assert len(entries(born())) == 2
+
+
+def test_a_site_halts_when_its_budget_is_spent_whatever_is_asked(born, asked, shaped, monkeypatch) -> None:
+    size = held(born(), asked)
+    limited = {**LIMITED, "max_epsilon": limit_for(2, size)}
+    for number in range(2):  # of two runs, by two processes
+        answer = ask(born(**limited), asked(broadcast(shaped), run=f"{number:016x}"))
+        assert isinstance(answer, Update)
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained beyond the budget"))
+    trainer = born(**limited)
+    other = {**PRIVATE, "adapter": {"rank": 2, "dropout": 0.0}}
+    for more in (
+        {"run": "2" * 16},
+        {"run": "3" * 16, "settings": other},
+    ):
+        said = reason(ask(trainer, asked(broadcast(shaped), **more)))
+        assert said.startswith(
+            f"policy max_epsilon = {limited['max_epsilon']} of site-1 refuses a visit after"
+        )
+        assert "its privacy budget is spent" in said
+    again = asked(broadcast(shaped, 1), run="0".zfill(16))
+    assert "max_epsilon" in reason(ask(trainer, again))
+    assert "max_epsilon" in reason(ask(trainer, asked(run="4" * 16)))  # to join
+    assert len(entries(trainer)) == 2
+    # a smaller visit may still fit
+    monkeypatch.undo()
+    little = {**PRIVATE, "privacy": {"examples": {"norm": 0.5, "noise": 50.0}}}
+    answer = ask(trainer, asked(broadcast(shaped), settings=little, run="5" * 16))
+    assert isinstance(answer, Update)
+
+
+def test_a_site_that_requires_privacy_runs_nothing_else(born, asked, shaped) -> None:
+    trainer = born(**LIMITED)
+    plain = {"settings": TABLES}
+    for more in (
+        asked(**plain),
+        asked(broadcast(shaped), **plain),
+        asked(broadcast(shaped), "score", **plain),
+    ):
+        assert "require_privacy" in reason(ask(trainer, more))
+    assert "to score, which no noise hides" in reason(ask(trainer, asked(broadcast(shaped), "score")))
+    assert entries(trainer) == []
+    assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
+
+
+def test_a_kept_answer_of_a_time_without_privacy_leaves_no_more(born, asked, shaped) -> None:
+    plain = asked(broadcast(shaped), settings=TABLES)
+    assert ask(born(), plain).metrics
+    assert "require_privacy" in reason(ask(born(**LIMITED), plain))
+
+
+def test_a_ledger_that_cannot_be_read_stops_the_site(born, asked, shaped, monkeypatch) -> None:
+    trainer = born()
+    ask(trainer, asked(broadcast(shaped)))
+    path = privacy_ledger.place(trainer.home, trainer.settings.data)
+    path.write_text("nonsense\n" + path.read_text())
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without a ledger"))
+    reason(ask(trainer, asked(broadcast(shaped, 1))))
+
+
+def test_without_the_accountant_a_site_says_so_before_anything_runs(born, asked, shaped, monkeypatch) -> None:
+    monkeypatch.setattr(accountant, "find_spec", lambda name: None)
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without an accountant"))
+    with pytest.raises(SettingsError, match=r"shepherd-fit\[privacy\]"):
+        born(**LIMITED)
+    assert 'install "shepherd-fit[privacy]" there' in reason(ask(born(), asked(broadcast(shaped))))
+    assert "shepherd-fit[privacy]" in reason(ask(born(), asked()))
+
+
+def test_a_delta_that_would_publish_an_example_is_refused(born, asked, shaped) -> None:
+    said = reason(ask(born(**LIMITED, delta=0.2), asked(broadcast(shaped))))
+    assert "delta is 0.2, and this site has" in said
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, "nan"])
+@pytest.mark.parametrize("key", ["norm", "noise"])
+def test_a_request_with_a_number_that_protects_nobody_is_refused(born, asked, shaped, key, value) -> None:
+    bad = {**PRIVATE, "privacy": {"examples": {"norm": 0.5, "noise": 2.0, key: value}}}
+    said = reason(ask(born(), asked(broadcast(shaped), settings=bad)))
+    assert f"privacy.examples.{key}" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_request_with_a_number_that_is_none_never_trains(born, asked, shaped, monkeypatch, value) -> None:
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained"))
+    bad = {**PRIVATE, "privacy": {"examples": {"norm": 0.5, "noise": value}}}
+    try:
+        message = wire.encode_request(asked(broadcast(shaped), settings=bad))
+    except ValueError:
+        return  # it cannot even be sent
+    reason(wire.decode_reply(born().handle(message)))
+
+
+def test_the_privacy_of_the_site_as_a_client_has_its_budget_too(born, asked, shaped) -> None:
+    noisy = "tests.silos.site.noisy"
+    run = {
+        **tables(federation={"rounds": 4, "weights": "equal"}),
+        "transforms": [{"name": noisy, "noise": 4.0}],
+    }
+    spent = accountant.epsilon([accountant.Spending(noise=4.0, sampling=Poisson(chance=1.0), steps=2)], 1e-5)
+    policy = {"require_privacy": ("client",), "max_epsilon": spent * 1.05, "transforms": ("clip", noisy)}
+    sent = [replace(broadcast(shaped, number), transforms=({},)) for number in range(3)]
+    for number in range(2):
+        answer = ask(born(**policy), asked(sent[number], settings=run))
+        assert isinstance(answer, Update)
+        assert dict(answer.metrics) == {}
+    said = reason(ask(born(**policy), asked(sent[2], settings=run)))
+    assert "max_epsilon" in said
+    assert "for this site, over all runs so far" in said
+    assert [entry.unit for entry in entries(born(**policy))] == ["client", "client"]
