@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
 from shepherd.core.aggregation import Aggregation
-from shepherd.core.algorithm import Algorithm, no_core
+from shepherd.core.algorithm import Algorithm, Expected, as_accepted, no_core
+from shepherd.core.messages import Broadcast, ClientInfo
 from shepherd.core.selection import Selection
 from shepherd.core.server_optimiser import ServerOptimiser, no_state
 from shepherd.core.transform import Transform
@@ -31,6 +32,18 @@ class Method:
     names: Mapping[str, str] = field(default_factory=dict)
     """What the run file calls its parts, by the part; for messages."""
 
+    def expects(self, broadcast: Broadcast, client: ClientInfo) -> Expected:
+        """The layout that a client's update must have: the algorithm's, and what the transform adds."""
+        expected = self.algorithm.expects(broadcast, client)
+        if not self.transform.adds:
+            return expected
+        return Expected(delta=expected.delta, extra={**expected.extra, **self.transform.adds})
+
+    @property
+    def is_private(self) -> bool:
+        """Whether noise hides each client, so that nothing else may leave that depends on one."""
+        return self.transform.mechanism is not None
+
     def __post_init__(self) -> None:
         for fault in self._faults():
             raise SettingsError(fault)
@@ -43,6 +56,18 @@ class Method:
             yield (
                 f"{transform}, which spends privacy budget, adds its noise to a mean, and {aggregation} is"
                 ' not a mean; set [aggregation] name = "mean", or remove the transform'
+            )
+        if self.transform.mechanism is not None and self.algorithm.accept is not as_accepted:
+            yield (
+                f"{algorithm} changes an update after its norm was checked, and {transform} hides no longer"
+                ' one; remove the transform, or set [algorithm] name = "fedavg"'
+            )
+        if self.transform.needs_same_tensors and (
+            self.algorithm.core is not no_core or len(set(map(self._sent, range(4)))) > 1
+        ):
+            yield (
+                f"{transform} continues the noise of each tensor from round to round, and {algorithm} sends"
+                ' other tensors in other rounds; set the transform gaussian, or [algorithm] name = "ffa_lora"'
             )
         if self.transform.needs_both_factors and (
             self.algorithm.core is not no_core or any(map(self._sends_one_factor, range(2)))
@@ -123,9 +148,15 @@ class Method:
         a, b = (self.algorithm.trainable(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
         return a and not b
 
+    def _sent(self, round: int) -> tuple[bool, ...]:
+        """Which of a module's two factors leave a client in this round."""
+        return tuple(
+            self.algorithm.leaves(f"module.{part}.weight", round) for part in ("lora_A", "lora_B")
+        )
+
     def _sends_one_factor(self, round: int) -> bool:
         """Whether of a module's two factors only one leaves a client in this round."""
-        a, b = (self.algorithm.leaves(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
+        a, b = self._sent(round)
         return a != b
 
 
