@@ -323,6 +323,17 @@ NamedPart = Annotated[PartTable, BeforeValidator(_as_table), PlainSerializer(_as
 """A plug-in by its name alone, or as a table of its name and its other keys."""
 
 
+class PrivacyTable(Table):
+    """The privacy budget of a run, where something in it adds noise: a transform such as "gaussian"."""
+
+    epsilon: PositiveFloat | None = None
+    """Largest epsilon that all rounds may spend together; a run that plans more is refused before it starts.
+    The default is no limit: what is spent is reported all the same."""
+    delta: Annotated[float, Strict(), Field(gt=0.0, lt=1.0)] | None = None
+    """Delta at which epsilon is counted, below 1 over the number of those who are protected. The default is
+    that number to the power of -1.1."""
+
+
 class EvaluationTable(Table):
     data: PathText = ""
     """Test set: a file relative to this file, such as a folder's global_test.json, with the fields of the
@@ -488,6 +499,7 @@ class RunSettings(Table):
     aggregation: AggregationTable = AggregationTable()
     server: ServerTable = ServerTable()
     transforms: tuple[PartTable, ...] = ()
+    privacy: PrivacyTable = PrivacyTable()
     evaluation: EvaluationTable = EvaluationTable()
     judge: JudgeTable = JudgeTable()
     tracking: TrackingTable = TrackingTable()
