@@ -116,7 +116,7 @@ def _require_private(settings: RunSettings, weights: str) -> None:
     name = noisy_name(settings)
     if weights != "equal":
         raise SettingsError(
-            f"the transform {name!r} hides each client with the same noise, so each must count the same, which"
+            f"the transform {name!r} hides each client with the same noise, so all must count the same, which"
             f' federation.weights = "{weights}" does not; set federation.weights = "equal"'
         )
     if settings.adapter.ranks:
@@ -168,8 +168,8 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
     noisy = (parts.transform or transform(settings.transforms, allowed)).mechanism is not None
     if noisy and made.sampling is None:
         raise SettingsError(
-            f"the selection {settings.selection.name!r} gives clients chances for which no guarantee is known,"
-            f' and the transform {noisy_name(settings)!r} hides clients; set [selection] name = "poisson"'
+            f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
+            f' known, and the transform {noisy_name(settings)!r} hides clients; set [selection] name = "poisson"'
         )
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(

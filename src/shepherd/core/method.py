@@ -150,9 +150,7 @@ class Method:
 
     def _sent(self, round: int) -> tuple[bool, ...]:
         """Which of a module's two factors leave a client in this round."""
-        return tuple(
-            self.algorithm.leaves(f"module.{part}.weight", round) for part in ("lora_A", "lora_B")
-        )
+        return tuple(self.algorithm.leaves(f"module.{part}.weight", round) for part in ("lora_A", "lora_B"))
 
     def _sends_one_factor(self, round: int) -> bool:
         """Whether of a module's two factors only one leaves a client in this round."""

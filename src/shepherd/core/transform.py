@@ -25,8 +25,8 @@ class Mechanism:
     """`(how cohorts are drawn, rounds) -> what they spend`; raises SettingsError if it gives no guarantee for
     such a draw."""
     verify: Callable[[Update, Any], None] = allow_any
-    """`(update, state)`: raises UpdateRefused unless what is about to be summed is of one client, weighs 1 and
-    is as short as the noise hides. Called last, after every other part has decoded or corrected the update."""
+    """`(update, state)`: raises UpdateRefused unless what is about to be summed is of one client, weighs 1
+    and is as short as the noise hides. Called last, after all parts have decoded or corrected the update."""
 
 
 def no_state(context: Context) -> Any:

@@ -117,9 +117,7 @@ def described(sampling: Sampling) -> str:
                 return "none: any client may be in every round, so nothing is gained by the draw."
             return f"none: a client is in one of {every} rounds in a row, and everybody may know in which."
         case Shuffled(steps=steps):
-            return (
-                f"each client is in one of {steps} rounds in a row, drawn for each client and kept secret."
-            )
+            return f"each client is in one of {steps} rounds in a row, drawn for each client and kept secret."
 
 
 def of_run(
@@ -140,8 +138,8 @@ def of_run(
     accountant.require()
     if selection.sampling is None:
         raise SettingsError(
-            f"the selection {settings.selection.name!r} gives clients chances for which no guarantee is known;"
-            ' set [selection] name = "poisson"'
+            f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
+            ' known; set [selection] name = "poisson"'
         )
     sampling = selection.sampling(clients)
     mechanism.spent(sampling, settings.federation.rounds)
@@ -160,8 +158,8 @@ def require_noise(settings: RunSettings) -> None:
     """Raise SettingsError if a budget is set and nothing adds noise: the run would keep no promise."""
     if getattr(settings.privacy, "examples", None) is None and settings.privacy != PrivacyTable():
         raise SettingsError(
-            'privacy.epsilon and privacy.delta are for a run that adds noise, and nothing of this one does; add'
-            ' [[transforms]] name = "gaussian", or remove [privacy]'
+            "privacy.epsilon and privacy.delta are for a run that adds noise, and nothing of this one does;"
+            ' add [[transforms]] name = "gaussian", or remove [privacy]'
         )
 
 

@@ -6,7 +6,7 @@ runs/NAME/
   versions.json   what the run was started with
   trained-with.toml  the settings that its rounds were trained with; see `run.changes`
   rounds.jsonl    one line a finished round; round 0 is the untuned base
-  privacy.json    what its rounds have spent of the privacy budget, where noise hides clients; see `run.ledger`
+  privacy.json    what its rounds have spent, where noise hides clients; see `run.ledger`
   secret          the number that decides the cohorts then
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states

@@ -43,8 +43,8 @@ from shepherd.rounds.ranks import ranks_of
 from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
-from shepherd.run.log import read_rows
 from shepherd.run.loading import load_base, load_checkpoint
+from shepherd.run.log import read_rows
 from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
 from shepherd.settings import RunSettings

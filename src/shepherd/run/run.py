@@ -351,6 +351,7 @@ class Run(HeldRun):
             answers=scores,
             data=self.prepared.summary,
             clients={name: len(data) for name, data in self.prepared.clients.items()},
+            privacy=ledger.read(self.folder),
         )
 
 

@@ -1,9 +1,10 @@
 """Client-level differential privacy: clip each client's update, and add Gaussian noise to the sum.
 
-    released  =  (sum_k clip(delta_k) + N(0, (noise * norm)^2)) / m,    m = the clients that a round asks on average
+    released  =  (sum_k clip(delta_k) + N(0, (noise * norm)^2)) / m
 
-The denominator m is fixed by the run, so it tells nothing of who answered: a client that fails or is refused
-counts as zero, and a round without any update releases noise. Each client weighs the same. The norm is over
+with m the clients that a round asks on average: fixed by the run, so it tells nothing of who answered. A
+client that fails or is refused counts as zero, and a round without any update releases noise. Each client
+weighs the same. The norm is over
 all tensors that leave a client together, and the server refuses a longer update. Noise is added to float64
 sums before anything is rounded. A client's weight and metrics do not leave it. McMahan et al., arXiv
 1710.06963; `shepherd.privacy` accounts for the rounds.

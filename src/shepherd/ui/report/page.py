@@ -380,6 +380,12 @@ def _charts(report: Report) -> dict[str, str]:
             [Series("learning rate", _changing(rows, "learning_rate", flat))],
             number_formats.rate,
         ),
+        "epsilon": small(
+            "epsilon",
+            "Epsilon spent by round",
+            [Series("epsilon", _points(rows, "epsilon"))],
+            number_formats.rate,
+        ),
         "seconds": small(
             "seconds",
             "Seconds by round",

@@ -33,9 +33,9 @@ from shepherd.errors import SettingsError
 from shepherd.transforms.clip import clipped, require_within
 from shepherd.transforms.gaussian import Positive, bare, released, require_alone, sizes
 
-NAME = "correlated_gaussian"
+NAME = "gaussian_correlated"
 PAST = "past "
-"""Prefix, in the state, of the noise of the last rounds: (bands - 1, ...) of each tensor, the latest first."""
+"""Prefix, in the state, of the last rounds' noise: (bands - 1, ...) of each tensor, the latest first."""
 
 
 class Config(Table):
@@ -78,8 +78,8 @@ def build(config: Config) -> Transform:
     def spent(sampling: Sampling, rounds: int) -> Spending:
         if not (isinstance(sampling, Turns) and sampling.every >= config.bands):
             raise SettingsError(
-                f"the transform {NAME} needs every client to be asked at most once in {config.bands} rounds in"
-                f' a row; set [selection] name = "round_robin" with share = {1 / config.bands:.3g} or less, or'
+                f"the transform {NAME} needs every client to be asked at most once in {config.bands} rounds"
+                f' in a row; set [selection] name = "round_robin" with share = {1 / config.bands:.3g} or less,'
                 " lower bands, or use the transform gaussian"
             )
         return Spending(noise=config.noise, sampling=sampling, steps=rounds)

@@ -9,8 +9,8 @@ the updates, as in `gaussian`, gets noise of
 
     z_delta  =  (z^-2 - (2 s)^-2)^(-1/2)
 
-times the round's norm, a little more than z. Andrew et al., arXiv 1905.03871. b_k travels as one number of the
-update's `extra`, and the server refuses any but the two; the norm of the next round is public.
+times the round's norm, a little more than z. Andrew et al., arXiv 1905.03871. b_k travels as one number of
+the update's `extra`, and the server refuses any but the two; the norm of the next round is public.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from shepherd.transforms.gaussian import (
     spent_with,
 )
 
-NAME = "adaptive_gaussian"
-WITHIN = "adaptive_gaussian.within"
+NAME = "gaussian_adaptive"
+WITHIN = "gaussian_adaptive.within"
 """The tensor of `extra` that says whether an update was within the norm: 1/2 or -1/2."""
 MIN_NORM, MAX_NORM = 1e-6, 1e6
 COUNT_SHARE = 0.05
