@@ -107,13 +107,12 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
             f' federation.weights = "{weights}" does not; set federation.weights = "equal"'
         )
     if made.is_private:
-        _require_private(settings, weights)
+        _require_private(settings, noisy_name(settings, allowed), weights)
     return made
 
 
-def _require_private(settings: RunSettings, weights: str) -> None:
+def _require_private(settings: RunSettings, name: str, weights: str) -> None:
     """Raise SettingsError, naming the key, if a setting would void what a mechanism promises."""
-    name = noisy_name(settings)
     if weights != "equal":
         raise SettingsError(
             f"the transform {name!r} hides each client with the same noise, so all must count the same, which"
@@ -131,9 +130,9 @@ def _require_private(settings: RunSettings, weights: str) -> None:
         )
 
 
-def noisy_name(settings: RunSettings) -> str:
+def noisy_name(settings: RunSettings, allowed: Collection[str] = ()) -> str:
     """What the run file calls the transform that adds noise."""
-    table = noisy_table(settings)
+    table = noisy_table(settings, allowed)
     return IN_PYTHON if table is None else table.name
 
 
@@ -169,7 +168,8 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
     if noisy and made.sampling is None:
         raise SettingsError(
             f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
-            f' known, and the transform {noisy_name(settings)!r} hides clients; set [selection] name = "poisson"'
+            f" known, and the transform {noisy_name(settings, allowed)!r} hides clients; set"
+            ' [selection] name = "poisson"'
         )
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(

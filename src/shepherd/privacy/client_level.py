@@ -91,8 +91,8 @@ class ClientPrivacy:
             " against: everybody who gets the adapters, scores and logs of the run."
         )
         yield (
-            f"Population: {self.clients:,} clients; delta {self.delta:.3g} is"
-            f" {self.delta * self.clients:.2g} divided by that number."
+            f"Population: {self.clients:,} clients, which is public; delta {self.delta:.3g} is below"
+            f" 1 / {self.clients:,}."
         )
         yield f"Sampling: {described(self.sampling)}"
 

@@ -79,8 +79,8 @@ def build(config: Config) -> Transform:
         if not (isinstance(sampling, Turns) and sampling.every >= config.bands):
             raise SettingsError(
                 f"the transform {NAME} needs every client to be asked at most once in {config.bands} rounds"
-                f' in a row; set [selection] name = "round_robin" with share = {1 / config.bands:.3g} or less,'
-                " lower bands, or use the transform gaussian"
+                f' in a row; set [selection] name = "round_robin" with share = {1 / config.bands:.3g} or'
+                " less, lower bands, or use the transform gaussian"
             )
         return Spending(noise=config.noise, sampling=sampling, steps=rounds)
 
