@@ -44,7 +44,9 @@ def mean_of(updates):
     names = tuple(name for update in updates for name in update.clients)
     delta = {n: sum(u.delta[n].astype(float) for u in updates) / len(updates) for n in updates[0].delta}
     extra = {n: sum(u.extra[n].astype(float) for u in updates) / len(updates) for n in updates[0].extra}
-    return Update(round=0, clients=names, weight=float(len(names)), delta=Adapter(delta), extra=Adapter(extra))
+    return Update(
+        round=0, clients=names, weight=float(len(names)), delta=Adapter(delta), extra=Adapter(extra)
+    )
 
 
 def nobody(shapes=WIDE, extra=None):

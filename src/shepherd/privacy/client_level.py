@@ -18,6 +18,8 @@ from shepherd.errors import SettingsError
 from shepherd.privacy import accountant
 from shepherd.settings import PrivacyTable, RunSettings
 
+WEAK_DELTA = 1e-3
+"""A delta above this says little, and is said to."""
 DELTA_POWER = -1.1
 """The default of delta is the number of units to this power: below 1 / units."""
 
@@ -49,9 +51,9 @@ class ClientPrivacy:
         """The noise multiplier, as the run file has it, with which all rounds spend at most this epsilon."""
         one = self.spent(self.rounds)
         needed = accountant.noise_for(epsilon, self.delta, one.sampling, one.steps)
-        # rounded up in the third digit, so that what is printed is enough
+        # rounded up in the fourth digit, so that what is printed is enough
         whole = needed * (1.0 if self.noise is None else self.noise / one.noise)
-        scale = 10.0 ** (2 - math.floor(math.log10(whole)))
+        scale = 10.0 ** (3 - math.floor(math.log10(whole)))
         return math.ceil(whole * scale) / scale
 
     def require_within(self) -> float:
@@ -64,7 +66,7 @@ class ClientPrivacy:
         if self.budget is not None and not spent <= self.budget:
             raise SettingsError(
                 f"{self.rounds} rounds would spend epsilon {spent:.3g} at delta {self.delta:.3g}, and"
-                f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):g} in the"
+                f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):.4g} in the"
                 " transform that adds it, plan fewer rounds, or allow more"
             )
         return spent
@@ -94,6 +96,11 @@ class ClientPrivacy:
             f"Population: {self.clients:,} clients, which is public; delta {self.delta:.3g} is below"
             f" 1 / {self.clients:,}."
         )
+        if self.delta > WEAK_DELTA:
+            yield (
+                f"Delta {self.delta:.3g} is large, since there are few clients: it is about the chance that"
+                " epsilon does not hold; set privacy.delta = 1e-5, and see what epsilon is then."
+            )
         yield f"Sampling: {described(self.sampling)}"
 
 
