@@ -1,4 +1,4 @@
-"""Client-level noise: its moments, its fixed denominator, empty rounds, and what clipping and noise promise."""
+"""Client-level noise: its moments, its fixed denominator, empty rounds, and what clip and noise promise."""
 
 from dataclasses import replace
 
@@ -97,7 +97,7 @@ def test_two_rounds_have_different_noise_from_the_system():
 
 @pytest.mark.parametrize("part", MECHANISMS)
 def test_there_is_enough_noise_for_rounding_and_for_what_arrival_tolerates(part):
-    """The noise on the sum, over its longest accepted update, is at least the multiplier that is accounted."""
+    """The noise on the sum is at least what is accounted, for the longest update that is accepted."""
     made = part.build(part.Config(noise=1.0))
     context = Context(clients=10_000, share=0.1)
     state = made.init(context)

@@ -66,8 +66,8 @@ class ClientPrivacy:
         if self.budget is not None and not spent <= self.budget:
             raise SettingsError(
                 f"{self.rounds} rounds would spend epsilon {spent:.3g} at delta {self.delta:.3g}, and"
-                f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):.4g} in the"
-                " transform that adds it, plan fewer rounds, or allow more"
+                f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):.4g} in"
+                " the transform that adds it, plan fewer rounds, or allow more"
             )
         return spent
 
