@@ -474,7 +474,8 @@ def _max_file_bytes(settings: RunSettings, state: ServerState, sites: int, conse
 
 def _privacy(settings: RunSettings, sites: int, consent: Consent) -> ClientPrivacy | None:
     """What the rounds spend of each site's privacy; None if no transform hides sites."""
-    method, selection = (of(settings, consent.plugins) for of in (plugins.method, plugins.selection))
+    method = plugins.method(settings, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
     return client_level.of_run(
         settings, method, selection, sites, plugins.noise_of(settings, consent.plugins)
     )
