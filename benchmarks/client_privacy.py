@@ -3,10 +3,10 @@
     python -m benchmarks.client_privacy --keep runs/client-privacy            # the world, 100 and 1,000 clients
     python -m benchmarks.client_privacy --keep runs/client-privacy --on dolly --clients 100 --epsilons 8 inf
     python -m benchmarks.client_privacy --keep runs/client-privacy --noise-cohort 0 5000
-    python -m benchmarks.client_privacy --keep runs/client-privacy --table    # only print what is there already
+    python -m benchmarks.client_privacy --keep runs/client-privacy --table    # only print what is there
 
-Each arm trains the same rounds on the same Poisson cohorts' examples, with the noise multiplier that the
-accountant gives for its epsilon; "inf" is the clip without noise, and "plain" neither. Noise is either for
+Each arm trains as many rounds with Poisson cohorts of its own, and the noise multiplier that the accountant
+gives for its epsilon; "inf" is a clip of 1 without noise, and "plain" neither. Noise is either for
 the clients that there are, or that of a larger cohort, as pfl-research scales it: M clients a round of a
 population of M / share are accounted for, m are simulated, and the noise on their sum is m / M of what M
 would get, so that the released mean has the noise of M. Such a row says what so many clients could have, and
