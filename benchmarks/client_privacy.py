@@ -1,6 +1,6 @@
 """Utility against epsilon: client-level noise on many simulated clients.
 
-    python -m benchmarks.client_privacy --keep runs/client-privacy            # the world, 100 and 1,000 clients
+    python -m benchmarks.client_privacy --keep runs/client-privacy    # the world, 100 and 1,000 clients
     python -m benchmarks.client_privacy --keep runs/client-privacy --on dolly --clients 100 --epsilons 8 inf
     python -m benchmarks.client_privacy --keep runs/client-privacy --noise-cohort 0 5000
     python -m benchmarks.client_privacy --keep runs/client-privacy --table    # only print what is there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,15 @@ def test_nothing_of_a_round_is_logged_but_its_scores(table, caplog) -> None:
     for record in caplog.records:
         assert CLIENT not in record.getMessage()
         assert "clients" not in record.getMessage()
+
+
+def test_every_key_of_the_ledger_is_documented(done) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text("utf8")
+    (section,) = re.findall(r"^## Where noise hides clients\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    documented = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    assert documented == set(ledger.read(done))
+    assert (done / ledger.LEDGER).is_file()
+    assert (done / ledger.SECRET).is_file()
 
 
 def test_every_file_of_the_secret_is_for_its_owner_alone(done) -> None:
