@@ -264,7 +264,7 @@ def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Tra
     noisy = [table.name for table, part in zip(tables, made, strict=True) if part.mechanism is not None]
     if len(noisy) > 1:
         raise SettingsError(
-            f"the transforms {noisy[0]!r} and {noisy[1]!r} both add noise for privacy; keep only one of them"
+            f"the transforms {noisy[0]!r} and {noisy[1]!r} both add noise for privacy; remove one of them"
         )
     for place, (table, part) in enumerate(zip(tables, made, strict=True)):
         later = [t.name for t, p in zip(tables[place + 1 :], made[place + 1 :], strict=True) if p.alters]
@@ -272,6 +272,12 @@ def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Tra
             raise SettingsError(
                 f"the transform {later[0]!r} comes after {table.name!r} and would change the sum that the"
                 f" noise is made for; list {table.name} last under [[transforms]]"
+            )
+        before = [t.name for t, p in zip(tables[:place], made[:place], strict=True) if p.checks]
+        if part.adds and before:
+            raise SettingsError(
+                f"the transform {before[-1]!r} checks each update, and would take what {table.name!r} adds to"
+                f" one for a part of the change; remove {before[-1]} under [[transforms]]"
             )
     for (before, one), (after, two) in pairwise(zip(tables, made, strict=True)):
         if two.relative is not None and one.relative is None:

@@ -195,7 +195,7 @@ def test_a_run_that_would_spend_more_is_refused_with_the_noise_that_would_do(tab
         (["evaluation.contribution=true"], "set evaluation.contribution = false"),
         (["adapter.ranks=[1, 2]", "aggregation.name=zero_padding"], 'set [aggregation] name = "mean"'),
         (["transforms=[{name='gaussian'}, {name='clip'}]"], "list gaussian last"),
-        (["transforms=[{name='gaussian'}, {name='gaussian_adaptive'}]"], "keep only one of them"),
+        (["transforms=[{name='gaussian'}, {name='gaussian_adaptive'}]"], "remove one of them"),
         (["transforms=[{name='gaussian', noise=0.0}]"], "noise"),
         (["transforms=[{name='gaussian', noise=nan}]"], "noise"),
         (["transforms=[{name='gaussian', norm=inf}]"], "norm"),
@@ -408,3 +408,15 @@ def test_the_command(tmp_path) -> None:
     assert "nothing of this run adds noise" in found.output
     found = CliRunner().invoke(main, ["privacy", "plan", str(path), "--epsilon", "nan"])
     assert (found.exit_code, "target epsilon is nan" in found.output) == (2, True)
+
+
+# --- a comparison
+
+
+def test_a_comparison_by_equal_examples_is_refused_before_any_training(table, tmp_path) -> None:
+    from shepherd.compare.arms import CompareSpec
+    from shepherd.compare.comparison import compare
+
+    with pytest.raises(SettingsError, match="which its noise hides"):
+        compare(table, CompareSpec())
+    assert not (tmp_path / "run").exists()

@@ -424,6 +424,11 @@ def test_a_transform_that_alters_updates_cannot_come_after_the_noise():
     chain(tiny_noise(), Transform(alters=False))
 
 
+def test_a_bound_of_another_transform_would_meet_what_is_said_of_the_length():
+    with pytest.raises(SettingsError, match="remove the first"):
+        chain(clip.build(clip.Config()), gaussian_adaptive.build(gaussian_adaptive.Config()))
+
+
 def test_an_algorithm_that_corrects_updates_on_arrival_is_refused():
     longer = Algorithm(accept=lambda update, counts: update)
     with pytest.raises(SettingsError, match="after its norm was checked"):

@@ -67,7 +67,8 @@ class Method:
         ):
             yield (
                 f"{transform} continues the noise of each tensor from round to round, and {algorithm} sends"
-                ' other tensors in other rounds; set the transform gaussian, or [algorithm] name = "ffa_lora"'
+                ' other tensors in other rounds; set [algorithm] name = "ffa_lora", or [[transforms]] name ='
+                ' "gaussian"'
             )
         if self.transform.needs_both_factors and (
             self.algorithm.core is not no_core or any(map(self._sends_one_factor, range(2)))

@@ -91,6 +91,11 @@ class Transform:
     adds: Layout = field(default_factory=dict)
     """Tensors that its client half adds to `extra`, and that its server half takes out again."""
 
+    @property
+    def checks(self) -> bool:
+        """Whether it looks at each update on arrival."""
+        return self.on_arrival is not as_arrived
+
     def at_client(self, update: Update, public: Any, draws: Draws, broadcast: Broadcast) -> Update:
         """The update as the client sends it."""
         if self.relative is not None:
@@ -105,7 +110,8 @@ def chain(*transforms: Transform) -> Transform:
 
     Raises:
         SettingsError: two of them spend privacy budget, which is not supported; one that alters updates comes
-            after it; or one that must know the broadcast comes after one that need not.
+            after it; one that checks updates comes before one that adds tensors to them; or one that must
+            know the broadcast comes after one that need not.
     """
     spending = [index for index, part in enumerate(transforms) if part.mechanism is not None]
     if len(spending) > 1:
@@ -115,6 +121,12 @@ def chain(*transforms: Transform) -> Transform:
             "a transform that alters updates comes after one that spends privacy budget, and would change the"
             " sum that the noise is made for; list the one that adds noise last under [[transforms]]"
         )
+    for index, part in enumerate(transforms):
+        if part.adds and any(other.checks for other in transforms[:index]):
+            raise SettingsError(
+                "a transform that checks or decodes updates comes before one that adds tensors to them, which"
+                " it would take for a part of the change; remove the first under [[transforms]]"
+            )
 
     knows = [part.relative is not None for part in transforms]
     if knows != sorted(knows, reverse=True):
