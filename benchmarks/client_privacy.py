@@ -177,7 +177,7 @@ class Grid:
         if noise is not None:
             changes.append(f"privacy.delta={noise.delta!r}")
         kept = self.prepared[1] if self.prepared and self.prepared[0] == cell.clients else None
-        given = {} if cell.epsilon == PLAIN else {"transform": self._transform(noise, cell)}
+        given: dict[str, Any] = {} if cell.epsilon == PLAIN else {"transform": self._transform(noise, cell)}
         began = perf_counter()
         try:
             with open_run(overridden(self.asked, changes), kept, **given) as run:
