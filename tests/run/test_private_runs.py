@@ -23,6 +23,7 @@ from shepherd.run import run as run_module
 from shepherd.run.folder import RunFolder
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
+from shepherd.run.tracking import flatten
 from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
 from shepherd.ui.report.gather import collect
@@ -118,6 +119,12 @@ def test_the_terminal_says_what_is_spent(done) -> None:
     assert "round 3/3" in line
     assert f"epsilon {rows[-1]['privacy']['epsilon']:.3g} at delta" in line
     assert "client" not in line
+
+
+def test_trackers_get_no_count_of_a_cohort(done) -> None:
+    found = flatten(read_rows(done)[-1])
+    assert {"privacy/epsilon", "privacy/delta", "learning_rate", "heldout/loss"} <= set(found)
+    assert not {name for name in found if name.startswith(("cohort", "failures", "heldout/client"))}
 
 
 def test_nothing_of_a_round_is_logged_but_its_scores(table, caplog) -> None:
