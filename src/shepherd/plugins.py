@@ -107,7 +107,53 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
             f"the algorithm {settings.algorithm.name!r} counts each client the same, which"
             f' federation.weights = "{weights}" does not; set federation.weights = "equal"'
         )
+    if made.is_private:
+        _require_private(settings, noisy_name(settings, allowed), weights)
     return made
+
+
+def _require_private(settings: RunSettings, name: str, weights: str) -> None:
+    """Raise SettingsError, naming the key, if a setting would void what a mechanism promises."""
+    if weights != "equal":
+        raise SettingsError(
+            f"the transform {name!r} hides each client with the same noise, so all must count the same, which"
+            f' federation.weights = "{weights}" does not; set federation.weights = "equal"'
+        )
+    if settings.adapter.ranks:
+        raise SettingsError(
+            f"the transform {name!r} divides one sum by a fixed number, and with adapter.ranks each rank has"
+            " another number of clients; remove adapter.ranks"
+        )
+    if settings.evaluation.contribution:
+        raise SettingsError(
+            f"evaluation.contribution would report on single updates, which the noise of the transform"
+            f" {name!r} is to hide; set evaluation.contribution = false, or remove the transform"
+        )
+
+
+def noisy_name(settings: RunSettings, allowed: Collection[str] = ()) -> str:
+    """What the run file calls the transform that adds noise."""
+    table = noisy_table(settings, allowed)
+    return IN_PYTHON if table is None else table.name
+
+
+def noisy_table(settings: RunSettings, allowed: Collection[str] = ()) -> PartTable | None:
+    """The `[[transforms]]` table that spends privacy budget, if the run file has one."""
+    for table in settings.transforms:
+        if table.name != IN_PYTHON and (table.name in names(transforms) or table.name in allowed):
+            part: Transform = built(TRANSFORM, table, allowed)
+            if part.mechanism is not None:
+                return table
+    return None
+
+
+def noise_of(settings: RunSettings, allowed: Collection[str] = ()) -> float | None:
+    """The noise multiplier that the run file names, if its transform has such a key."""
+    table = noisy_table(settings, allowed)
+    if table is None:
+        return None
+    noise = completed_table(TRANSFORM, table, allowed).own.get("noise")
+    return float(noise) if isinstance(noise, float | int) else None
 
 
 def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = NAMED) -> Selection:
@@ -118,6 +164,13 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
         raise SettingsError(
             f'selection.name = "{settings.selection.name}" draws clients by their size, which'
             f' federation.weights = "{weights}" would count a second time; set federation.weights = "equal"'
+        )
+    noisy = (parts.transform or transform(settings.transforms, allowed)).mechanism is not None
+    if noisy and made.sampling is None:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
+            f" known, and the transform {noisy_name(settings, allowed)!r} hides clients; set"
+            ' [selection] name = "poisson"'
         )
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(
@@ -209,6 +262,24 @@ def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerO
 def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Transform:
     """The `[[transforms]]` combined, in their order at the client; errors as for `built`."""
     made = [built(TRANSFORM, table, allowed) for table in tables]
+    noisy = [table.name for table, part in zip(tables, made, strict=True) if part.mechanism is not None]
+    if len(noisy) > 1:
+        raise SettingsError(
+            f"the transforms {noisy[0]!r} and {noisy[1]!r} both add noise for privacy; remove one of them"
+        )
+    for place, (table, part) in enumerate(zip(tables, made, strict=True)):
+        later = [t.name for t, p in zip(tables[place + 1 :], made[place + 1 :], strict=True) if p.alters]
+        if part.mechanism is not None and later:
+            raise SettingsError(
+                f"the transform {later[0]!r} comes after {table.name!r} and would change the sum that the"
+                f" noise is made for; list {table.name} last under [[transforms]]"
+            )
+        checking = [t.name for t, p in zip(tables[:place], made[:place], strict=True) if p.checks]
+        if part.adds and checking:
+            raise SettingsError(
+                f"the transform {checking[-1]!r} checks each update, and would take what {table.name!r} adds"
+                f" to one for a part of the change; remove {checking[-1]} under [[transforms]]"
+            )
     for (before, one), (after, two) in pairwise(zip(tables, made, strict=True)):
         if two.relative is not None and one.relative is None:
             raise SettingsError(

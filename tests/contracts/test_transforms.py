@@ -32,6 +32,8 @@ def run(transform, state=None, *, until=4):
         select=chosen("all"),
         quorum=1.0,
         seed=0,
+        secret=0,
+        noise=Seeded(0),
     )
     return [state for state, _ in loop]
 

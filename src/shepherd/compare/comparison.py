@@ -191,6 +191,12 @@ def _require_arms(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
             " as many; compare a run without it, and add the noise as a variant:"
             ' "private: privacy.examples={norm=1.0, noise=1.0}"'
         )
+    if plugins.method(settings, consent.plugins).is_private:
+        raise SettingsError(
+            "the other arms would train on as many examples as the federated one, which its noise hides;"
+            " remove the transform here and give it to a variant by --arm, or compare finished runs:"
+            " shepherd compare RUN_A RUN_B"
+        )
     metrics(settings.evaluation.metrics, consent.plugins)
     for changed in (settings, *(overridden(settings, variant(each).overrides) for each in spec.variants)):
         require(changed, consent.plugins)

@@ -126,6 +126,15 @@ class Context:
     """The smaller ranks that clients train, ascending, whether or not they are asked in a round."""
     seed: int = 0
     """Decides what an aggregation draws and sends, such as new factors; never noise."""
+    cohort: float | None = None
+    """Clients that a round asks on average; None for `share` of them."""
+    together: int = 1
+    """Rounds in a row whose cohorts are drawn with one seed."""
+
+    @property
+    def expected_cohort(self) -> float:
+        """Clients that a round asks on average: what a mechanism divides its sums by, whoever answers."""
+        return max(1.0, self.share * self.clients) if self.cohort is None else self.cohort
 
 
 class Federation(Protocol):

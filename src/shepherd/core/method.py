@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from shepherd.core.aggregation import Aggregation
-from shepherd.core.algorithm import Algorithm
+from shepherd.core.algorithm import Algorithm, Expected
+from shepherd.core.messages import Broadcast, ClientInfo
 from shepherd.core.selection import Selection
 from shepherd.core.server_optimiser import ServerOptimiser
 from shepherd.core.soundness import faults
@@ -31,6 +32,18 @@ class Method:
     transform: Transform
     names: Mapping[str, str] = field(default_factory=dict)
     """What the run file calls its parts, by the part; for messages."""
+
+    def expects(self, broadcast: Broadcast, client: ClientInfo) -> Expected:
+        """The layout that a client's update must have: the algorithm's, and what the transform adds."""
+        expected = self.algorithm.expects(broadcast, client)
+        if not self.transform.adds:
+            return expected
+        return Expected(delta=expected.delta, extra={**expected.extra, **self.transform.adds})
+
+    @property
+    def is_private(self) -> bool:
+        """Whether noise hides each client, so that nothing else may leave that depends on one."""
+        return self.transform.mechanism is not None
 
     def __post_init__(self) -> None:
         for fault in faults(self):

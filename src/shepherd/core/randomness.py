@@ -52,6 +52,10 @@ class Seeded:
 class FromSystem:
     """Draws from the operating system's entropy, which nobody can repeat: for noise that protects people."""
 
+    def seed(self) -> int:
+        """A fresh number of ENTROPY_BITS bits."""
+        return secrets.randbits(ENTROPY_BITS)
+
     def generator(self, *purpose: int | str) -> np.random.Generator:
         """A fresh generator; the purpose is ignored."""
         return np.random.default_rng(secrets.randbits(ENTROPY_BITS))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shepherd.core.messages import ClientInfo
-from shepherd.core.spending import Sampling
+from shepherd.core.spending import Poisson, Sampling, Shuffled
 from shepherd.errors import FederationError
 
 Cohort = tuple[str, ...]
@@ -31,6 +31,8 @@ class Selection:
     """Whether a round may ask nobody."""
     sampling: Callable[[int], Sampling] | None = None
     """How a cohort of this many clients is drawn, for the accountant; None if no guarantee is known."""
+    together: int = 1
+    """Rounds in a row that are drawn with one seed, as an epoch is in which each client has one round."""
 
     def cohort(self, clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         """Draw the cohort of a round.
@@ -45,6 +47,16 @@ class Selection:
     def size(self, count: int) -> int:
         """How many of `count` clients a round asks on average, at least one."""
         return share_of(count, self.share)
+
+    def expected(self, count: int) -> float:
+        """How many of `count` clients a round asks on average, not rounded where the draw is random."""
+        match self.sampling(count) if self.sampling else None:
+            case Poisson(chance=chance):
+                return chance * count
+            case Shuffled(steps=steps):
+                return count / steps
+            case _:
+                return float(self.size(count))
 
     def require_possible(self, sizes: Mapping[str, int]) -> None:
         """Raise FederationError, before anything is trained, if no cohort of these clients can be drawn.

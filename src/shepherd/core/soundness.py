@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from shepherd.core.algorithm import Algorithm, no_core
+from shepherd.core.algorithm import Algorithm, as_accepted, no_core
 from shepherd.core.server_optimiser import no_state
 
 if TYPE_CHECKING:
@@ -35,6 +35,30 @@ def noise_needs_a_mean(method: Method) -> str | None:
         f"{method.called('transform')}, which spends privacy budget, adds its noise to a mean, and"
         f' {method.called("aggregation")} is not a mean; set [aggregation] name = "mean", or remove the'
         " transform"
+    )
+
+
+def noise_needs_the_update_that_was_checked(method: Method) -> str | None:
+    """A mechanism hides updates of a norm that is checked on arrival, and not what is made of them later."""
+    if method.transform.mechanism is None or method.algorithm.accept is as_accepted:
+        return None
+    return (
+        f"{method.called('algorithm')} changes an update after its norm was checked, and"
+        f" {method.called('transform')} hides no longer one; remove the transform, or set [algorithm] name ="
+        ' "fedavg"'
+    )
+
+
+def correlated_noise_needs_the_same_tensors(method: Method) -> str | None:
+    """The noise of a tensor goes on from that of the round before."""
+    algorithm = method.algorithm
+    same = algorithm.core is no_core and len({sent(algorithm, each) for each in range(4)}) == 1
+    if not method.transform.needs_same_tensors or same:
+        return None
+    return (
+        f"{method.called('transform')} continues the noise of each tensor from round to round, and"
+        f" {method.called('algorithm')} sends other tensors in other rounds; set [algorithm] name ="
+        ' "ffa_lora", or [[transforms]] name = "gaussian"'
     )
 
 
@@ -194,6 +218,8 @@ def an_algorithm_may_need_exact_updates(method: Method) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     noise_needs_a_mean,
+    noise_needs_the_update_that_was_checked,
+    correlated_noise_needs_the_same_tensors,
     rotation_needs_both_factors,
     new_factors_need_a_whole_step,
     a_factor_at_the_client_needs_its_basis,
@@ -218,7 +244,11 @@ def trains_a_alone(algorithm: Algorithm, round: int) -> bool:
     return a and not b
 
 
+def sent(algorithm: Algorithm, round: int) -> tuple[bool, ...]:
+    """Which of a module's two factors leave a client in this round: A, B."""
+    return tuple(algorithm.leaves(name, round) for name in FACTORS)
+
+
 def sends_one_factor(algorithm: Algorithm, round: int) -> bool:
     """Whether of a module's two factors only one leaves a client in this round."""
-    a, b = (algorithm.leaves(name, round) for name in FACTORS)
-    return a != b
+    return len(set(sent(algorithm, round))) > 1

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shepherd.core.messages import Broadcast, Context, Update
+from shepherd.core.payload import Layout
 from shepherd.core.randomness import Draws, Scoped
 from shepherd.core.spending import Sampling, Spending
 from shepherd.errors import SettingsError
+
+
+def allow_any(update: Update, state: Any) -> None:
+    """Accept any update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +24,9 @@ class Mechanism:
     spent: Callable[[Sampling, int], Spending]
     """`(how cohorts are drawn, rounds) -> what they spend`; raises SettingsError if it gives no guarantee for
     such a draw."""
+    verify: Callable[[Update, Any], None] = allow_any
+    """`(update, state)`: raises UpdateRefused unless what is about to be summed is of one client, weighs 1
+    and is as short as the noise hides. Called last, after all parts have decoded or corrected the update."""
 
 
 def no_state(context: Context) -> Any:
@@ -78,6 +86,15 @@ class Transform:
     False for one that cancels exactly."""
     needs_both_factors: bool = False
     """Whether an update must have A and B of each module, since what it does to one it does to the other."""
+    needs_same_tensors: bool = False
+    """Whether each round must send the same tensors, since what it adds in one belongs to the others."""
+    adds: Layout = field(default_factory=dict)
+    """Tensors that its client half adds to `extra`, and that its server half takes out again."""
+
+    @property
+    def checks(self) -> bool:
+        """Whether it looks at each update on arrival."""
+        return self.on_arrival is not as_arrived
 
     def at_client(self, update: Update, public: Any, draws: Draws, broadcast: Broadcast) -> Update:
         """The update as the client sends it."""
@@ -92,12 +109,24 @@ def chain(*transforms: Transform) -> Transform:
     Each transform gets its own draws, so two kinds of noise in one chain are independent.
 
     Raises:
-        SettingsError: two of them spend privacy budget, which is not supported; or one that must know the
-            broadcast comes after one that need not.
+        SettingsError: two of them spend privacy budget, which is not supported; one that alters updates comes
+            after it; one that checks updates comes before one that adds tensors to them; or one that must
+            know the broadcast comes after one that need not.
     """
-    spending = [part.mechanism for part in transforms if part.mechanism is not None]
+    spending = [index for index, part in enumerate(transforms) if part.mechanism is not None]
     if len(spending) > 1:
         raise SettingsError("two transforms spend privacy budget; keep only one of them")
+    if spending and any(part.alters for part in transforms[spending[0] + 1 :]):
+        raise SettingsError(
+            "a transform that alters updates comes after one that spends privacy budget, and would change the"
+            " sum that the noise is made for; list the one that adds noise last under [[transforms]]"
+        )
+    for index, part in enumerate(transforms):
+        if part.adds and any(other.checks for other in transforms[:index]):
+            raise SettingsError(
+                "a transform that checks or decodes updates comes before one that adds tensors to them, which"
+                " it would take for a part of the change; remove the first under [[transforms]]"
+            )
 
     knows = [part.relative is not None for part in transforms]
     if knows != sorted(knows, reverse=True):
@@ -140,7 +169,17 @@ def chain(*transforms: Transform) -> Transform:
         relative=relative if any(knows) else None,
         on_arrival=on_arrival,
         on_server=on_server,
-        mechanism=spending[0] if spending else None,
+        mechanism=_of_part(transforms[spending[0]].mechanism, spending[0]) if spending else None,
         alters=any(part.alters for part in transforms),
         needs_both_factors=any(part.needs_both_factors for part in transforms),
+        needs_same_tensors=any(part.needs_same_tensors for part in transforms),
+        adds={name: shape for part in transforms for name, shape in part.adds.items()},
     )
+
+
+def _of_part(mechanism: Mechanism | None, index: int) -> Mechanism | None:
+    """The mechanism of a chain whose part at `index` has this one."""
+    if mechanism is None or mechanism.verify is allow_any:
+        return mechanism
+    verify = mechanism.verify
+    return replace(mechanism, verify=lambda update, states: verify(update, states[index]))

@@ -52,6 +52,8 @@ class Simulation:
     watch: Callable[[Progress], None] = lambda progress: None
     """Called with the progress of a round; ends the round by raising."""
     draft: Draft = field(default_factory=Draft)
+    quiet: bool = False
+    """Whether nothing of a round is shown while it goes on, as where noise is to hide who takes part."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """Information on every client, in order of their names."""
@@ -74,15 +76,17 @@ class Simulation:
             sizes=[len(group.clients) for group in groups],
             round_tokens=sum(visit.tokens for group in groups for visit in group.visits),
         )
-        with stage("tuning", meter.round_tokens) as now:
+        with stage("tuning", 0 if self.quiet else meter.round_tokens) as now:
 
             def watch(number: int, latest: tune.Progress) -> None:
                 meter.latest[number] = latest
                 progress = meter.read()
-                now.at(progress)
+                if not self.quiet:
+                    now.at(progress)
                 self.watch(progress)
 
-            now.at(meter.read())
+            if not self.quiet:
+                now.at(meter.read())
             # lazily: what a whole cohort remembers need not fit in memory
             done = self.executor.tuned((self._job(broadcast, group) for group in groups), watch)
             for group, tuned in zip(groups, done, strict=True):

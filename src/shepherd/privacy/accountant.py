@@ -9,9 +9,11 @@ fixed number of units in a step, replaced. This is the only module that imports 
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -133,7 +135,20 @@ def _by_renyi(spent: Sequence[Spending], delta: float) -> float:
     replaced = any(replaces(each.sampling) for each in spent)
     relation = NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE
     accountant: Any = rdp.RdpAccountant(neighboring_relation=relation)
-    return float(accountant.compose(_events(spent)).get_epsilon(delta))
+    with _without_warnings():  # orders that do not converge are left out, which is no less an upper bound
+        return float(accountant.compose(_events(spent)).get_epsilon(delta))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide what dp-accounting logs at level WARNING."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
 
 
 def _events(spent: Sequence[Spending]) -> Any:

@@ -6,6 +6,7 @@ while it waits for the next value, so each loop here deletes it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ MAX_CHANGE = 1e12
 squares and products of factors would leave float32, and one client would end the round for all."""
 
 Answer = Update | Failure
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,8 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
             update = _accept_one(request, answer, names, log)
         except UpdateRefused as refusal:
             log.failures.setdefault(answer.client, str(refusal))
+            if request.method.is_private:  # for who looks for a fault: nothing else says it
+                logger.debug("client %s: no usable update (%s)", answer.client, refusal)
         else:
             part = update.weight / len(names)
             log.weights.update(dict.fromkeys(names, part))
@@ -174,12 +178,13 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
     infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
-    if fewest > len(request.cohort):  # or one client could have every round thrown away
+    if fewest > len(request.cohort) and not request.method.is_private:
+        # or one client could have every round thrown away
         raise UpdateRefused(
             f"its min_cohort is {fewest} and {len(request.cohort)} clients were asked; raise"
             " selection.share, or add clients"
         )
-    expected = request.method.algorithm.expects(request.broadcast, infos[0])
+    expected = request.method.expects(request.broadcast, infos[0])
     allowed = request.allow(infos[0]) if len(infos) == 1 else ANYTHING
     check_report(answer, request.broadcast.round, allowed)
     arrived = _decode(request, answer)
@@ -190,6 +195,8 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
         accepted = request.method.algorithm.accept(checked, allowed.counts)
     if accepted is not checked:
         _require_bounded(accepted, "once what its extra says is applied; correct what the client reports")
+    if request.method.transform.mechanism is not None:
+        request.method.transform.mechanism.verify(accepted, request.transforms)
     return accepted
 
 
@@ -316,6 +323,9 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
         if client not in log.weights:
             log.failures.setdefault(client, "it gave no answer")
     number, count = request.broadcast.round + 1, len(log.weights)
+    if request.method.is_private:
+        _require_own_cohorts(request, log)
+        return
     needed = max(1, math.ceil(request.quorum * len(request.cohort) - 1e-9))  # 0.55 of 100 is 55, not 56
     have = f"round {number}: {count} of {len(request.cohort)} clients gave a usable update"
     if count < needed:
@@ -333,6 +343,20 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
         raise QuorumNotMet(
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
             f" mean is discarded ({_failure_list(log.failures)}); fix those clients or add clients"
+        )
+
+
+def _require_own_cohorts(request: RoundRequest, log: RoundLog) -> None:
+    """Raise QuorumNotMet if a client's own `min_cohort` is not met, in a round whose sum gets noise.
+
+    Nothing else fails such a round: a client without a usable update counts as zero, however many there are.
+    To leave a client out because of the others would change the sum by more than the noise hides.
+    """
+    if 0 < len(log.weights) < log.strictest(request.federation):
+        raise QuorumNotMet(
+            f"round {request.broadcast.round + 1}: fewer clients than the min_cohort of one of them gave a"
+            " usable update, so nothing of the round is released; resume to repeat it, raise selection.share,"
+            " or have the clients lower min_cohort, since the noise hides each of them"
         )
 
 

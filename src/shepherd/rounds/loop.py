@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from time import perf_counter
 
 import numpy as np
@@ -20,6 +21,7 @@ from shepherd.core import (
     Draw,
     Draws,
     Federation,
+    FromSystem,
     Method,
     Payload,
     Scoped,
@@ -75,29 +77,42 @@ def rounds(
     One update is held at a time, and up to 1 / max_share of the heaviest, unless the aggregation holds the
     cohort. An empty cohort leaves the adapter as it was, unless noise is added.
 
+    Under a mechanism, a client without a usable update counts as zero, noise and cohorts come from the
+    operating system unless they are given, and the report names no client: see `RoundReport.private`.
+
     Args:
         until: total number of rounds, including those that `state` has finished.
         select: `(clients, round, seed) -> names`, see `core.Selection.cohort`.
         quorum: share of the cohort, in (0, 1], that must give a usable update.
         seed: seed of the run; decides the seeds that clients are sent.
         secret: seed of the server, which decides the cohorts; the default is `seed`, which sites of a real
-            federation know.
+            federation know, or under a mechanism a number from the operating system. A caller who resumes
+            keeps it, where cohorts of several rounds are drawn together.
         context: what is known of the run, for parts that depend on its size.
-        noise: randomness for the server half of the transforms; by default it comes from `secret`.
+        noise: randomness for the server half of the transforms; by default it comes from `secret`, or under
+            a mechanism from the operating system. Noise from a seed protects nobody who may know the seed.
         allow: what each client may report of its visit; see `shepherd.rounds.weights`.
         max_share: largest share of the mean for one client, in (0, 1]; 1 / n with n < 1 / max_share clients.
 
     Raises:
         QuorumNotMet: too few usable updates for the quorum, the aggregation or the `min_cohort` of a client
             whose update is among them; the last state that was yielded remains valid.
-        FederationError: there is no client, or the new state would not be finite.
+        FederationError: there is no client, or the new state would not be finite; or under a mechanism there
+            are other clients than it was made for.
     """
-    secret = seed if secret is None else secret
-    noise = Seeded(secret) if noise is None else noise
+    private = method.is_private
+    secret = secret if secret is not None else FromSystem().seed() if private else seed
+    noise = noise if noise is not None else FromSystem() if private else Seeded(secret)
     while state.round < until:
         began = perf_counter()
         number = state.round
-        cohort = select(federation.clients(), number, seed_for(secret, number, "cohort"))
+        clients = federation.clients()
+        if private and context is not UNKNOWN_CONTEXT and len(clients) != context.clients:
+            raise FederationError(
+                f"the noise was made for {context.clients} clients, and there are {len(clients)}; start a new"
+                " run with these"
+            )
+        cohort = select(clients, number, seed_for(secret, number // context.together, "cohort"))
         broadcast = next_broadcast(method, state, seed_for(seed, number, "clients"))
         request = RoundRequest(
             method=method,
@@ -112,7 +127,7 @@ def rounds(
         if cohort:
             updates = seen_by.passing(usable_updates(request, Shares(max_share), log))
             # pulls the clients through one at a time
-            aggregate = method.aggregation.combine(state, updates, context)
+            aggregate = _combined(method, state, broadcast, updates, context)
             _require_no_more(updates)
         else:
             aggregate = _empty_aggregate(method, broadcast)
@@ -132,6 +147,7 @@ def rounds(
                 cosines=seen_by.cosines(aggregate, log.strictest(federation)),
                 federation_seconds=log.waited,
                 seconds=perf_counter() - began,
+                private=private,
             ),
         )
 
@@ -146,6 +162,8 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
         layout=shapes_of(adapter),
         weights=settings.federation.weights,
         rank=settings.adapter.rank,
+        cohort=selection.expected(clients),
+        together=selection.together,
         ranks=tuple(sorted({*(own.values() if isinstance(own, Mapping) else own)})),
         seed=settings.seed,
     )
@@ -196,6 +214,24 @@ def next_state(
     return done
 
 
+def _combined(
+    method: Method, state: ServerState, broadcast: Broadcast, updates: Iterator[Update], context: Context
+) -> Update:
+    """The aggregate of the updates; under a mechanism it may be of none."""
+    if method.is_private:
+        held = list(islice(updates, 1))
+        if not held:
+            return _empty_aggregate(method, broadcast)
+        updates = _with_first(held, updates)
+    return method.aggregation.combine(state, updates, context)
+
+
+def _with_first(held: list[Update], rest: Iterator[Update]) -> Iterator[Update]:
+    """Yield the one that is held, which is then no longer, and the rest (law 5)."""
+    yield held.pop()
+    yield from rest
+
+
 def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
     """The aggregate of an empty cohort: zeros, without clients."""
     delta, extra = _zeros(method, broadcast)
@@ -204,7 +240,7 @@ def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
 
 def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tuple[Adapter, Payload]:
     """The change and the extra of a client that trained this many ranks and changed nothing."""
-    expected = method.algorithm.expects(broadcast, ClientInfo(name="anyone", examples=1, rank=rank))
+    expected = method.expects(broadcast, ClientInfo(name="anyone", examples=1, rank=rank))
     delta, extra = (
         {name: np.zeros(shape, np.float32) for name, shape in part.items()}
         for part in (expected.delta, expected.extra)

@@ -40,13 +40,19 @@ class RoundReport:
     """Seconds of waiting for the clients; in one process, of their training."""
     seconds: float
     """Seconds of the whole round."""
+    private: bool = False
+    """Whether noise hides each client. What the report says of the cohort is then for the server alone: who
+    was asked, who answered, how many and how fast are covered by no noise."""
 
 
 def report_row(report: RoundReport) -> dict[str, Any]:
     """A round's report as a row of rounds.jsonl, without tensors or texts of examples.
 
-    A client whose owner does not release its metrics counts in the weights only.
+    A client whose owner does not release its metrics counts in the weights only. Where noise hides each
+    client, the row has the round's number alone.
     """
+    if report.private:
+        return {"round": report.round}
     total = sum(report.weights.values())
     metrics = report.metrics
     losses = {

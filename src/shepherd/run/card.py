@@ -35,13 +35,14 @@ def write(
     answers: Mapping[str, Pair],
     data: Mapping[str, Any],
     clients: Mapping[str, int],
+    privacy: Mapping[str, Any] = {},
 ) -> Path:
     """Write the model card as `README.md` into an adapter's folder; see `text` for the arguments.
 
     Raises:
         FolderError: the disk is full, or the folder cannot be written.
     """
-    card = text(settings, rows=rows, answers=answers, data=data, clients=clients)
+    card = text(settings, rows=rows, answers=answers, data=data, clients=clients, privacy=privacy)
     return write_atomic(folder / "README.md", card)
 
 
@@ -52,6 +53,7 @@ def text(
     answers: Mapping[str, Pair],
     data: Mapping[str, Any],
     clients: Mapping[str, int],
+    privacy: Mapping[str, Any] = {},
 ) -> str:
     """Compose the model card as Markdown, with the metadata that the hub reads.
 
@@ -61,19 +63,38 @@ def text(
         answers: category -> (share right before, share right after); may be empty.
         data: numbers of examples by outcome, such as `kept`, `heldout`, `cut`, `dropped`.
         clients: number of training examples of each client.
+        privacy: the run's ledger, if noise hides its clients; the card then counts no examples.
     """
     whole, settings = settings, published(settings)  # a card is read on other machines
     sections = (
         _intro(settings, rows, clients),
         _use(settings, _id(whole.model.base, TINY)),
-        "## Data\n\n" + _table(("", ""), _data(settings, data, clients, rows)),
+        "## Data\n\n"
+        + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy))),
         "## Training\n\n" + _table(("", ""), _training(settings, rows)),
+        _privacy(privacy),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
         "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
     )
     return shown(f"---\n{_metadata(whole).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+
+
+def _privacy(kept: Mapping[str, Any]) -> str:
+    """What the run spent of each client's privacy, from its ledger; nothing if noise hides nobody."""
+    if not kept:
+        return ""
+    epsilon = "unbounded" if kept["epsilon"] is None else f"{kept['epsilon']:.4g}"
+    lines = [
+        f"- {sentence}"
+        for sentence in (
+            f"Spent: epsilon {epsilon} at delta {kept['delta']:.3g}, over {many(kept['finished'], 'round')}"
+            f" with noise multiplier {kept['noise']:.4g}.",
+            *kept["says"],
+        )
+    ]
+    return "## Privacy\n\nDifferential privacy of each client.\n\n" + "\n".join(lines)
 
 
 _LICENCE = (
@@ -181,12 +202,17 @@ def _publishing_advice(base: str, on_hub: str | None) -> str:
 
 
 def _data(
-    settings: RunSettings, data: Mapping[str, Any], clients: Mapping[str, int], rows: Sequence[Row]
+    settings: RunSettings,
+    data: Mapping[str, Any],
+    clients: Mapping[str, int],
+    rows: Sequence[Row],
+    private: bool,
 ) -> Iterator[tuple[str, str]]:
     sizes = list(clients.values()) or [0]
     yield "source", f"`{settings.data.source}`"
     yield "clients", f"{len(clients)}, split by {settings.split.by}"
-    yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
+    if not private:
+        yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
     yield from ((name.replace("_", " "), str(number)) for name, number in data.items() if name != "kept")
     shares = list(rows[-1].get("coverage", {}).values()) if rows else []
     if shares:
@@ -212,9 +238,10 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
         "rank, alpha, dropout",
         f"{settings.adapter.rank}, {settings.adapter.alpha:g}, {settings.adapter.dropout:g}",
     )
-    yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
-    yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
-    yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
+    if not any("privacy" in row for row in rows):
+        yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
+        yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
+        yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
     if private := settings.privacy.examples:
         yield "noise on each step", f"norm {private.norm:g} for each example, multiplier {private.noise:g}"
     if spent := (rows[-1].get("example_privacy") if rows else None):

@@ -6,6 +6,8 @@ runs/NAME/
   versions.json   what the run was started with
   trained-with.toml  the settings that its rounds were trained with; see `run.changes`
   rounds.jsonl    one line a finished round; round 0 is the untuned base
+  privacy.json    what its rounds have spent, where noise hides clients; see `run.ledger`
+  secret          the number that decides the cohorts then
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
   adapter/        the final adapter in PEFT's layout, with its model card
@@ -40,7 +42,7 @@ SILOS = "silos.json"
 """File of a run over silos that names its server."""
 TRAINED_WITH = "trained-with.toml"
 """File of the settings that a run's rounds were trained with; the run file may be edited, this is not."""
-OWN_FILES = (VERSIONS, PLAN, SILOS, TRAINED_WITH, RUN_FILE, LOG, FINISHED)
+OWN_FILES = (VERSIONS, PLAN, SILOS, TRAINED_WITH, RUN_FILE, LOG, FINISHED, "privacy.json", "secret")
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]

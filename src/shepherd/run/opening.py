@@ -36,7 +36,8 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
-from shepherd.privacy import example_level
+from shepherd.privacy import client_level, example_level
+from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.ranks import ranks_of
@@ -44,6 +45,7 @@ from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
+from shepherd.run.log import read_rows
 from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
 from shepherd.settings import RunSettings
@@ -119,6 +121,7 @@ def _start(
     ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     account = _example_account(settings, base, training, prepared, selection)
+    privacy = _privacy(settings, method, selection, prepared, consent)
     cohort = selection.size(len(prepared.clients))
     plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method))
     _log_description(base, plan, method.algorithm, prepared)
@@ -146,18 +149,38 @@ def _start(
             trackers=tracking.start(plan.over(settings), holder),
             consent=consent,
             account=account,
+            privacy=privacy,
         )
+        run._keep_ledger()
         run._log_start()
     return run
 
 
+def _privacy(
+    settings: RunSettings, method: Method, selection: Selection, prepared: TokenisedData, consent: Consent
+) -> ClientPrivacy | None:
+    """What the planned rounds spend of each client's privacy, within the budget; logs it.
+
+    Raises:
+        SettingsError: they would spend more, the guarantee would not hold, or a budget is set and nothing
+            adds noise.
+    """
+    noise = plugins.noise_of(settings, consent.plugins)
+    found = client_level.of_run(settings, method, selection, len(prepared.clients), noise)
+    if found is None:
+        client_level.require_noise(settings)
+        return None
+    spent = found.require_within()
+    log.info(
+        "%d rounds will spend epsilon %.3g at delta %.3g for each client", found.rounds, spent, found.delta
+    )
+    for sentence in found.sentences():
+        log.info("%s", sentence)
+    return found
+
+
 def _require_contribution(settings: RunSettings, method: Method, prepared: TokenisedData) -> None:
     """Raise SettingsError if the contribution of each client is asked for and cannot be computed."""
-    if settings.evaluation.contribution and method.transform.mechanism is not None:
-        raise SettingsError(
-            "evaluation.contribution would report on single updates, which the noise of a transform is to"
-            " hide; set evaluation.contribution = false, or remove the transform"
-        )
     if settings.evaluation.contribution and not method.algorithm.server_is_model:
         raise SettingsError(
             f"evaluation.contribution scores the server's model without each client, and algorithm.name ="
@@ -265,7 +288,8 @@ def _continue(
         changes.require_extendable(method)
         log.info("%s", said)
     changes.keep(holder, settings)
-    rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
+    noted = saved.notes["row"] if saved else None
+    rows = holder.reconcile(state.round, None if method.is_private else noted)
     run = Run(
         settings=settings,
         plan=plan,
@@ -279,10 +303,16 @@ def _continue(
         trackers=tracking.start(plan.over(settings), holder, rows),
         consent=consent,
         account=_example_account(settings, base, training, prepared, selection),
+        privacy=_privacy(settings, method, selection, prepared, consent),
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
         run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
+        if noted is not None and all(row["round"] < state.round for row in rows):
+            run.unlogged = noted  # killed between saving a round and scoring it
+            run._complete_saved()
+            rows = read_rows(holder.path)
+            run.trackers.log(rows[-1])
     _log_continuation(run, rows)
     return run
 
@@ -352,7 +382,7 @@ def _kept_data(
 
 def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
     _log_description(run.base, run.plan, run.method.algorithm, run.prepared)
-    took = [row["seconds"]["tuning"] for row in rows if row["round"]]
+    took = [row["seconds"]["tuning"] for row in rows if row["round"] and "seconds" in row]
     if took:
         _log_expectation(
             Expected(

@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Method, Scoped, Seeded, Selection, ServerState, Update
+from shepherd.core import Adapter, FromSystem, Method, Scoped, Seeded, Selection, ServerState, Update
 from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.data.pipeline import TokenisedData
@@ -31,16 +31,18 @@ from shepherd.evaluate import answers, contribution, loss, personal
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
+from shepherd.io.atomic import secret
 from shepherd.io.progress import many, stage
 from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import answer, files
 from shepherd.model import base as bases
+from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run import card, checkpoint, folder, tracking
+from shepherd.run import card, checkpoint, folder, ledger, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.log import read_rows
@@ -75,6 +77,8 @@ class Run(HeldRun):
     consent: Consent = NOTHING
     account: ExampleAccount | None = None
     """What the steps of each client spend of its examples' privacy; None if nothing protects examples."""
+    privacy: ClientPrivacy | None = None
+    """What the rounds spend of each client's privacy; None if no transform hides clients."""
     closed: bool = False
     finished: Row | None = None
     """Result of `finish`; None before it."""
@@ -101,6 +105,7 @@ class Run(HeldRun):
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
             store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
+            quiet=self.method.is_private,
         )
 
     def __repr__(self) -> str:
@@ -137,12 +142,14 @@ class Run(HeldRun):
             seed=self.settings.seed,
             allow=weights.allowed_by(self.settings),
             max_share=self.settings.federation.max_share,
+            secret=secret(self.folder / ledger.SECRET) if self.method.is_private else None,
+            noise=FromSystem() if self.method.is_private else None,
         )
         while self.state.round < self.until:
             with stage(f"round {self.state.round + 1}/{self.until}"):
+                self._keep_ledger(more=1)
                 state, report = next(done)
-                row = self._round_row(state, report, held.updates)
-                self._save(state, row)
+                row = self._save(state, self._round_row(state, report, held.updates))
                 self.trackers.log(row)
             yield state, row
             self._require_open()
@@ -225,7 +232,17 @@ class Run(HeldRun):
         fall = self._heldout_scores(state.adapter)["loss"] - after
         return {"leave_one_out": one_out, "projection": contribution.projections(updates, fall)}
 
+    def _keep_ledger(self, more: int = 0) -> None:
+        """Write what is spent, with this many more rounds that are about to draw noise."""
+        if self.privacy is not None:
+            begun = ledger.begun(self.folder, self.state.round) + more
+            ledger.write(self.holder, self.privacy, begun=begun, finished=self.state.round)
+
     def _round_row(self, state: ServerState, report: RoundReport, updates: Sequence[Update] = ()) -> Row:
+        if self.method.is_private:  # scored once it is saved; all else depends on who took part
+            spent = {"privacy": self.privacy.row(state.round)} if self.privacy else {}
+            rate = self.simulation.local.learning_rate(report.round - 1)
+            return {**report_row(report), "learning_rate": rate, **spent}
         began = perf_counter()
         scored = self._scored(state) if self._is_scored(state.round) else {}
         if updates:
@@ -250,7 +267,7 @@ class Run(HeldRun):
         found: Row = {}
         if len(self.prepared.heldout) and algorithm.server_is_model:
             found["heldout"] = self._heldout_scores(state.adapter)
-        if len(self.prepared.heldout) and algorithm.personal:
+        if len(self.prepared.heldout) and algorithm.personal and not self.method.is_private:
             found["personal" if algorithm.server_is_model else "heldout"] = self._personal_scores(state)
         # no client that is scored may have held anything out
         return {name: scores for name, scores in found.items() if scores}
@@ -276,7 +293,9 @@ class Run(HeldRun):
         """Held-out loss of an adapter, on the same examples in every round."""
         categories = pipeline.categories(self.prepared)
         places = loss.stratified_subset(categories, self.settings.evaluation.examples)
-        return self._losses(adapter, places.tolist(), self.prepared.category_counts).row()
+        # what a client holds is its own where noise hides it
+        mixes = {} if self.method.is_private else self.prepared.category_counts
+        return self._losses(adapter, places.tolist(), mixes).row()
 
     def _losses(
         self, adapter: Adapter, places: Sequence[int], clients: Mapping[str, Mapping[str, int]]
@@ -286,8 +305,13 @@ class Run(HeldRun):
         named = [categories[place] for place in places]
         return loss.summarise(sums, tune.predictions(data), named, clients)
 
-    def _save(self, state: ServerState, row: Row) -> None:
-        """Save a round on disk before it counts: if saving fails, this run stays at the previous round."""
+    def _save(self, state: ServerState, row: Row) -> Row:
+        """Save a round on disk before it counts: if saving fails, this run stays at the previous round.
+
+        Returns:
+            The row as it is logged. Where noise hides clients it is scored only now: a round that is lost and
+            made anew has other noise, and nobody may have seen anything of the first.
+        """
         self.holder.require_held()
         positions, memories = self.simulation.reached()
         notes = {
@@ -305,14 +329,24 @@ class Run(HeldRun):
             if checkpoint.latest(self.holder.checkpoints) != before:
                 self.state, self.unlogged = state, row
         self.simulation.commit()
+        self._keep_ledger()
+        row = self._scored_late(row)
         self.holder.append(row)
         self.unlogged = None
+        return row
+
+    def _scored_late(self, row: Row) -> Row:
+        """The row of the round that was saved last, with the scores that it may have only then."""
+        if not self.method.is_private or not self._is_scored(self.state.round):
+            return row
+        return {**row, **self._scored(self.state)}
 
     def _complete_saved(self) -> None:
         """Finish what an interrupt cut off in `_save` after the checkpoint; each part may be done already."""
         if self.unlogged is not None:
             self.simulation.commit()
-            self.holder.reconcile(self.state.round, self.unlogged)
+            self._keep_ledger()
+            self.holder.reconcile(self.state.round, self._scored_late(self.unlogged))
             self.unlogged = None
 
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
@@ -323,6 +357,7 @@ class Run(HeldRun):
             answers=scores,
             data=self.prepared.summary,
             clients={name: len(data) for name, data in self.prepared.clients.items()},
+            privacy=ledger.read(self.folder),
         )
 
 

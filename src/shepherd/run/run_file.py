@@ -144,8 +144,8 @@ def _plugins_commented(kind: plugins.Kind, title: str, start: str, but: str = ""
         yield f"{start}{_toml(name)}"
         for key, field in module.Config.model_fields.items():
             yield from _comment(_meaning(field))
-            default = _sample(field) if field.is_required() else _toml(field.get_default())
-            yield f"# {key} = {default}"
+            usual = None if field.is_required() else field.get_default()
+            yield f"# {key} = {_sample(field) if usual is None else _toml(usual)}"
 
 
 def _plugin_names(kind: plugins.Kind, title: str, start: str) -> Iterator[str]:

@@ -101,7 +101,8 @@ def flatten(row: Mapping[str, Any]) -> dict[str, float]:
     >>> flatten({"round": 2, "loss": 1.5, "cohort": ["a"], "losses": {"a": 1.0, "b": 3.0}})
     {'cohort': 1, 'failures': 0, 'loss': 1.5, 'losses/mean': 2.0, 'losses/min': 1.0, 'losses/max': 3.0}
     """
-    counts = {name: len(row.get(name, ())) for name in ("cohort", "failures")}
+    hidden = "privacy" in row  # who took part
+    counts = {} if hidden else {name: len(row.get(name, ())) for name in ("cohort", "failures")}
     return {**counts, **dict(_scalars(row, ()))}
 
 
@@ -145,7 +146,12 @@ def _unsent(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence
         return rows[-1:]  # Weights & Biases ignores a step that it has
     from mlflow import MlflowClient
 
-    known = MlflowClient().get_metric_history(part.tracker.info.run_id, "cohort")  # every row has this metric
+    # every row has one of these metrics
+    known = [
+        each
+        for metric in ("cohort", "privacy/epsilon")
+        for each in MlflowClient().get_metric_history(part.tracker.info.run_id, metric)
+    ]
     last = max((each.step for each in known), default=-1)
     return [row for row in rows if row["round"] > last]
 

@@ -33,23 +33,34 @@ def build(config: Config) -> Transform:
     """Build the transform: clip at the client and verify on arrival; the server has nothing to undo."""
 
     def on_client(update: Update, public: Any, draws: Draws) -> Update:
-        length = _length(update)
-        if not config.norm < length < math.inf:  # the server refuses what is not finite
-            return update
-        scale = SCALE_MARGIN * config.norm / length
-        return replace(update, delta=update.delta.times(scale), extra=update.extra.times(scale))
+        return clipped(update, config.norm)
 
     def on_arrival(update: Update, state: Any) -> Update:
-        length = _length(update)
-        if not length <= NORM_TOLERANCE * config.norm:
-            raise UpdateRefused(
-                f"its change has norm {length:.6g}, above the {config.norm:g} that the transform clip allows;"
-                " clip it at the client as the run file says"
-            )
+        require_within(update, config.norm, "clip")
         return update
 
     return Transform(on_client=on_client, on_arrival=on_arrival)
 
 
-def _length(update: Update) -> float:
+def length_of(update: Update) -> float:
+    """The Euclidean norm of all tensors that leave together."""
     return math.hypot(update.delta.norm(), update.extra.norm())
+
+
+def clipped(update: Update, norm: float) -> Update:
+    """The update, made shorter where it is longer than `norm`."""
+    length = length_of(update)
+    if not norm < length < math.inf:  # the server refuses what is not finite
+        return update
+    scale = SCALE_MARGIN * norm / length
+    return replace(update, delta=update.delta.times(scale), extra=update.extra.times(scale))
+
+
+def require_within(update: Update, norm: float, name: str) -> None:
+    """Raise UpdateRefused unless an update is as short as the transform of this name promises."""
+    length = length_of(update)
+    if not length <= NORM_TOLERANCE * norm:  # true for NaN, too
+        raise UpdateRefused(
+            f"its change has norm {length:.6g}, above the {norm:g} that the transform {name} allows;"
+            " clip it at the client as the run file says"
+        )

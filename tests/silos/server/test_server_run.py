@@ -16,10 +16,15 @@ import numpy as np
 import pytest
 from tests.silos.server.posts import Letters, failing, honest, joined, silent, update
 
+from shepherd import plugins
+from shepherd.config import validated
 from shepherd.core import Adapter, ServerState
+from shepherd.rounds import context_of, start
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import read_rows
+from shepherd.settings import RunSettings
+from shepherd.silos.coordinator.status_update import _check_rows
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.silos.protocol.wire import Request, Scores
@@ -625,3 +630,53 @@ def test_a_damaged_secret_is_said(tmp_path: Path) -> None:
     (tmp_path / "home" / server_run.SECRET_FILE).write_text("cut")
     outcome = told(served(tmp_path, both()))["outcome"]
     assert "secret was cut or changed; delete it" in outcome["error"]
+
+
+# --- where noise hides the sites
+
+
+def noisy_order(**privacy: float) -> JobSpec:
+    asked = order(NAMES, weights="equal")
+    tables = {
+        "transforms": [{"name": "gaussian", "noise": 3.0}],
+        "selection": {"name": "poisson", "share": 0.5},
+        "privacy": {"delta": 1e-3, **privacy},
+    }
+    return replace(asked, settings={**asked.settings, **tables})
+
+
+def served_noisily(tmp_path: Path, post: Letters, asked: JobSpec) -> ServerRun:
+    settings = validated(RunSettings, asked.settings, "the order")
+    method = plugins.method(settings)
+    context = context_of(settings, plugins.selection(settings), START.adapter, len(NAMES))
+    made = ServerRun(asked, tmp_path / "home", given(tmp_path, start(method, START.adapter, context)), post)
+    made.run()
+    return made
+
+
+def test_under_noise_a_row_says_what_is_spent_and_nothing_of_a_site(tmp_path: Path) -> None:
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    made = served_noisily(tmp_path, post, noisy_order())
+    answer = told(made)
+    assert answer["outcome"] == {"finished": True}
+    assert [set(row) for row in answer["rows"]] == [{"round"}, *[{"round", "privacy"}] * 3]
+    spent = [row["privacy"]["epsilon"] for row in answer["rows"][1:]]
+    assert 0 < spent[0] < spent[1] < spent[2]
+    assert answer["progress"]["clients_done"] == 0
+    assert "score" not in {kind for kind, _ in post.asked}  # a site's scores are its own
+    assert _check_rows(answer["rows"], 0, 3) == answer["rows"]
+    again = served_noisily(tmp_path / "again", post, noisy_order())
+    assert bits(again) != bits(made)
+
+
+def bits(made: ServerRun) -> bytes:
+    last = checkpoint.load(made.home / "checkpoints" / "round-00003")
+    return last.state.adapter[A].tobytes()
+
+
+@pytest.mark.parametrize("privacy", [{"epsilon": 0.1}, {"delta": 0.2}])
+def test_an_order_that_spends_too_much_asks_no_site(tmp_path: Path, privacy: dict[str, float]) -> None:
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    outcome = told(served_noisily(tmp_path, post, noisy_order(**privacy)))["outcome"]
+    assert "privacy." in outcome["error"]
+    assert not post.asked

@@ -45,9 +45,11 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
+from shepherd.privacy import client_level
+from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
-from shepherd.run import card, changes, checkpoint, folder, tracking
+from shepherd.run import card, changes, checkpoint, folder, ledger, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -151,10 +153,17 @@ class SilosRun(HeldRun):
             rows=rows,
             answers=scores,
             data={},
-            clients={site: int(count) for site, count in rows[-1].get("taken", {}).items()} if rows else {},
+            clients=self._taken(rows),
+            privacy=ledger.read(self.folder),
         )
         self._record_end(scores)
         return {"adapter": self.holder.adapter, "answers": scores}
+
+    def _taken(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Site -> examples that it has trained on; 0 of each where noise hides them."""
+        if rows and "privacy" in rows[-1]:
+            return dict.fromkeys(self.follower.order.sites, 0)
+        return {site: int(count) for site, count in rows[-1].get("taken", {}).items()} if rows else {}
 
     def _record_end(self, scores: Mapping[str, tuple[float, float]]) -> None:
         rows = read_rows(self.folder)
@@ -189,9 +198,17 @@ class SilosRun(HeldRun):
         if row["round"]:
             row = {**row, "learning_rate": stack.round_rate(table, row["round"] - 1, federation.rounds)}
         self.holder.append(row)
+        self._keep_ledger(row)
         self.follower.rows = row["round"] + 1
         self.trackers.log(row)
         return row
+
+    def _keep_ledger(self, row: Row) -> None:
+        """Write what the rounds have spent; the server has the rounds that began and released nothing."""
+        if "privacy" in row:
+            privacy = _privacy(self.settings, len(self.follower.order.sites), self.consent)
+            if privacy is not None:
+                ledger.write(self.holder, privacy, begun=row["round"], finished=row["round"])
 
     def _show(self, news: StatusUpdate) -> None:
         for line in news.said:
@@ -280,6 +297,12 @@ def open_run(
         sites=sites,
         settings=jobspec.settings_of(filled),
     )
+    if (privacy := _privacy(settings, len(sites), consent)) is None:
+        client_level.require_noise(settings)
+    else:
+        privacy.require_within()
+        for sentence in privacy.sentences():
+            echo(sentence)
     kept = state_file.text(Path(kit), order, None)
     holder = folder.create(settings.output, settings, plan.text(), kept)
     with holder.closed_on_error():
@@ -447,6 +470,15 @@ def _max_file_bytes(settings: RunSettings, state: ServerState, sites: int, conse
     context = _context(settings, state.adapter, sites, consent)
     after = rehearse(plugins.method(settings, consent.plugins), state, context)
     return MAX_FILE_EXTRA_BYTES + math.ceil(MAX_FILE_RATIO * max(_bytes(state), _bytes(after)))
+
+
+def _privacy(settings: RunSettings, sites: int, consent: Consent) -> ClientPrivacy | None:
+    """What the rounds spend of each site's privacy; None if no transform hides sites."""
+    method = plugins.method(settings, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
+    return client_level.of_run(
+        settings, method, selection, sites, plugins.noise_of(settings, consent.plugins)
+    )
 
 
 def _context(settings: RunSettings, adapter: Adapter, sites: int, consent: Consent) -> Context:

@@ -228,6 +228,7 @@ _ROW: Mapping[str, Check] = {
     "ranks": _by_name(schema.whole_number),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
+    "privacy": lambda value: schema.read(value, {"epsilon": _finite_or_none, "delta": _number}),
 }
 
 
@@ -259,7 +260,8 @@ def _check_row(value: Row, last: int) -> Row:
     if len(json.dumps(value)) > MAX_ROW_CHARS:
         raise ValueError(f"has a row of more than {MAX_ROW_CHARS} characters")
     try:
-        needed = ("round", *(_ROUND_KEYS if value.get("round") else ()))
+        trained = () if "privacy" in value else _ROUND_KEYS  # noise hides who took part
+        needed = ("round", *(trained if value.get("round") else ()))
         checks = {"round": _at_most(last), **_ROW}
         # a number under another name comes from an algorithm's observer
         found = {name for name, each in value.items() if name not in checks and type(each) in FIGURE}

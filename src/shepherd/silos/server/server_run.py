@@ -33,6 +33,8 @@ from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, secret
+from shepherd.privacy import client_level
+from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.ranks import require_for_sites, site_ranks
 from shepherd.run import checkpoint, folder
@@ -44,7 +46,13 @@ from shepherd.silos.protocol.wire import Scores
 from shepherd.silos.server import trusted_modules as trusted
 from shepherd.silos.server.pooling import pooled
 from shepherd.silos.server.run_status import RunStatus
-from shepherd.silos.server.site_federation import RequestContext, SiteFederation, Transport, short_deadline_s
+from shepherd.silos.server.site_federation import (
+    Reply,
+    RequestContext,
+    SiteFederation,
+    Transport,
+    short_deadline_s,
+)
 from shepherd.silos.server.trusted_modules import NO_OTHERS, Trusted
 from shepherd.training.local import require_at_server
 
@@ -78,6 +86,8 @@ class ServerRun:
     """Modules outside the package that a run may name."""
     settings: RunSettings = field(init=False)
     silos: SiteFederation = field(init=False)
+    _privacy: ClientPrivacy | None = None
+    """What the rounds spend of each site's privacy; None if no transform hides sites."""
     _status: RunStatus = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +149,18 @@ class ServerRun:
         aggregation = plugins.aggregation(self.settings.aggregation, self.trusted.all)
         require_for_sites(self.settings.adapter, aggregation, self.order.sites)
         self.silos.ranks = site_ranks(self.settings.adapter, aggregation, self.order.sites)
+        method = plugins.method(self.settings, self.trusted.all)
+        self._privacy = client_level.of_run(
+            self.settings, method, self._selection(), len(self.order.sites), self._noise()
+        )
+        if self._privacy is None:
+            client_level.require_noise(self.settings)
+            return
+        self._privacy.require_within()
+        self.silos.on_reply = said_to_nobody
+
+    def _noise(self) -> float | None:
+        return plugins.noise_of(self.settings, self.trusted.all)
 
     def _run_rounds(self) -> None:
         state, rows = self._load_state()
@@ -201,9 +223,11 @@ class ServerRun:
     def _notes(self, row: Row) -> Row:
         is_model = plugins.algorithm(self.settings.algorithm, self.trusted.all).server_is_model
         base = self.order.fingerprint
-        return {"positions": row["taken"], "row": row, "base": base, "is_model": is_model}
+        return {"positions": row.get("taken", {}), "row": row, "base": base, "is_model": is_model}
 
     def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
+        if self._privacy is not None:  # all else depends on who took part, or on what a site holds
+            return {**report_row(report), "privacy": self._privacy.row(state.round)}
         began = time.perf_counter()
         due = state.round % self.settings.evaluation.every == 0
         scored = self._score(state) if due or state.round == self.settings.federation.rounds else {}
@@ -224,7 +248,7 @@ class ServerRun:
 
     def _score(self, state: ServerState) -> Row:
         """Held-out loss over the sites that release theirs."""
-        if not self.settings.data.holdout:
+        if not self.settings.data.holdout or self._privacy is not None:  # the scores would be the sites' own
             return {}
         replies = {
             reply.client: _scores_or_reason(reply) for reply in self.silos.score(state.round, state.adapter)
@@ -250,6 +274,10 @@ class ServerRun:
                 return {"of": os.fstat(file.fileno()).st_size, "data": base64.b64encode(data).decode()}
         except OSError:  # an older round's checkpoint, already deleted
             return None
+
+
+def said_to_nobody(reply: Reply) -> None:
+    """Count no reply, where noise is to hide which sites take part."""
 
 
 def _scores_or_reason(reply: Scores | Failure) -> Scores | str:

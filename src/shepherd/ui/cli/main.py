@@ -26,6 +26,7 @@ from shepherd.ui.cli.compare_commands import compare, judge, report, watch
 from shepherd.ui.cli.data_commands import data
 from shepherd.ui.cli.evaluate_commands import evaluate
 from shepherd.ui.cli.export_commands import export, list_plugins
+from shepherd.ui.cli.privacy_commands import privacy
 from shepherd.ui.cli.run_commands import new, resume, run
 from shepherd.ui.cli.silos import silos
 from shepherd.version import DISTRIBUTION, install
@@ -102,7 +103,7 @@ def main() -> None:
 
 
 for command in (
-    *(new, run, resume, data),
+    *(new, run, resume, data, privacy),
     *(evaluate, compare, judge, audit, report, watch),
     *(generate, chat, export, list_plugins, silos),
 ):

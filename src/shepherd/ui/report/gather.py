@@ -13,6 +13,7 @@ from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
 from shepherd.run import folder as folders
+from shepherd.run import ledger
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.folder import planned
 from shepherd.run.log import LOG, read_rows
@@ -65,6 +66,9 @@ def collect(folder: str | Path) -> dict[str, Any]:
     others = _other_measures(compared)
     measures = (*MEASURES, *others)
     arms = _arms(compared, measures) or single_run.arms(rows, answered)
+    privacy = _privacy(path)
+    if privacy:  # what each client holds is its own
+        index = {}
     holdings = {text(client): numbers(mix) for client, mix in table(index.get("mixes")).items()}
     shown = {
         "format": FORMAT,
@@ -85,6 +89,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "held": {client: sum(count or 0 for count in mix.values()) for client, mix in holdings.items()},
         "coverage": _last(rows, "coverage"),
         "client_loss": _client_loss(compared, arms),
+        "privacy": privacy,
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
@@ -335,9 +340,24 @@ def _round(row: Row) -> Row:
         **{key: number(row.get(key)) for key in _FIGURES},
         "lowest_cosine": min(cosines, default=None),
         "clients": len(items(row.get("cohort"))) if "cohort" in row else None,
-        "failures": len(table(row.get("failures"))) if row["round"] else None,
+        "failures": len(table(row.get("failures"))) if row["round"] and "privacy" not in row else None,
+        **({"epsilon": number(table(row["privacy"]).get("epsilon"))} if "privacy" in row else {}),
         "coverage": sum(coverage) / len(coverage) if coverage else None,
         "seconds": number(table(seconds).get("round")),
+    }
+
+
+def _privacy(path: Path) -> Row | None:
+    """What the run has spent of each client's privacy, from its ledger; None if noise hides nobody."""
+    kept = ledger.read(path)
+    if not kept:
+        return None
+    return {
+        **{
+            key: number(kept.get(key))
+            for key in ("epsilon", "delta", "budget", "noise", "clients", "rounds", "begun", "finished")
+        },
+        "says": [text(sentence) for sentence in items(kept.get("says"))],
     }
 
 

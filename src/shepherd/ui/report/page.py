@@ -350,6 +350,12 @@ def _charts(report: Report) -> dict[str, str]:
             )
             for each in _FIGURES
         },
+        "epsilon": small(
+            "epsilon",
+            "Epsilon spent by round",
+            [Series("epsilon", _points(rows, "epsilon"))],
+            number_formats.rate,
+        ),
     }
 
 

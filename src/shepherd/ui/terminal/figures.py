@@ -55,7 +55,7 @@ def time_left(rows: Sequence[Row], until: int, progress: Progress | None) -> flo
 
     Before any round is finished, the estimate is from the one under way; None before its first tokens.
     """
-    trained = [row for row in rows if row["round"] > 0]
+    trained = [row for row in rows if row["round"] > 0 and "seconds" in row]
     if not trained:
         return progress.left() if progress is not None else None
     under_way = progress.seconds if progress is not None else 0.0
@@ -68,19 +68,32 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     """A finished round as one line for a log. `rows` ends with `row`."""
     number = row["round"]
     parts = [f"round {number}/{until}" if number else "before training"]
-    if number:
+    if number and "cohort" in row:
         trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "no client drawn"
         if "example_privacy" in row and row["cohort"]:  # no loss is told then
             trained = examples_budget(row)
         parts += [f"clients {len(row['cohort'])}", trained]
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
+    if "privacy" in row:
+        parts.append(budget(row))
     speed = tokens_per_second([row], None)
     parts += [f"{count(speed)} tokens/s"] if speed else []
     left = time_left(rows, until, None)
-    parts += [f"{duration(row['seconds']['round'])}"] if number else []
+    parts += [f"{duration(row['seconds']['round'])}"] if number and "seconds" in row else []
     parts += [f"left {duration(left)}"] if left else []
     return "  ".join(parts)
+
+
+def budget(row: Row) -> str:
+    """What the rounds up to this one have spent of each client's privacy.
+
+    >>> budget({"privacy": {"epsilon": 1.2345, "delta": 0.00063}})
+    'epsilon 1.23 at delta 0.00063'
+    """
+    spent = row["privacy"]
+    epsilon = "unbounded" if spent["epsilon"] is None else f"{spent['epsilon']:.3g}"
+    return f"epsilon {epsilon} at delta {spent['delta']:.3g}"
 
 
 def examples_budget(row: Row) -> str:

@@ -198,6 +198,8 @@ class LiveDisplay:
         losses = [row["loss"] for row in rows if row.get("loss") is not None]
         yield "loss", _latest([*losses, now.loss] if now and now.tokens else losses), self._spark(losses)
         yield "held out", _latest(figures.held_out(rows)), self._spark(figures.held_out(rows))
+        if rows and "privacy" in rows[-1]:
+            yield "spent", figures.budget(rows[-1]), ""
         speed = figures.tokens_per_second(rows, now)
         yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""
         left = figures.time_left(rows, self._until, now)

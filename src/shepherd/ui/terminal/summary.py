@@ -10,9 +10,9 @@ from typing import Any, TextIO
 from rich import box
 from rich.table import Table
 
-from shepherd.io.progress import duration
+from shepherd.io.progress import duration, many
 from shepherd.ui.terminal.console import PlainConsole
-from shepherd.ui.terminal.figures import Row, examples_budget
+from shepherd.ui.terminal.figures import Row, budget, examples_budget
 
 Pair = tuple[float | None, float | None]
 ANY_QUESTION = "YOUR QUESTION"
@@ -87,9 +87,12 @@ def _effort(rows: Sequence[Row]) -> str:
         return ""
     shares = trained[-1].get("coverage", {}).values()
     covered = f", {sum(shares) / len(shares):.0%} of each client's data seen on average" if shares else ""
-    took = duration(sum(row["seconds"]["round"] for row in trained))
-    spent = f", {examples_budget(trained[-1])}" if "example_privacy" in trained[-1] else ""
-    return f"{len(trained)} round{'s' * (len(trained) > 1)} in {took}{covered}{spent}.\n"
+    seconds = [row["seconds"]["round"] for row in trained if "seconds" in row]
+    took = f" in {duration(sum(seconds))}" if seconds else ""
+    spent = f", {budget(trained[-1])} spent for each client" if "privacy" in trained[-1] else ""
+    if "example_privacy" in trained[-1]:
+        spent += f", {examples_budget(trained[-1])}"
+    return f"{many(len(trained), 'round')}{took}{covered}{spent}.\n"
 
 
 def _next_commands(folder: Path, question: str) -> list[str]:

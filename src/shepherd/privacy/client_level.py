@@ -1,0 +1,188 @@
+"""Client-level privacy of a run: what its rounds spend, whether they may, and what the number means.
+
+A run is private at this level if a transform of it is a mechanism (`core.Mechanism`). Everything that would
+make its epsilon untrue is refused here or in `plugins`, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from shepherd.core import Mechanism, Method, Sampling, Selection, Spending
+from shepherd.core.spending import FixedSize, Poisson, Shuffled, Turns
+from shepherd.errors import SettingsError
+from shepherd.privacy import accountant
+from shepherd.settings import PrivacyTable, RunSettings
+
+WEAK_DELTA = 1e-3
+"""A delta above this says little, and is said to."""
+DELTA_POWER = -1.1
+"""The default of delta is the number of units to this power: below 1 / units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientPrivacy:
+    """What the rounds of one run spend, for each client with all of its examples."""
+
+    mechanism: Mechanism
+    sampling: Sampling
+    clients: int
+    rounds: int
+    """Rounds that are planned."""
+    delta: float
+    budget: float | None = None
+    """Largest epsilon that the rounds may spend together; None if no limit is set."""
+    noise: float | None = None
+    """Noise multiplier in the run file, if it is there."""
+
+    def spent(self, rounds: int) -> Spending:
+        """What this many rounds spend."""
+        return self.mechanism.spent(self.sampling, rounds)
+
+    def epsilon(self, rounds: int) -> float:
+        """Epsilon at `delta` after this many rounds; infinity if the accountant can show none."""
+        return _epsilon(self.spent(rounds), self.delta)
+
+    def noise_for(self, epsilon: float) -> float:
+        """The noise multiplier, as the run file has it, with which all rounds spend at most this epsilon."""
+        one = self.spent(self.rounds)
+        needed = accountant.noise_for(epsilon, self.delta, one.sampling, one.steps)
+        # rounded up in the fourth digit, so that what is printed is enough
+        whole = needed * (1.0 if self.noise is None else self.noise / one.noise)
+        scale = 10.0 ** (3 - math.floor(math.log10(whole)))
+        return math.ceil(whole * scale) / scale
+
+    def require_within(self) -> float:
+        """Epsilon of all planned rounds.
+
+        Raises:
+            SettingsError: it is above the budget; the message has the noise that would do.
+        """
+        spent = self.epsilon(self.rounds)
+        if self.budget is not None and not spent <= self.budget:
+            raise SettingsError(
+                f"{self.rounds} rounds would spend epsilon {spent:.3g} at delta {self.delta:.3g}, and"
+                f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):.4g} in"
+                " the transform that adds it, plan fewer rounds, or allow more"
+            )
+        return spent
+
+    def row(self, rounds: int) -> dict[str, Any]:
+        """What is reported after this many rounds."""
+        return {"epsilon": self.epsilon(rounds), "delta": self.delta}
+
+    def sentences(self) -> Iterator[str]:
+        """What epsilon means here: one sentence each."""
+        yield (
+            "Whose privacy: each client's, with all of the examples that it trains on. Examples that are held"
+            " out for scoring are not covered."
+        )
+        if accountant.replaces(self.sampling):
+            yield (
+                "Neighbouring data: the same number of clients, one of them with other examples (replace"
+                " one)."
+            )
+        else:
+            yield "Neighbouring data: the same clients without one of them, or with one more (add or remove)."
+        yield (
+            "Who is trusted: whoever runs the rounds, who sees the updates and adds the noise. Protected"
+            " against: everybody who gets the adapters, scores and logs of the run."
+        )
+        yield (
+            f"Population: {self.clients:,} clients, which is public; delta {self.delta:.3g} is below"
+            f" 1 / {self.clients:,}."
+        )
+        if self.delta > WEAK_DELTA:
+            yield (
+                f"Delta {self.delta:.3g} is large, since there are few clients: it is about the chance that"
+                " epsilon does not hold; set privacy.delta = 1e-5, and see what epsilon is then."
+            )
+        yield f"Sampling: {described(self.sampling)}"
+
+
+@cache
+def _epsilon(spent: Spending, delta: float) -> float:
+    return accountant.epsilon([spent], delta)
+
+
+def described(sampling: Sampling) -> str:
+    """How cohorts are drawn, as one sentence, with whom it hides."""
+    match sampling:
+        case Poisson(chance=chance):
+            return (
+                f"each client is in a round with a chance of {chance:.3g}, drawn apart from the others and"
+                " kept secret."
+            )
+        case FixedSize(size=size, of=of):
+            return f"each round draws {size} of {of} clients, which is kept secret."
+        case Turns(every=every):
+            if every == 1:
+                return "none: any client may be in every round, so nothing is gained by the draw."
+            return f"none: a client is in one of {every} rounds in a row, and everybody may know in which."
+        case Shuffled(steps=steps):
+            return f"each client is in one of {steps} rounds in a row, drawn for each client and kept secret."
+
+
+def of_run(
+    settings: RunSettings, method: Method, selection: Selection, clients: int, noise: float | None = None
+) -> ClientPrivacy | None:
+    """The client-level privacy of a run over this many clients; None if no transform adds noise.
+
+    Args:
+        noise: noise multiplier in the run file, for messages.
+
+    Raises:
+        SettingsError: there is no guarantee for this selection; delta is not below 1 / clients; or the
+            accountant's packages are missing.
+    """
+    mechanism = method.transform.mechanism
+    if mechanism is None:
+        return None
+    accountant.require()
+    if selection.sampling is None:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
+            ' known; set [selection] name = "poisson"'
+        )
+    sampling = selection.sampling(clients)
+    mechanism.spent(sampling, settings.federation.rounds)
+    return ClientPrivacy(
+        mechanism=mechanism,
+        sampling=sampling,
+        clients=clients,
+        rounds=settings.federation.rounds,
+        delta=delta_of(settings.privacy.delta, clients, "clients"),
+        budget=settings.privacy.epsilon,
+        noise=noise,
+    )
+
+
+def require_noise(settings: RunSettings) -> None:
+    """Raise SettingsError if a budget is set and nothing adds noise: the run would keep no promise."""
+    if settings.privacy.examples is None and settings.privacy != PrivacyTable():
+        raise SettingsError(
+            "privacy.epsilon and privacy.delta are for a run that adds noise, and nothing of this one does;"
+            ' add [[transforms]] name = "gaussian", or remove [privacy]'
+        )
+
+
+def delta_of(delta: float | None, units: int, what: str) -> float:
+    """The delta of a run: as asked, or the default for this many units.
+
+    Raises:
+        SettingsError: it is not below 1 / units: to publish everything of one unit would be allowed.
+    """
+    if units < 2:
+        raise SettingsError(f"noise hides one of several {what}, and there is {units}; add some")
+    if delta is None:
+        return float(units**DELTA_POWER)
+    if not 0.0 < delta < 1 / units:  # false for NaN, too
+        raise SettingsError(
+            f"privacy.delta = {delta:g} is not below 1 / {units}, for {units} {what}, and would allow to"
+            f" publish one of them whole; set it to {units**DELTA_POWER:.2g} or less"
+        )
+    return delta
