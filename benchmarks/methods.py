@@ -48,43 +48,43 @@ from shepherd.model.base import Base
 from shepherd.overrides import overridden
 from shepherd.run.opening import open_run
 from shepherd.run.run import Run
-from shepherd.settings import FederationTable, RunSettings
+from shepherd.settings import FederationTable, RunSettings, TuningTable
 from shepherd.training import score, tune
 
 CENTRAL = "central"
+WHOLE = "server={name='sgd'}"  # a step of 1 at the server, whatever the setting says
 UNEQUAL = ("adapter.rank=32", "adapter.alpha=64", "adapter.ranks=[4, 8, 16, 32]")
 SGD = ("tuning.optimiser.name=sgd", "federation.weights=equal", "tuning.learning_rate=0.4")
 METHODS: Mapping[str, tuple[str, ...]] = {
     CENTRAL: (),
     "fedavg": (),
-    "fedavg, server rate 1.5": ("server.learning_rate=1.5",),
-    "fedavg, server rate 2": ("server.learning_rate=2",),
+    "fedavg, server rate 1": (WHOLE,),
     "fedprox": ("algorithm.name=fedprox",),
     "ffa_lora": ("algorithm.name=ffa_lora",),
-    "ffa_lora, fedsvd": ("algorithm.name=ffa_lora", "server.name=fedsvd"),
+    "ffa_lora, fedsvd": ("algorithm.name=ffa_lora", "server={name='fedsvd'}"),
     "rolora": ("algorithm.name=rolora",),
     "fedrot": ("transforms=[{name='fedrot'}]",),
     "fed_sb": ("algorithm.name=fed_sb",),
-    "ridge": ("aggregation.name=ridge",),
-    "product": ("aggregation.name=product",),
-    "product, step 1.5": ("aggregation.name=product", "aggregation.step=1.5"),
-    "product, balanced": ("aggregation.name=product", "aggregation.split=balanced"),
-    "florist": ("aggregation.name=florist",),
-    "side": ("aggregation.name=side",),
-    "side, largest": ("aggregation.name=side", "aggregation.means=false"),
-    "flora": ("aggregation.name=flora",),
+    "ridge": ("aggregation.name=ridge", WHOLE),
+    "product": ("aggregation.name=product", WHOLE),
+    "product, step 2": ("aggregation.name=product", "aggregation.step=2", WHOLE),
+    "product, balanced": ("aggregation.name=product", "aggregation.split=balanced", WHOLE),
+    "florist": ("aggregation.name=florist", WHOLE),
+    "side": ("aggregation.name=side", WHOLE),
+    "side, largest": ("aggregation.name=side", "aggregation.means=false", WHOLE),
+    "flora": ("aggregation.name=flora", WHOLE),
     "local_adapter": ("algorithm.name=local_adapter",),
-    "fedavgm": ("server.name=fedavgm",),
-    "fedadam": ("server.name=fedadam",),
-    "fedyogi": ("server.name=fedyogi",),
-    "fedadagrad": ("server.name=fedadagrad",),
-    "nesterov": ("server.name=nesterov",),
-    "fedavg by SGD": SGD,
-    "scaffold": (*SGD, "algorithm.name=scaffold"),
-    "fednova": (*SGD, "algorithm.name=fednova"),
-    "product, ranks 4 to 32": (*UNEQUAL, "aggregation.name=product"),
-    "zero_padding, ranks 4 to 32": (*UNEQUAL, "aggregation.name=zero_padding"),
-    "fedavg, all at rank 4": ("adapter.rank=4", "adapter.alpha=8"),
+    "fedavgm": ("server={name='fedavgm'}",),
+    "fedadam": ("server={name='fedadam'}",),
+    "fedyogi": ("server={name='fedyogi'}",),
+    "fedadagrad": ("server={name='fedadagrad'}",),
+    "nesterov": ("server={name='nesterov'}",),
+    "fedavg by SGD": (*SGD, WHOLE),
+    "scaffold": (*SGD, "algorithm.name=scaffold", WHOLE),
+    "fednova": (*SGD, "algorithm.name=fednova", WHOLE),
+    "product, ranks 4 to 32": (*UNEQUAL, "aggregation.name=product", WHOLE),
+    "zero_padding, ranks 4 to 32": (*UNEQUAL, "aggregation.name=zero_padding", WHOLE),
+    "fedavg, all at rank 4": ("adapter.rank=4", "adapter.alpha=8", WHOLE),
 }
 """Name -> what it changes in the setting's run file."""
 RATES = (0.5, 1.0, 2.0)
@@ -193,7 +193,9 @@ class Grid:
             settings = overridden(asked, changes)
             with open_run(settings, self.prepared) as run:
                 self.prepared = run.prepared
-                adapter, trained = _central(run) if cell.method == CENTRAL else _federated(run)
+                adapter, trained = (
+                    _central(run, self.asked.tuning) if cell.method == CENTRAL else _federated(run)
+                )
                 seconds = perf_counter() - began
                 return {**trained, "seconds": seconds, **_scored(run, adapter)}
         except FederationError as error:  # the rate was too large
@@ -238,14 +240,27 @@ def _federated(run: Run) -> tuple[Adapter, dict[str, Any]]:
     }
 
 
-def _central(run: Run) -> tuple[Adapter, dict[str, Any]]:
-    """Tuning on all clients' data, one step after another, on as many examples as the rounds see."""
+def _central(run: Run, named: TuningTable) -> tuple[Adapter, dict[str, Any]]:
+    """Tuning on all clients' data, one step after another, on as many examples as the rounds see.
+
+    Args:
+        named: the tuning that the setting names, whose rate the run's is a multiple of.
+    """
     asked = run.settings
     visits = asked.federation.rounds * run.selection.size(len(run.prepared.clients))
     assert asked.tuning.max_steps is not None, "the grid's settings give visits by steps"
     steps = visits * asked.tuning.max_steps
+    own = asked.compare  # its rate is a share of the tried one as there
+    batch = own.batch_size or asked.tuning.batch_size
+    rate = asked.tuning.learning_rate * (own.learning_rate or named.learning_rate) / named.learning_rate
     tuning = asked.tuning.model_copy(
-        update={"max_steps": steps, "schedule": asked.tuning.round_schedule, "round_schedule": "constant"}
+        update={
+            "max_steps": steps * asked.tuning.batch_size // batch,
+            "batch_size": batch,
+            "learning_rate": rate,
+            "schedule": asked.tuning.round_schedule,
+            "round_schedule": "constant",
+        }
     )
     local = LocalClients(
         datasets={CENTRAL: Tokens.pooled(list(run.prepared.clients.values()))},
@@ -264,7 +279,7 @@ def _central(run: Run) -> tuple[Adapter, dict[str, Any]]:
     if isinstance(update, Failure):
         raise FederationError(update.reason)
     adapter = first.plus(update.delta)
-    return adapter, {"examples": steps * tuning.batch_size, "bytes": 0, "gap": []}
+    return adapter, {"examples": (tuning.max_steps or 0) * batch, "bytes": 0, "gap": []}
 
 
 def _scored(run: Run, adapter: Adapter) -> dict[str, Any]:
