@@ -255,7 +255,7 @@ def _central(run: Run, named: TuningTable) -> tuple[Adapter, dict[str, Any]]:
     rate = asked.tuning.learning_rate * (own.learning_rate or named.learning_rate) / named.learning_rate
     tuning = asked.tuning.model_copy(
         update={
-            "max_steps": steps * asked.tuning.batch_size // batch,
+            "max_steps": -(-steps * asked.tuning.batch_size // batch),
             "batch_size": batch,
             "learning_rate": rate,
             "schedule": asked.tuning.round_schedule,

@@ -353,5 +353,5 @@ def test_without_scipy_one_sentence_says_what_to_install(monkeypatch, run):
     from shepherd.audit import estimate
 
     monkeypatch.setattr(estimate, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"shepherd-fit\[privacy\]"):
+    with pytest.raises(SettingsError, match=r"\[privacy\]"):
         audit_folder(run)

@@ -224,7 +224,7 @@ def test_what_voids_the_guarantee_is_refused_by_name_before_anything_is_written(
 
 def test_the_packages_of_the_accountant_are_asked_for_before_anything_runs(table, monkeypatch) -> None:
     monkeypatch.setattr(accountant, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"shepherd-fit\[privacy\]"):
+    with pytest.raises(SettingsError, match=r"\[privacy\]"):
         open_run(table)
 
 

@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from shepherd.errors import SettingsError, StatisticsError
 from shepherd.evaluate.statistics import Interval
+from shepherd.version import install
 
 Floats = NDArray[np.float64]
-MISSING = 'an audit requires the package scipy; install with pip install "shepherd-fit[privacy]"'
 ALPHA = 0.05
 PLANS = ((3 / 8, 3 / 8), (1 / 4, 1 / 4), (1 / 4, 0.0), (1 / 16, 0.0))
 """Which canaries are guessed: the share with the highest scores as included, and that with the lowest as not.
@@ -40,7 +40,7 @@ RATES = (0.01, 0.001)
 def require() -> None:
     """Raise SettingsError, with what to install, if scipy is missing."""
     if not find_spec("scipy"):
-        raise SettingsError(MISSING)
+        raise SettingsError(f"an audit requires the package scipy; install with {install('privacy')}")
 
 
 def one_run_p(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:

@@ -20,11 +20,8 @@ from typing import Any
 
 from shepherd.core.spending import FixedSize, Poisson, Sampling, Shuffled, Spending, Turns
 from shepherd.errors import SettingsError
+from shepherd.version import install
 
-MISSING = (
-    "accounting for differential privacy requires the packages dp-accounting and PLD_accounting; install with"
-    ' pip install "shepherd-fit[privacy]"'
-)
 MIN_NOISE, MAX_NOISE = 0.2, 1000.0
 """Noise multipliers that `noise_for` returns."""
 NOISE_TOLERANCE = 5e-4
@@ -41,7 +38,10 @@ Account = Callable[[Sequence[Spending], float], float]
 def require() -> None:
     """Raise SettingsError, with what to install, if the accountant's packages are missing."""
     if not (find_spec("dp_accounting") and find_spec("PLD_accounting")):
-        raise SettingsError(MISSING)
+        raise SettingsError(
+            "accounting for differential privacy requires the packages dp-accounting and PLD_accounting;"
+            f" install with {install('privacy')}"
+        )
 
 
 def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL) -> float:

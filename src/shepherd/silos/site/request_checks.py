@@ -42,7 +42,8 @@ def require_accountant(name: str) -> None:
     except SettingsError as error:
         raise RequestRefused(
             "privacy",
-            f'{name} cannot count what this run spends of its privacy; install "shepherd-fit[privacy]" there',
+            f"{name} cannot count what this run spends of its privacy: its installation lacks the extra"
+            " [privacy]",
         ) from error
 
 
