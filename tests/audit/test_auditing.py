@@ -221,7 +221,7 @@ def test_a_claim_about_clients_is_audited_with_canaries_that_are_clients(llama_f
     protected = Transform(
         mechanism=Mechanism(spent=lambda how, count: Spending(noise=1.0, sampling=how, steps=count))
     )
-    settings = tiny(llama_folder, tmp_path, federation={"rounds": 1})
+    settings = tiny(llama_folder, tmp_path, federation={"rounds": 1, "weights": "equal"})
     found = audit_run_file(
         settings, tmp_path / "audit", train=train, planted=replace(PLANTED, count=20), transform=protected
     )
@@ -237,7 +237,7 @@ def test_a_claim_about_clients_is_audited_with_canaries_that_are_clients(llama_f
 
 
 def test_a_stopped_audit_of_clients_pushes_on(llama_folder, tmp_path):
-    settings = tiny(llama_folder, tmp_path, federation={"rounds": 2})
+    settings = tiny(llama_folder, tmp_path, federation={"rounds": 2, "weights": "equal"})
     planted = Planted(count=40, copies=(1,))
     protected = Transform(
         mechanism=Mechanism(spent=lambda how, count: Spending(noise=1.0, sampling=how, steps=count))
@@ -343,6 +343,20 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
             Claim(epsilon=0.5, delta=1e-4),
         ),
         ([{"round": 1, "privacy": {"epsilon": None, "delta": 1e-4}}], None),
+        (
+            [{"round": 1, "example_privacy": {"epsilon": 0.7, "delta": 1e-4}}],
+            Claim(epsilon=0.7, delta=1e-4),
+        ),
+        (  # clients are what the canaries of such a run are
+            [
+                {
+                    "round": 1,
+                    "privacy": {"epsilon": 0.5, "delta": 1e-4},
+                    "example_privacy": {"epsilon": 0.7, "delta": 1e-5},
+                }
+            ],
+            Claim(epsilon=0.5, delta=1e-4),
+        ),
     ],
 )
 def test_the_claim_is_that_of_the_last_round(rows, expected):

@@ -280,8 +280,14 @@ def first_adapter(settings: RunSettings, base: Base, method: Method, like: Adapt
 
 
 def claim_of(rows: Sequence[Mapping[str, Any]]) -> Claim | None:
-    """What the log of a run says it has spent after its last round; None if it says nothing."""
-    told = [row["privacy"] if isinstance(row.get("privacy"), Mapping) else row for row in rows]
+    """What the log of a run says it has spent after its last round; None if it says nothing.
+
+    Where clients are protected as well as examples, it is the claim about clients: canaries are clients then.
+    """
+    told = [
+        next((row[key] for key in ("privacy", "example_privacy") if isinstance(row.get(key), Mapping)), row)
+        for row in rows
+    ]
     spent = [each for each in told if isinstance(each.get("epsilon"), int | float)]
     if not spent:
         return None
