@@ -292,7 +292,16 @@ def test_a_run_over_silos_is_one_sentence(run, tmp_path):
 def test_a_run_file_is_audited_from_the_command_line(settings, place, audited, monkeypatch):
     """The audit that is there is continued, which is at its end."""
     (place / "run.toml").write_text(dump(settings))
-    arguments = ["audit", str(place / "run.toml"), "-o", str(place / "audit"), "--canaries", "40"]
+    arguments = [
+        "audit",
+        str(place / "run.toml"),
+        "-o",
+        str(place / "audit"),
+        "--canaries",
+        "40",
+        "--copies",
+        str(COPIES),
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "What the canaries prove of epsilon" in result.output
@@ -343,6 +352,13 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
             Claim(epsilon=0.5, delta=1e-4),
         ),
         ([{"round": 1, "privacy": {"epsilon": None, "delta": 1e-4}}], None),
+        (  # what was finite once is infinite now
+            [
+                {"round": 1, "privacy": {"epsilon": 0.5, "delta": 1e-4}},
+                {"round": 2, "privacy": {"epsilon": None, "delta": 1e-4}},
+            ],
+            None,
+        ),
         (
             [{"round": 1, "example_privacy": {"epsilon": 0.7, "delta": 1e-4}}],
             Claim(epsilon=0.7, delta=1e-4),
@@ -369,3 +385,13 @@ def test_without_scipy_one_sentence_says_what_to_install(monkeypatch, run):
     monkeypatch.setattr(estimate, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"shepherd-fit\[privacy\]"):
         audit_folder(run)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [replace(PLANTED, copies=(1,)), replace(PLANTED, clients=("client-0",))],
+    ids=["copies", "clients"],
+)
+def test_an_audit_is_not_continued_with_other_canaries(audited, settings, place, other):
+    with pytest.raises(FolderError, match="holds an audit with other canaries; give the same --"):
+        audit_run_file(settings, place / "audit", train=train, planted=other)

@@ -342,6 +342,18 @@ def test_no_progress_tells_a_loss(llama) -> None:
     assert [progress.loss for progress in heard] == [0.0]
 
 
+@pytest.mark.parametrize("batch", [[1], [1, 2], [0, 1, 2]])
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_example_with_nothing_to_train_is_a_gradient_of_zero_and_no_failure(llama, batch, packed) -> None:
+    data = bases.tokens(1, LENGTHS)
+    mask = data.loss_mask.copy()
+    mask[data.offsets[1] : data.offsets[3]] = False
+    less, base = replace(data, loss_mask=mask), replace(llama, proof=replace(llama.proof, unpacked=""))
+    base = base if packed else replace(llama, proof=replace(llama.proof, unpacked="a test"))
+    found = gradient(base, clipped(0.5), visit("a", 1, batch, data=less))
+    close(found, gradient(base, clipped(0.5), visit("a", 1, [n for n in batch if n == 0], data=less)))
+
+
 # --- what is refused
 
 

@@ -288,8 +288,8 @@ def claim_of(rows: Sequence[Mapping[str, Any]]) -> Claim | None:
         next((row[key] for key in ("privacy", "example_privacy") if isinstance(row.get(key), Mapping)), row)
         for row in rows
     ]
-    spent = [each for each in told if isinstance(each.get("epsilon"), int | float)]
-    if not spent:
+    spent = [each for each in told if "epsilon" in each][-1:]
+    if not spent or not isinstance(spent[-1]["epsilon"], int | float):  # none, or no finite one
         return None
     delta = spent[-1].get("delta")
     return Claim(epsilon=float(spent[-1]["epsilon"]), delta=delta if isinstance(delta, float) else None)
@@ -331,7 +331,22 @@ def _kept(where: Path, settings: RunSettings, planted: Planted) -> Planting | No
             f"{where} holds an audit with {len(kept.canaries)} canaries, not {planted.count}; give the same"
             " number to continue it, or name another folder with --output"
         )
+    if not _as_asked(kept, planted):
+        raise FolderError(
+            f"{where} holds an audit with other canaries; give the same --copies and --client to continue it,"
+            " or name another folder with --output"
+        )
     return kept
+
+
+def _as_asked(kept: Planting, planted: Planted) -> bool:
+    texts = [each for each in kept.canaries if each.kind != canaries.DIRECTION]
+    copies = [planted.copies[at % len(planted.copies)] for at in range(len(texts))]
+    return (
+        sorted(each.copies for each in texts) == sorted(copies)
+        and (not planted.clients or {each.client for each in texts} <= set(planted.clients))
+        and (kept.as_clients or not planted.as_clients)
+    )
 
 
 def _method(settings: RunSettings, consent: Consent, parts: Mapping[str, Any]) -> Method:
