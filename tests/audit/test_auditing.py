@@ -94,6 +94,8 @@ def test_what_a_model_memorises_is_found(audited):
     assert set(members.categories) == set(runs.CATEGORIES)
     assert audited.found.remembered.keys() == {"round 2", RELEASED}
     assert auditing.WITH_CANARIES in audited.found.remarks
+    update = next(each for each in sections(audited.found) if each.name == "one-update")
+    assert {row[0] for row in update.rows} == {"first round", RELEASED}
 
 
 def test_an_untouched_model_remembers_nothing(audited, settings, place):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from shepherd import plugins
-from shepherd.audit import canaries, estimate, membership
+from shepherd.audit import canaries, estimate, membership, one_update
 from shepherd.audit.canaries import Planting
 from shepherd.audit.membership import Candidates
 from shepherd.audit.sections import RELEASED, Attacked, Claim, Section, says, sections
@@ -47,6 +47,7 @@ from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
+from shepherd.training.local import GivenTraining, local_training
 from shepherd.visible import shown_json
 
 JSON, HTML, RUN, AUDIT, ASKED = "audit.json", "audit.html", "run", "audit", "asked.toml"
@@ -202,6 +203,8 @@ def audit_run_file(
     dated = pipeline.dated(settings, base.tokenizer)
     prepared = pipeline.prepare(dated, base.tokenizer, consent.plugins)
     candidates = _candidates(prepared, examples, settings)
+    given = GivenTraining(**{name: parts[name] for name in OF_TRAINING if name in parts})
+    training = local_training(settings.tuning, consent.plugins, given)
     method = _method(settings, consent, parts)
     planting = kept or _planted(base, dated, prepared, planted, method)
     tokens = canaries.tokens_of(planting, dated, base)
@@ -223,6 +226,14 @@ def audit_run_file(
         found = membership.measure(base, adapters, candidates, micro_batch=size) if candidates else {}
         delta = claim.delta if claim and claim.delta else DELTA
         first = first_adapter(settings, base, method, adapters[RELEASED])
+        update = one_update.section(
+            base,
+            settings,
+            prepared,
+            {"first round": first, RELEASED: adapters[RELEASED]},
+            training=training,
+            micro_batch=size,
+        )
         memory = canaries.memory(base, adapters, planting, tokens, first=first, delta=delta, micro_batch=size)
     return Audit(
         folder=where,
@@ -233,7 +244,7 @@ def audit_run_file(
             membership=found,
             remembered=memory,
             claim=claim,
-            extra=tuple(extra),
+            extra=(*([update] if update else []), *extra),
             remarks=(*_remarks(prepared, rows), WITH_CANARIES),
         ),
     )
