@@ -68,19 +68,19 @@ def section(
         name="one-update",
         title="What one client's update tells",
         words=(
-            "How much of one client's step is read from its update, by a span check against the base, by"
-            " whoever sees it: the server, where updates are not aggregated securely. The step has a few short"
-            " examples, at the run's rank, rate and optimiser, and none of the run's transforms."
+            "How much of one client's step is read from its update, by a span check against the base,"
+            " by whoever sees it: the server, where updates are not aggregated securely. The step has a few"
+            " short examples, at the run's rank, rate and optimiser, and none of the run's transforms."
         ),
         columns=(
             Column("step from", WORDS), Column("examples", "count"), Column("tokens found", "share"),
-            Column("of those named", "share"), Column("read whole", "share"), Column("AUC", "ratio"),
+            Column("right of those named", "share"), Column("read whole", "share"), Column("AUC", "ratio"),
         ),
         rows=[_row(name, batch, each) for (name, batch), each in found.items()],
         notes=(
             *(f"The attack does not apply: {reason}." for reason in reasons),
-            "A visit of many steps, or an optimiser such as AdamW, hides more from this attack, and a stronger"
-            " one finds more.",
+            "A visit of many steps, or an optimiser such as AdamW, hides more from this attack, and a"
+            " stronger one finds more.",
         ),
     )  # fmt: skip
 

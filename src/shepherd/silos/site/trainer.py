@@ -343,6 +343,8 @@ class Trainer:
 
     def _budgets(self, examples: int) -> list[privacy_ledger.Budget]:
         """What the owner allows, at a delta for all examples of any run, though this one may use fewer."""
+        if self.settings.policy.max_epsilon is None:
+            return []
         most = max(examples, privacy_ledger.most_examples(self._ledger()))
         return policy.budgets(self.settings.policy, most)
 
