@@ -346,7 +346,7 @@ class ExamplesTable(Table):
     tuning.clip_norm, and weights each example by itself. No client reports losses or counts, and
     federation.weights must be "equal" or "size". The number of examples of each client counts as public."""
 
-    norm: PositiveFloat
+    norm: Annotated[float, Strict(), Field(ge=1e-6, le=1e9)]
     """Norm that the gradient of each example is clipped to, over all trained tensors together."""
     noise: PositiveFloat
     """Noise multiplier: the standard deviation of the noise of a step, as a multiple of `norm`."""

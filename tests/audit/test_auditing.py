@@ -94,6 +94,8 @@ def test_what_a_model_memorises_is_found(audited):
     assert set(members.categories) == set(runs.CATEGORIES)
     assert audited.found.remembered.keys() == {"round 2", RELEASED}
     assert auditing.WITH_CANARIES in audited.found.remarks
+    update = next(each for each in sections(audited.found) if each.name == "one-update")
+    assert {row[0] for row in update.rows} == {"first round", RELEASED}
 
 
 def test_an_untouched_model_remembers_nothing(audited, settings, place):
@@ -221,7 +223,7 @@ def test_a_claim_about_clients_is_audited_with_canaries_that_are_clients(llama_f
     protected = Transform(
         mechanism=Mechanism(spent=lambda how, count: Spending(noise=1.0, sampling=how, steps=count))
     )
-    settings = tiny(llama_folder, tmp_path, federation={"rounds": 1})
+    settings = tiny(llama_folder, tmp_path, federation={"rounds": 1, "weights": "equal"})
     found = audit_run_file(
         settings, tmp_path / "audit", train=train, planted=replace(PLANTED, count=20), transform=protected
     )
@@ -237,7 +239,7 @@ def test_a_claim_about_clients_is_audited_with_canaries_that_are_clients(llama_f
 
 
 def test_a_stopped_audit_of_clients_pushes_on(llama_folder, tmp_path):
-    settings = tiny(llama_folder, tmp_path, federation={"rounds": 2})
+    settings = tiny(llama_folder, tmp_path, federation={"rounds": 2, "weights": "equal"})
     planted = Planted(count=40, copies=(1,))
     protected = Transform(
         mechanism=Mechanism(spent=lambda how, count: Spending(noise=1.0, sampling=how, steps=count))
@@ -292,7 +294,16 @@ def test_a_run_over_silos_is_one_sentence(run, tmp_path):
 def test_a_run_file_is_audited_from_the_command_line(settings, place, audited, monkeypatch):
     """The audit that is there is continued, which is at its end."""
     (place / "run.toml").write_text(dump(settings))
-    arguments = ["audit", str(place / "run.toml"), "-o", str(place / "audit"), "--canaries", "40"]
+    arguments = [
+        "audit",
+        str(place / "run.toml"),
+        "-o",
+        str(place / "audit"),
+        "--canaries",
+        "40",
+        "--copies",
+        str(COPIES),
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "What the canaries prove of epsilon" in result.output
@@ -343,6 +354,27 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
             Claim(epsilon=0.5, delta=1e-4),
         ),
         ([{"round": 1, "privacy": {"epsilon": None, "delta": 1e-4}}], None),
+        (  # what was finite once is infinite now
+            [
+                {"round": 1, "privacy": {"epsilon": 0.5, "delta": 1e-4}},
+                {"round": 2, "privacy": {"epsilon": None, "delta": 1e-4}},
+            ],
+            None,
+        ),
+        (
+            [{"round": 1, "example_privacy": {"epsilon": 0.7, "delta": 1e-4}}],
+            Claim(epsilon=0.7, delta=1e-4),
+        ),
+        (  # clients are what the canaries of such a run are
+            [
+                {
+                    "round": 1,
+                    "privacy": {"epsilon": 0.5, "delta": 1e-4},
+                    "example_privacy": {"epsilon": 0.7, "delta": 1e-5},
+                }
+            ],
+            Claim(epsilon=0.5, delta=1e-4),
+        ),
     ],
 )
 def test_the_claim_is_that_of_the_last_round(rows, expected):
@@ -355,3 +387,13 @@ def test_without_scipy_one_sentence_says_what_to_install(monkeypatch, run):
     monkeypatch.setattr(estimate, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"\[privacy\]"):
         audit_folder(run)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [replace(PLANTED, copies=(1,)), replace(PLANTED, clients=("client-0",))],
+    ids=["copies", "clients"],
+)
+def test_an_audit_is_not_continued_with_other_canaries(audited, settings, place, other):
+    with pytest.raises(FolderError, match="holds an audit with other canaries; give the same --"):
+        audit_run_file(settings, place / "audit", train=train, planted=other)

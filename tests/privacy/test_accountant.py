@@ -122,3 +122,15 @@ def test_a_target_that_is_no_number_above_0_is_refused(target):
 def test_a_target_that_no_noise_reaches_says_so():
     with pytest.raises(SettingsError, match="no noise multiplier up to 1000"):
         noise_for(1e-5, 1e-9, Turns(every=1), 100)
+
+
+@pytest.mark.parametrize(
+    ("noise", "steps", "chance"),
+    [(1e-300, 10, 0.1), (1e-300, 10, 1.0), (1e-5, 10, 0.1), (0.01, 100, 0.1), (1.0, 10**9, 0.01)],
+)
+def test_what_no_computer_can_count_is_bounded_at_once(noise, steps, chance):
+    assert epsilon(one(noise, Poisson(chance=chance), steps), 1e-5) > 1000
+
+
+def test_more_noise_than_a_number_squares_is_counted_as_less():
+    assert epsilon(one(1e300, Poisson(chance=0.5), 10), 1e-5) == pytest.approx(0.0, abs=1e-3)

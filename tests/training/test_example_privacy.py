@@ -325,10 +325,10 @@ def test_what_leaves_and_what_is_remembered_is_made_of_the_noisy_steps_alone(
     """Without noise and clipped to nearly nothing, nothing of an example is in either."""
     plain = broadcast(llama)
     sent = replace(plain, extra=plain.adapter.times(0.0))
-    (result,) = tuned(llama, clipped(1e-9), visit("a", 1, [2]), algorithm=algorithm, sent=sent)
-    assert norm_of(result.delta) <= 1e-6
+    (result,) = tuned(llama, clipped(1e-6), visit("a", 1, [2]), algorithm=algorithm, sent=sent)
+    assert norm_of(result.delta) <= 1e-5
     for part in (result.memory, result.extra):
-        assert all(float(np.abs(tensor).max()) <= 1e-6 for tensor in part.values())
+        assert all(float(np.abs(tensor).max()) <= 1e-5 for tensor in part.values())
 
 
 def test_the_tunings_own_clip_is_off(llama) -> None:
@@ -342,7 +342,33 @@ def test_no_progress_tells_a_loss(llama) -> None:
     assert [progress.loss for progress in heard] == [0.0]
 
 
+@pytest.mark.parametrize("batch", [[1], [1, 2], [0, 1, 2]])
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_example_with_nothing_to_train_is_a_gradient_of_zero_and_no_failure(llama, batch, packed) -> None:
+    data = bases.tokens(1, LENGTHS)
+    mask = data.loss_mask.copy()
+    mask[data.offsets[1] : data.offsets[3]] = False
+    less, base = replace(data, loss_mask=mask), replace(llama, proof=replace(llama.proof, unpacked=""))
+    base = base if packed else replace(llama, proof=replace(llama.proof, unpacked="a test"))
+    found = gradient(base, clipped(0.5), visit("a", 1, batch, data=less))
+    close(found, gradient(base, clipped(0.5), visit("a", 1, [n for n in batch if n == 0], data=less)))
+
+
 # --- what is refused
+
+
+@pytest.mark.parametrize("norm", [1e-30, 1e-7, 1e10, 1e300])
+def test_a_norm_that_float32_cannot_clip_to_is_refused(norm: float) -> None:
+    """Squares of gradients of 1e-24 are 0 in float32: they would pass a norm of 1e-30 unclipped."""
+    with pytest.raises(SettingsError, match=r"privacy\.examples\.norm is .* between 1e-06 and 1e\+09"):
+        clipped(norm)
+
+
+def test_a_gradient_whose_squares_are_0_in_float32_is_within_the_smallest_norm(llama) -> None:
+    sent = broadcast(llama)
+    small = replace(sent, adapter=sent.adapter.times(1e-24))
+    moved = gradient(llama, clipped(example_privacy.MIN_NORM), visit("a", 1, [0]), sent=small)
+    assert 0 < norm_of(moved) < example_privacy.MIN_NORM
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0])

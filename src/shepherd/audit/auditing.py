@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from shepherd import plugins
-from shepherd.audit import canaries, estimate, membership
+from shepherd.audit import canaries, estimate, membership, one_update
 from shepherd.audit.canaries import Planting
 from shepherd.audit.membership import Candidates
 from shepherd.audit.sections import RELEASED, Attacked, Claim, Section, says, sections
@@ -47,6 +47,7 @@ from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
+from shepherd.training.local import GivenTraining, local_training
 from shepherd.visible import shown_json
 
 JSON, HTML, RUN, AUDIT, ASKED = "audit.json", "audit.html", "run", "audit", "asked.toml"
@@ -202,6 +203,8 @@ def audit_run_file(
     dated = pipeline.dated(settings, base.tokenizer)
     prepared = pipeline.prepare(dated, base.tokenizer, consent.plugins)
     candidates = _candidates(prepared, examples, settings)
+    given = GivenTraining(**{name: parts[name] for name in OF_TRAINING if name in parts})
+    training = local_training(settings.tuning, consent.plugins, given)
     method = _method(settings, consent, parts)
     planting = kept or _planted(base, dated, prepared, planted, method)
     tokens = canaries.tokens_of(planting, dated, base)
@@ -223,6 +226,14 @@ def audit_run_file(
         found = membership.measure(base, adapters, candidates, micro_batch=size) if candidates else {}
         delta = claim.delta if claim and claim.delta else DELTA
         first = first_adapter(settings, base, method, adapters[RELEASED])
+        update = one_update.section(
+            base,
+            settings,
+            prepared,
+            {"first round": first, RELEASED: adapters[RELEASED]},
+            training=training,
+            micro_batch=size,
+        )
         memory = canaries.memory(base, adapters, planting, tokens, first=first, delta=delta, micro_batch=size)
     return Audit(
         folder=where,
@@ -233,7 +244,7 @@ def audit_run_file(
             membership=found,
             remembered=memory,
             claim=claim,
-            extra=tuple(extra),
+            extra=(*([update] if update else []), *extra),
             remarks=(*_remarks(prepared, rows), WITH_CANARIES),
         ),
     )
@@ -280,10 +291,16 @@ def first_adapter(settings: RunSettings, base: Base, method: Method, like: Adapt
 
 
 def claim_of(rows: Sequence[Mapping[str, Any]]) -> Claim | None:
-    """What the log of a run says it has spent after its last round; None if it says nothing."""
-    told = [row["privacy"] if isinstance(row.get("privacy"), Mapping) else row for row in rows]
-    spent = [each for each in told if isinstance(each.get("epsilon"), int | float)]
-    if not spent:
+    """What the log of a run says it has spent after its last round; None if it says nothing.
+
+    Where clients are protected as well as examples, it is the claim about clients: canaries are clients then.
+    """
+    told = [
+        next((row[key] for key in ("privacy", "example_privacy") if isinstance(row.get(key), Mapping)), row)
+        for row in rows
+    ]
+    spent = [each for each in told if "epsilon" in each][-1:]
+    if not spent or not isinstance(spent[-1]["epsilon"], int | float):  # none, or no finite one
         return None
     delta = spent[-1].get("delta")
     return Claim(epsilon=float(spent[-1]["epsilon"]), delta=delta if isinstance(delta, float) else None)
@@ -325,7 +342,22 @@ def _kept(where: Path, settings: RunSettings, planted: Planted) -> Planting | No
             f"{where} holds an audit with {len(kept.canaries)} canaries, not {planted.count}; give the same"
             " number to continue it, or name another folder with --output"
         )
+    if not _as_asked(kept, planted):
+        raise FolderError(
+            f"{where} holds an audit with other canaries; give the same --copies and --client to continue it,"
+            " or name another folder with --output"
+        )
     return kept
+
+
+def _as_asked(kept: Planting, planted: Planted) -> bool:
+    texts = [each for each in kept.canaries if each.kind != canaries.DIRECTION]
+    copies = [planted.copies[at % len(planted.copies)] for at in range(len(texts))]
+    return (
+        sorted(each.copies for each in texts) == sorted(copies)
+        and (not planted.clients or {each.client for each in texts} <= set(planted.clients))
+        and (kept.as_clients or not planted.as_clients)
+    )
 
 
 def _method(settings: RunSettings, consent: Consent, parts: Mapping[str, Any]) -> Method:

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -29,6 +30,10 @@ NOISE_TOLERANCE = 5e-4
 BRACKET = 0.2  # step of the search for a range, as a natural logarithm
 INTERVAL = 1e-4
 """Discretisation of privacy losses, in nats; dp-accounting's default."""
+MIN_COUNTED, MAX_COUNTED = 1e-3, 1e6
+"""Noise multipliers that are accounted for: less counts as none, and more as the largest."""
+LARGE = 1000.0
+"""Above this epsilon Rényi divergences are enough: privacy loss distributions are too wide to compute."""
 TINY = 1e-12  # an epsilon of 0 has a logarithm, too
 
 
@@ -66,8 +71,13 @@ def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL)
             "steps with a fixed number of units, whose privacy is that of replacing one, cannot be added to"
             ' others; use one selection, such as [selection] name = "poisson"'
         )
-    shuffled = [each for each in every if isinstance(each.sampling, Shuffled)]
-    if shuffled:
+    if any(each.noise < MIN_COUNTED for each in every):
+        return math.inf
+    every = [replace(each, noise=min(each.noise, MAX_COUNTED)) for each in every]
+    quick = _by_renyi([_without_draw(each) for each in every], delta)
+    if not quick <= LARGE:
+        return quick
+    if any(isinstance(each.sampling, Shuffled) for each in every):
         return _of_shuffled(every, delta)
     return _composed(every, delta, interval)
 
@@ -111,6 +121,13 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int) -> fl
 def replaces(sampling: Sampling) -> bool:
     """Whether neighbouring data replace one unit, rather than add or remove one."""
     return isinstance(sampling, FixedSize)
+
+
+def _without_draw(spent: Spending) -> Spending:
+    """The same, at least as much, where the privacy of the draw has no Rényi divergences."""
+    if isinstance(spent.sampling, Shuffled):
+        return replace(spent, sampling=Turns(every=spent.sampling.steps))
+    return spent
 
 
 def _require_delta(delta: float) -> None:

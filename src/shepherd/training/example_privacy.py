@@ -29,6 +29,9 @@ from shepherd.training.objective import Objective
 from shepherd.training.packed_batch import Row
 from shepherd.training.stack import Stack
 
+MIN_NORM, MAX_NORM = 1e-6, 1e9
+"""Norms that float32 can clip to: the squares of very small values are 0 in it, so that what is longer than a
+smaller norm may look as if it were not."""
 MAX_ROW_BYTES = 2**30
 """Most memory for the gradients of single examples; a pass takes fewer examples if they would need more."""
 
@@ -38,7 +41,7 @@ class ExamplePrivacy:
     """How the examples of each client are protected.
 
     Raises:
-        SettingsError: a number is not finite, or not above 0.
+        SettingsError: the noise is not finite or not above 0, or the norm is not in what can be clipped to.
     """
 
     norm: float
@@ -49,13 +52,17 @@ class ExamplePrivacy:
     """Randomness of the noise. Only tests give another: whoever can repeat the noise can remove it."""
 
     def __post_init__(self) -> None:
-        for name in ("norm", "noise"):
-            value = getattr(self, name)
-            if not 0.0 < value < math.inf:  # false for NaN, too
-                raise SettingsError(
-                    f"privacy.examples.{name} is {value}; give a finite number above 0, or remove"
-                    " [privacy.examples]"
-                )
+        # both are false for NaN, too
+        if not 0.0 < self.noise < math.inf:
+            raise SettingsError(
+                f"privacy.examples.noise is {self.noise}; give a finite number above 0, or remove"
+                " [privacy.examples]"
+            )
+        if not MIN_NORM <= self.norm <= MAX_NORM:
+            raise SettingsError(
+                f"privacy.examples.norm is {self.norm}; give a number between {MIN_NORM:g} and {MAX_NORM:g},"
+                " or remove [privacy.examples]"
+            )
 
 
 def require_possible(base: Base, objective: Objective) -> None:

@@ -326,6 +326,8 @@ def _rows(
     if step >= len(visit.batches):
         return
     batch = np.asarray(visit.batches[step])
+    if least:  # the gradient of others is 0, and no failure may tell that nobody else was drawn
+        batch = batch[visit.trained_tokens[batch] > 0]
     lengths = visit.data.lengths[batch]
     for index, members in enumerate(cut(np.maximum(lengths, least).tolist(), capacity)):
         # no draw of an example that is clipped by itself may depend on what else is in the step

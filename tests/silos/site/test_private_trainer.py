@@ -249,3 +249,15 @@ def test_the_privacy_of_the_site_as_a_client_has_its_budget_too(born, asked, sha
     assert "max_epsilon" in said
     assert "for this site, over all runs so far" in said
     assert [entry.unit for entry in entries(born(**policy))] == ["client", "client"]
+
+
+def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, shaped) -> None:
+    """A coordinator's data.max_tokens decides how many examples fit, and with fewer delta would be larger."""
+    trainer = born(**LIMITED)
+    assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
+    (entry,) = entries(trainer)
+    assert entry.examples == held(trainer, asked)
+    path = privacy_ledger.place(trainer.home, trainer.settings.data)
+    assert [each.delta for each in trainer._budgets(20)] == [entry.examples**-1.1]
+    assert [each.delta for each in trainer._budgets(5000)] == [5000**-1.1]
+    assert privacy_ledger.most_examples(path) == entry.examples

@@ -43,12 +43,14 @@ class Entry:
     """Id of the request."""
     unit: Unit
     spent: Spending
+    examples: int = 0
+    """Examples that the site trained on in this run; 0 in lines of an earlier version."""
 
     def line(self) -> str:
         """The entry as a line of the ledger."""
         sampling = {"kind": type(self.spent.sampling).__name__, **asdict(self.spent.sampling)}
         spent = {"noise": self.spent.noise, "sampling": sampling, "steps": self.spent.steps}
-        plain = {name: getattr(self, name) for name in ("when", "run", "round", "id", "unit")}
+        plain = {name: getattr(self, name) for name in ("when", "run", "round", "id", "unit", "examples")}
         return json.dumps({**plain, **spent}, allow_nan=False)
 
 
@@ -90,6 +92,14 @@ def epsilon(entries: Sequence[Entry], unit: Unit, delta: float, more: Sequence[S
         return epsilon_of(_merged(spent), delta)
     except SettingsError:  # two kinds of neighbours, for which there is no one number
         return float("inf")
+
+
+def most_examples(path: Path) -> int:
+    """The most examples that a visit so far was drawn from; 0 without visits.
+
+    A run may use fewer of them, as by a small `data.max_tokens`, which must not make delta larger.
+    """
+    return max((entry.examples for entry in read(path)), default=0)
 
 
 def refusal(path: Path, budgets: Sequence[Budget], more: Sequence[tuple[Unit, Spending]]) -> str | None:
@@ -174,6 +184,7 @@ def _entry(path: Path, number: int, line: bytes) -> Entry:
             round=_whole(row["round"]),
             id=str(row["id"]),
             unit=unit,
+            examples=_whole(row.get("examples", 0)),
             spent=Spending(noise=float(row["noise"]), sampling=kind(**sampling), steps=_whole(row["steps"])),
         )
     except (ValueError, TypeError, KeyError, AttributeError, SettingsError) as error:

@@ -316,7 +316,7 @@ class Trainer:
     def _require_budget(self, settings: RunSettings, examples: int) -> None:
         """Raise Refused if the site's privacy budget does not allow a visit of this run."""
         limits = self.settings.policy
-        spent, allowed = policy.spending(limits, settings, examples), policy.budgets(limits, examples)
+        spent, allowed = policy.spending(limits, settings, examples), self._budgets(examples)
         if spent or allowed:
             request_checks.require_accountant(self.name)
             self._refuse_over(privacy_ledger.refusal(self._ledger(), allowed, spent))
@@ -327,13 +327,26 @@ class Trainer:
         when = _now().isoformat(timespec="seconds")
         entries = [
             privacy_ledger.Entry(
-                when=when, run=request.run, round=request.round, id=request.id, unit=unit, spent=spent
+                when=when,
+                run=request.run,
+                round=request.round,
+                id=request.id,
+                unit=unit,
+                spent=spent,
+                examples=examples,
             )
             for unit, spent in policy.spending(limits, settings, examples)
         ]
         if entries:
-            allowed = policy.budgets(limits, examples)
+            allowed = self._budgets(examples)
             self._refuse_over(privacy_ledger.spend(self._ledger(), allowed, entries))
+
+    def _budgets(self, examples: int) -> list[privacy_ledger.Budget]:
+        """What the owner allows, at a delta for all examples of any run, though this one may use fewer."""
+        if self.settings.policy.max_epsilon is None:
+            return []
+        most = max(examples, privacy_ledger.most_examples(self._ledger()))
+        return policy.budgets(self.settings.policy, most)
 
     def _ledger(self) -> Path:
         return privacy_ledger.place(self.home, self.settings.data)
