@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.model import files
 from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
@@ -354,6 +354,16 @@ def test_after_a_kill_the_saved_round_is_not_made_anew(table, tmp_path) -> None:
     assert weights_at(tmp_path / "run", 2) == kept
     assert (tmp_path / "run" / ledger.SECRET).read_text() == secret  # an epoch's cohorts go on
     assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_an_epoch_that_has_begun_is_not_drawn_a_second_time(table) -> None:
+    """A client could then be in two rounds of it, which the account of one in each epoch does not cover."""
+    with open_run(overridden(table, ["selection.name=shuffled"])) as run:
+        next(run.rounds())
+    (run.folder / ledger.SECRET).unlink()
+    with resume(run.folder) as again, pytest.raises(FolderError, match=r"secret is missing.* restore it"):
+        next(again.rounds())
+    assert not (run.folder / ledger.SECRET).exists()
 
 
 # --- the plan

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -33,6 +34,10 @@ BRACKET = 0.2  # step of the search for a range, as a natural logarithm
 INTERVAL = 1e-4
 """Discretisation of privacy losses, in nats; dp-accounting's default."""
 TINY = 1e-12  # an epsilon of 0 has a logarithm, too
+MOST_NOISE = 1e6
+"""Noise multipliers are accounted for up to this; what is above it hides no less."""
+SAYS_NOTHING = 100.0
+"""Above this epsilon the quick bound is enough; exact accounts of so little noise take hours and memory."""
 
 
 Account = Callable[[Sequence[Spending], float], float]
@@ -57,7 +62,7 @@ def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL)
     """
     _require_delta(delta)
     require()
-    every = [each for each in spent if each.steps]
+    every = [replace(each, noise=min(each.noise, MOST_NOISE)) for each in spent if each.steps]
     relations = {replaces(each.sampling) for each in every}
     if not every:
         return 0.0
@@ -122,8 +127,9 @@ def _composed(spent: Sequence[Spending], delta: float, interval: float) -> float
     """By privacy loss distributions; by Rényi divergences for the sampling that those do not know."""
     from dp_accounting import pld
 
-    if any(replaces(each.sampling) for each in spent):
-        return _by_renyi(spent, delta)
+    bound = _by_renyi(spent, delta)
+    if bound > SAYS_NOTHING or any(replaces(each.sampling) for each in spent):
+        return bound
     accountant: Any = pld.PLDAccountant(value_discretization_interval=interval)
     return float(accountant.compose(_events(spent)).get_epsilon(delta))
 
@@ -177,17 +183,26 @@ def _event(spent: Spending) -> Any:
 
 def _of_shuffled(spent: Sequence[Spending], delta: float) -> float:
     """Random allocation; whole epochs, since a part of one is no less than the whole."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImportWarning)  # that numba would make it faster
-        from PLD_accounting import gaussian_allocation_epsilon_range
-
     (one, *more) = spent
     if more or not isinstance(one.sampling, Shuffled):
         raise SettingsError(
             "shuffled rounds cannot be added to others in one account; keep one selection for the whole run"
         )
     epochs = math.ceil(one.steps / one.sampling.steps)
-    upper, _ = gaussian_allocation_epsilon_range(
-        delta=delta, sigma=one.noise, num_steps=one.sampling.steps, num_selected=1, num_epochs=epochs
-    )
+    return _of_epochs(one.noise, one.sampling.steps, epochs, delta)
+
+
+@cache
+def _of_epochs(noise: float, steps: int, epochs: int, delta: float) -> float:
+    """Epsilon of whole epochs; kept, since it takes seconds and all rounds of an epoch have the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # that numba would make it faster
+        from PLD_accounting import gaussian_allocation_epsilon_range
+
+    try:
+        upper, _ = gaussian_allocation_epsilon_range(
+            delta=delta, sigma=noise, num_steps=steps, num_selected=1, num_epochs=epochs
+        )
+    except (RuntimeError, ValueError, OverflowError):  # it finds no range for a very small delta, or little noise
+        return math.inf
     return float(upper)
