@@ -413,6 +413,11 @@ def test_the_plan_counts_clients_in_the_data_where_the_run_file_does_not(tmp_pat
     assert privacy_plan.plan(made, clients=80).privacy.clients == 80
 
 
+def test_the_clients_of_a_run_over_sites_are_its_sites() -> None:
+    found = privacy_plan.plan(overridden(planned(1_000, 500, 3, 5.0), ['silos.sites=["a", "b", "c"]']))
+    assert found.privacy.clients == 3
+
+
 def test_the_command(tmp_path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(dump(planned(1_000, 50, 100, 1.0)))

@@ -55,7 +55,8 @@ def plan(
 
     Args:
         epsilon: the epsilon to find the noise for; by default none is looked for.
-        clients: number of clients; by default the run file's, or else counted in its data.
+        clients: number of clients; by default that of silos.sites or of the split, or else counted in the
+            data.
 
     Raises:
         SettingsError: nothing of the run adds noise, or its guarantee would not hold.
@@ -82,7 +83,9 @@ def plan(
 
 
 def client_count(settings: RunSettings, consent: Consent = NOTHING) -> int:
-    """How many clients a run has: by its split, where that has their number, else by its data."""
+    """How many clients a run has: by its sites or its split, where these have their number, else by its data."""
+    if settings.silos.sites:
+        return len(settings.silos.sites)
     number = plugins.completed_table(SPLIT, settings.split, consent.plugins).own.get("clients")
     if isinstance(number, int):
         return number
