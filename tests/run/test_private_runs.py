@@ -18,7 +18,7 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.model import files
 from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
-from shepherd.run import checkpoint, ledger, privacy_plan
+from shepherd.run import checkpoint, evaluation, ledger, privacy_plan
 from shepherd.run import run as run_module
 from shepherd.run.folder import RunFolder
 from shepherd.run.log import read_rows
@@ -135,6 +135,20 @@ def test_nothing_of_a_round_is_logged_but_its_scores(table, caplog) -> None:
     for record in caplog.records:
         assert CLIENT not in record.getMessage()
         assert "clients" not in record.getMessage()
+
+
+def test_no_count_of_examples_is_logged_for_who_does_not_look_for_a_fault(table, done, caplog) -> None:
+    with caplog.at_level("DEBUG", logger="shepherd"):
+        open_run(overridden(table, ["data.duplicates=keep"])).close()
+    shown = [each.getMessage() for each in caplog.records if each.levelname != "DEBUG"]
+    assert not [each for each in shown if "to train on" in each or "duplicate" in each]
+    assert any("examples to train on" in each.getMessage() for each in caplog.records)
+
+
+def test_an_evaluation_does_not_tell_who_was_trained_on(done, source) -> None:
+    found = evaluation.evaluate_run(done, source)
+    assert not any("were trained on" in each or "was trained on, so" in each for each in found.remarks)
+    assert any("noise hides what the run was trained on" in each for each in found.remarks)
 
 
 def test_every_key_of_the_ledger_is_documented(done) -> None:

@@ -203,6 +203,10 @@ def _of_epochs(noise: float, steps: int, epochs: int, delta: float) -> float:
         upper, _ = gaussian_allocation_epsilon_range(
             delta=delta, sigma=noise, num_steps=steps, num_selected=1, num_epochs=epochs
         )
-    except (RuntimeError, ValueError, OverflowError):  # it finds no range for a very small delta, or little noise
+    except (
+        RuntimeError,
+        ValueError,
+        OverflowError,
+    ):  # it finds no range for a very small delta, or little noise
         return math.inf
     return float(upper)
