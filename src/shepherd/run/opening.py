@@ -436,7 +436,7 @@ def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -
 
 
 def _level(method: Method, level: int = logging.INFO) -> int:
-    """The level at which to log what the clients hold: DEBUG where noise hides them, since nothing hides it."""
+    """The level at which to log what the clients hold: DEBUG where noise is to hide them."""
     return logging.DEBUG if method.is_private else level
 
 

@@ -86,7 +86,7 @@ def plan(
 
 
 def client_count(settings: RunSettings, consent: Consent = NOTHING) -> int:
-    """How many clients a run has: by its sites or its split, where these have their number, else by its data."""
+    """How many clients a run has: by its sites or its split, if these have the number, else by its data."""
     if settings.silos.sites:
         return len(settings.silos.sites)
     number = plugins.completed_table(SPLIT, settings.split, consent.plugins).own.get("clients")

@@ -19,6 +19,7 @@ from tests.silos.server.posts import Letters, failing, honest, joined, silent, u
 from shepherd import plugins
 from shepherd.config import validated
 from shepherd.core import Adapter, ServerState
+from shepherd.errors import FolderError
 from shepherd.rounds import context_of, start
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
