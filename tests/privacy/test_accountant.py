@@ -134,3 +134,36 @@ def test_what_no_computer_can_count_is_bounded_at_once(noise, steps, chance):
 
 def test_more_noise_than_a_number_squares_is_counted_as_less():
     assert epsilon(one(1e300, Poisson(chance=0.5), 10), 1e-5) == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(chance=0.1), Turns(every=1), FixedSize(size=1, of=10)])
+def test_much_noise_and_little_are_accounted_for_at_once(sampling):
+    """A noise of 0.01 took minutes and gigabytes, and one of 1e200 was an OverflowError."""
+    spent = [epsilon(one(noise, sampling, 100), 1e-5) for noise in (0.01, 0.1, 1e5, 1e200)]
+    assert math.inf > spent[0] > spent[1] > 100
+    assert 0 <= spent[3] <= spent[2] < 0.1
+
+
+def test_a_bound_above_which_epsilon_says_nothing_is_no_less_than_the_exact_account():
+    gaussian = Turns(every=1)
+    for noise in (0.06, 0.07):
+        exact = 1 / (2 * noise**2)  # half of the losses are above this, so epsilon is, too
+        assert exact < epsilon(one(noise, gaussian, 1), 1e-5) < 2 * exact
+
+
+def test_shuffled_rounds_have_no_epsilon_at_a_delta_that_nothing_reaches():
+    assert epsilon(one(1.0, Shuffled(steps=10), 10), 1e-300) == math.inf
+
+
+def test_the_rounds_of_a_shuffled_epoch_are_accounted_for_once(monkeypatch):
+    import PLD_accounting
+
+    asked = []
+    monkeypatch.setattr(
+        PLD_accounting,
+        "gaussian_allocation_epsilon_range",
+        lambda **given: (asked.append(given), (1.0, 0.5))[1],
+    )
+    for steps in (11, 12, 20):
+        epsilon(one(1.25, Shuffled(steps=10), steps), 1e-4)
+    assert [each["num_epochs"] for each in asked] == [2]

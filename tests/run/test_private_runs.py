@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.model import files
 from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
-from shepherd.run import checkpoint, ledger, privacy_plan
+from shepherd.run import checkpoint, evaluation, ledger, privacy_plan
 from shepherd.run import run as run_module
 from shepherd.run.folder import RunFolder
 from shepherd.run.log import read_rows
@@ -135,6 +135,21 @@ def test_nothing_of_a_round_is_logged_but_its_scores(table, caplog) -> None:
     for record in caplog.records:
         assert CLIENT not in record.getMessage()
         assert "clients" not in record.getMessage()
+
+
+def test_no_count_of_examples_is_logged_for_who_does_not_look_for_a_fault(table, done, caplog) -> None:
+    with caplog.at_level("DEBUG", logger="shepherd"):
+        open_run(overridden(table, ["data.duplicates=keep"])).close()
+    shown = [each.getMessage() for each in caplog.records if each.levelname != "DEBUG"]
+    assert not [each for each in shown if "to train on" in each or "duplicate" in each]
+    assert any("examples to train on" in each.getMessage() for each in caplog.records)
+
+
+def test_an_evaluation_does_not_tell_who_was_trained_on(done, source) -> None:
+    found = evaluation.evaluate_run(done, source)
+    told = [each for each in found.remarks if re.search("of the file (was|were|shares?) ", each)]
+    assert not told
+    assert any("noise hides what the run was trained on" in each for each in found.remarks)
 
 
 def test_every_key_of_the_ledger_is_documented(done) -> None:
@@ -356,6 +371,16 @@ def test_after_a_kill_the_saved_round_is_not_made_anew(table, tmp_path) -> None:
     assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1, 2, 3]
 
 
+def test_an_epoch_that_has_begun_is_not_drawn_a_second_time(table) -> None:
+    """A client could then be in two rounds of it, which the account of one in each epoch does not cover."""
+    with open_run(overridden(table, ["selection.name=shuffled"])) as run:
+        next(run.rounds())
+    (run.folder / ledger.SECRET).unlink()
+    with resume(run.folder) as again, pytest.raises(FolderError, match=r"secret is missing.* restore it"):
+        next(again.rounds())
+    assert not (run.folder / ledger.SECRET).exists()
+
+
 # --- the plan
 
 
@@ -401,6 +426,11 @@ def test_the_plan_counts_clients_in_the_data_where_the_run_file_does_not(tmp_pat
     )
     assert privacy_plan.plan(made).privacy.clients == 5
     assert privacy_plan.plan(made, clients=80).privacy.clients == 80
+
+
+def test_the_clients_of_a_run_over_sites_are_its_sites() -> None:
+    found = privacy_plan.plan(overridden(planned(1_000, 500, 3, 5.0), ['silos.sites=["a", "b", "c"]']))
+    assert found.privacy.clients == 3
 
 
 def test_the_command(tmp_path) -> None:

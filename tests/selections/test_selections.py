@@ -8,6 +8,7 @@ from tests.quadratic import chosen
 
 from shepherd.core import ClientInfo, seed_for, share_of
 from shepherd.errors import FederationError, SettingsError
+from shepherd.selections import shuffled
 
 
 def clients(*examples):
@@ -115,3 +116,9 @@ def test_all_clients_are_not_drawn_by_size():
 @pytest.mark.parametrize("way", ["uniform", "poisson", "size-weighted"])
 def test_another_seed_draws_another_cohort(way):
     assert len({draw(way, clients(*range(10, 30)), 0.25, 0, seed) for seed in range(20)}) > 10
+
+
+@pytest.mark.parametrize("share", [1e-310, 1e-7])
+def test_a_shuffled_epoch_is_not_longer_than_any_run(share):
+    with pytest.raises(SettingsError, match=r"selection\.share = .* raise it"):
+        shuffled.build(shuffled.Config(share=share))

@@ -205,6 +205,32 @@ def test_the_norm_goes_to_the_quantile_of_the_norms():
     assert float(state["norm"]) == pytest.approx(5.0, rel=0.1)
 
 
+def test_the_count_is_the_clients_own_whatever_its_mean_was_rounded_to():
+    """Else one client could move the count by more than the half that its noise is made for."""
+    config = gaussian_adaptive.Config(count_noise=1e-6, noise=1e-6, norm=1.0)
+    made = gaussian_adaptive.build(config)
+    count, state = 999_999, None
+    norms = []
+    for yes in (600_000, 600_001):
+        state = made.init(Context(clients=count, share=1.0))
+        within = np.array([(yes - count / 2) / count], np.float32)
+        sent = Update(
+            round=0, clients=("c",) * count, weight=float(count), delta=Adapter({"w": [0.0]}),
+            extra=Adapter({gaussian_adaptive.WITHIN: within}),
+        )  # fmt: skip
+        norms.append(float(made.on_server(sent, state, Seeded(0))[1]["norm"]))
+        due = gaussian_adaptive.followed(1.0, yes / count, config)
+        assert norms[-1] == pytest.approx(due, rel=1e-11)
+    assert norms[0] != norms[1]
+
+
+@pytest.mark.parametrize("part", MECHANISMS)
+@pytest.mark.parametrize("key", ["norm", "noise"])
+def test_what_would_leave_float32_is_refused_before_a_round(part, key):
+    with pytest.raises(SettingsError, match=f"{key}.*1000000"):
+        validated(part.Config, {key: 1e30}, "the transform")
+
+
 def test_one_step_of_the_norm_by_hand():
     config = gaussian_adaptive.Config(norm=2.0, quantile=0.5, rate=0.2)
     assert gaussian_adaptive.followed(2.0, 1.0, config) == pytest.approx(2.0 * np.exp(-0.1))

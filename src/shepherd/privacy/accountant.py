@@ -32,10 +32,9 @@ INTERVAL = 1e-4
 """Discretisation of privacy losses, in nats; dp-accounting's default."""
 MIN_COUNTED, MAX_COUNTED = 1e-3, 1e6
 """Noise multipliers that are accounted for: less counts as none, and more as the largest."""
-LARGE = 1000.0
-"""Above this epsilon Rényi divergences are enough: privacy loss distributions are too wide to compute."""
+LARGE = 100.0
+"""Above this epsilon Rényi divergences are enough: exact accounts of so little noise take hours."""
 TINY = 1e-12  # an epsilon of 0 has a logarithm, too
-
 
 Account = Callable[[Sequence[Spending], float], float]
 
@@ -79,6 +78,8 @@ def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL)
         return quick
     if any(isinstance(each.sampling, Shuffled) for each in every):
         return _of_shuffled(every, delta)
+    if any(replaces(each.sampling) for each in every):  # for which there are no privacy loss distributions
+        return quick
     return _composed(every, delta, interval)
 
 
@@ -136,11 +137,9 @@ def _require_delta(delta: float) -> None:
 
 
 def _composed(spent: Sequence[Spending], delta: float, interval: float) -> float:
-    """By privacy loss distributions; by Rényi divergences for the sampling that those do not know."""
+    """By privacy loss distributions."""
     from dp_accounting import pld
 
-    if any(replaces(each.sampling) for each in spent):
-        return _by_renyi(spent, delta)
     accountant: Any = pld.PLDAccountant(value_discretization_interval=interval)
     return float(accountant.compose(_events(spent)).get_epsilon(delta))
 
@@ -194,17 +193,26 @@ def _event(spent: Spending) -> Any:
 
 def _of_shuffled(spent: Sequence[Spending], delta: float) -> float:
     """Random allocation; whole epochs, since a part of one is no less than the whole."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImportWarning)  # that numba would make it faster
-        from PLD_accounting import gaussian_allocation_epsilon_range
-
     (one, *more) = spent
     if more or not isinstance(one.sampling, Shuffled):
         raise SettingsError(
             "shuffled rounds cannot be added to others in one account; keep one selection for the whole run"
         )
     epochs = math.ceil(one.steps / one.sampling.steps)
-    upper, _ = gaussian_allocation_epsilon_range(
-        delta=delta, sigma=one.noise, num_steps=one.sampling.steps, num_selected=1, num_epochs=epochs
-    )
+    return _of_epochs(one.noise, one.sampling.steps, epochs, delta)
+
+
+@cache
+def _of_epochs(noise: float, steps: int, epochs: int, delta: float) -> float:
+    """Epsilon of whole epochs; kept, since it takes seconds and all rounds of an epoch have the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # that numba would make it faster
+        from PLD_accounting import gaussian_allocation_epsilon_range
+
+    try:
+        upper, _ = gaussian_allocation_epsilon_range(
+            delta=delta, sigma=noise, num_steps=steps, num_selected=1, num_epochs=epochs
+        )
+    except (RuntimeError, ValueError, OverflowError):  # no range for a very small delta, or little noise
+        return math.inf
     return float(upper)

@@ -15,6 +15,7 @@ from typing import Any
 from shepherd.core import Mechanism, Method, Sampling, Selection, Spending
 from shepherd.core.spending import FixedSize, Poisson, Shuffled, Turns
 from shepherd.errors import SettingsError
+from shepherd.io.progress import many
 from shepherd.privacy import accountant
 from shepherd.settings import PrivacyTable, RunSettings
 
@@ -65,7 +66,7 @@ class ClientPrivacy:
         spent = self.epsilon(self.rounds)
         if self.budget is not None and not spent <= self.budget:
             raise SettingsError(
-                f"{self.rounds} rounds would spend epsilon {spent:.3g} at delta {self.delta:.3g}, and"
+                f"{many(self.rounds, 'round')} would spend epsilon {spent:.3g} at delta {self.delta:.3g}, and"
                 f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):.4g} in"
                 " the transform that adds it, plan fewer rounds, or allow more"
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError
+from shepherd.io.atomic import secret
 from shepherd.privacy.accountant import replaces
 from shepherd.privacy.client_level import ClientPrivacy, described
 from shepherd.run.folder import RunFolder
@@ -61,3 +62,22 @@ def begun(folder: Path, finished: int) -> int:
     """Rounds that have drawn noise so far, redone ones included; at least those that are finished."""
     count = read(folder).get("begun", 0)
     return max(finished, count) if isinstance(count, int) else finished
+
+
+def secret_of_cohorts(path: Path, finished: int, together: int) -> int:
+    """The secret number that decides the cohorts of a private run, from its file; drawn at the start.
+
+    Args:
+        finished: rounds that are finished.
+        together: rounds in a row whose cohorts are drawn together, see `core.Selection`.
+
+    Raises:
+        FolderError: the file is gone, and a new number would draw the cohorts of an epoch a second time: a
+            client may then be in two of its rounds, and epsilon would be untrue.
+    """
+    if finished % together and not path.exists():
+        raise FolderError(
+            f"{path} is missing, and it decides who is in the rest of the {together} rounds that were drawn"
+            " together; restore it from a copy, or start a run with output=ANOTHER_FOLDER"
+        )
+    return secret(path)

@@ -13,7 +13,6 @@ from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import (
     Adapter,
-    Algorithm,
     Method,
     Parts,
     Selection,
@@ -27,7 +26,7 @@ from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.io import paths
-from shepherd.io.progress import roughly, stage
+from shepherd.io.progress import many, roughly, stage
 from shepherd.machine import memory, planning
 from shepherd.machine import plan as plans
 from shepherd.machine.estimate import Expected, expected, memory_bytes
@@ -124,11 +123,13 @@ def _start(
     privacy = _privacy(settings, method, selection, prepared, consent)
     cohort = selection.size(len(prepared.clients))
     plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method))
-    _log_description(base, plan, method.algorithm, prepared)
-    for sentence in (*pipeline.training_remarks(prepared), *pipeline.remarks(prepared)):
+    _log_description(base, plan, method, prepared)
+    for sentence in pipeline.training_remarks(prepared):
+        log.log(_level(method), "%s", sentence)
+    for sentence in pipeline.remarks(prepared):
         log.info("%s", sentence)
     for sentence in pipeline.training_warnings(prepared):
-        log.warning("%s", sentence)
+        log.log(_level(method, logging.WARNING), "%s", sentence)
     sample = next(iter(prepared.clients.values()))
     tokens = _round_tokens(settings, prepared, cohort)
     _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method)))
@@ -172,8 +173,9 @@ def _privacy(
         return None
     spent = found.require_within()
     log.info(
-        "%d rounds will spend epsilon %.3g at delta %.3g for each client", found.rounds, spent, found.delta
-    )
+        "%s will spend epsilon %.3g at delta %.3g for each client",
+        many(found.rounds, "round"), spent, found.delta,
+    )  # fmt: skip
     for sentence in found.sentences():
         log.info("%s", sentence)
     return found
@@ -381,7 +383,7 @@ def _kept_data(
 
 
 def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
-    _log_description(run.base, run.plan, run.method.algorithm, run.prepared)
+    _log_description(run.base, run.plan, run.method, run.prepared)
     took = [row["seconds"]["tuning"] for row in rows if row["round"] and "seconds" in row]
     if took:
         _log_expectation(
@@ -433,10 +435,15 @@ def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -
     return pipeline.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
 
 
-def _log_description(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: TokenisedData) -> None:
+def _level(method: Method, level: int = logging.INFO) -> int:
+    """The level at which to log what the clients hold: DEBUG where noise is to hide them."""
+    return logging.DEBUG if method.is_private else level
+
+
+def _log_description(base: bases.Base, plan: Plan, method: Method, prepared: TokenisedData) -> None:
     """Log the base, the data, and how the run is tuned."""
     whole = memory.parameters(base)
-    trained = sum(prod(shape) for name, shape in base.shapes.items() if algorithm.trainable(name, 0))
+    trained = sum(prod(shape) for name, shape in base.shapes.items() if method.algorithm.trainable(name, 0))
     dtype = str(base.dtype).removeprefix("torch.")
     log.info(
         "base %s: %s parameters, and %s to train (%.2f%%), %s on %s",
@@ -444,17 +451,18 @@ def _log_description(base: bases.Base, plan: Plan, algorithm: Algorithm, prepare
     )  # fmt: skip
     log.info("%s", coverage(base.model, base.targets).sentence)
     s = prepared.summary
-    log.info(
+    log.log(
+        _level(method),
         "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",
         len(prepared.clients), *(f"{s[name]:,}" for name in ("kept", "cut", "dropped", "heldout")),
     )  # fmt: skip
-    many = plan.workers > 1
+    several = plan.workers > 1
     threads = max(1, memory.threads() // plan.workers)
     log.info(
         "tuning %s client%s at once%s, %d thread%s, up to %s tokens a pass",
         plan.stack_size, "s" * (plan.stack_size != 1),
-        f" in each of {plan.workers} processes" if many else " in one process",
-        threads, "s" * (threads != 1) + " each" * many, f"{plan.micro_batch_tokens:,}",
+        f" in each of {plan.workers} processes" if several else " in one process",
+        threads, "s" * (threads != 1) + " each" * several, f"{plan.micro_batch_tokens:,}",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.data import pipeline
 from shepherd.data.split import SPLIT
 from shepherd.errors import SettingsError
+from shepherd.io.progress import many
 from shepherd.privacy import client_level
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.settings import RunSettings
@@ -35,7 +36,9 @@ class PrivacyPlan:
         """The plan for a person, one sentence each."""
         of, own = self.privacy, self.privacy.noise
         with_noise = "" if own is None else f" with noise = {own:g} in the transform {self.name}"
-        yield f"{of.rounds} rounds{with_noise} spend epsilon {self.epsilon:.4g} at delta {of.delta:.3g}."
+        spend = "spends" if of.rounds == 1 else "spend"
+        rounds = many(of.rounds, "round")
+        yield f"{rounds}{with_noise} {spend} epsilon {self.epsilon:.4g} at delta {of.delta:.3g}."
         if self.wanted is not None:
             yield f"noise = {self.noise:g} spends at most epsilon {self.wanted:g} at the same delta."
         elif of.budget is not None:
@@ -55,7 +58,8 @@ def plan(
 
     Args:
         epsilon: the epsilon to find the noise for; by default none is looked for.
-        clients: number of clients; by default the run file's, or else counted in its data.
+        clients: number of clients; by default that of silos.sites or of the split, or else counted in the
+            data.
 
     Raises:
         SettingsError: nothing of the run adds noise, or its guarantee would not hold.
@@ -82,7 +86,9 @@ def plan(
 
 
 def client_count(settings: RunSettings, consent: Consent = NOTHING) -> int:
-    """How many clients a run has: by its split, where that has their number, else by its data."""
+    """How many clients a run has: by its sites or its split, if these have the number, else by its data."""
+    if settings.silos.sites:
+        return len(settings.silos.sites)
     number = plugins.completed_table(SPLIT, settings.split, consent.plugins).own.get("clients")
     if isinstance(number, int):
         return number

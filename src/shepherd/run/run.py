@@ -31,7 +31,6 @@ from shepherd.evaluate import answers, contribution, loss, personal
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.io.atomic import secret
 from shepherd.io.progress import many, stage
 from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.machine.plan import Plan
@@ -142,7 +141,7 @@ class Run(HeldRun):
             seed=self.settings.seed,
             allow=weights.allowed_by(self.settings),
             max_share=self.settings.federation.max_share,
-            secret=secret(self.folder / ledger.SECRET) if self.method.is_private else None,
+            secret=self._secret() if self.method.is_private else None,
             noise=FromSystem() if self.method.is_private else None,
         )
         while self.state.round < self.until:
@@ -205,6 +204,11 @@ class Run(HeldRun):
             raise FolderError(
                 f"the run in {self.folder} is closed; continue it with shepherd.resume({str(self.folder)!r})"
             )
+
+    def _secret(self) -> int:
+        """The seed of the cohorts, where noise hides clients."""
+        file = self.folder / ledger.SECRET
+        return ledger.secret_of_cohorts(file, self.state.round, self.selection.together)
 
     def _log_start(self) -> None:
         if not read_rows(self.folder):

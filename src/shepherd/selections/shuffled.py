@@ -14,6 +14,9 @@ import numpy as np
 
 from shepherd.config import PositiveShare, Table
 from shepherd.core import ClientInfo, Cohort, Selection, Shuffled, names_at
+from shepherd.errors import SettingsError
+
+MIN_SHARE = 1e-6
 
 
 class Config(Table):
@@ -22,7 +25,16 @@ class Config(Table):
 
 
 def build(config: Config) -> Selection:
-    """Build the draw of a round for each client, once in each epoch."""
+    """Build the draw of a round for each client, once in each epoch.
+
+    Raises:
+        SettingsError: an epoch would be longer than any run.
+    """
+    if config.share < MIN_SHARE:
+        raise SettingsError(
+            f"selection.share = {config.share:g} makes an epoch of more than {1 / MIN_SHARE:,.0f} rounds, and"
+            " each client is asked once in it; raise it"
+        )
     rounds = max(1, round(1 / config.share))
 
     def draw(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:

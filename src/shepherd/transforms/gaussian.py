@@ -29,7 +29,8 @@ from shepherd.errors import UpdateRefused
 from shepherd.transforms.clip import NORM_TOLERANCE, clipped, require_within
 
 NAME = "gaussian"
-Positive = Annotated[float, Strict(), Field(gt=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Strict(), Field(gt=0.0, le=1e6)]
+"""Larger norms and noise would leave float32 in the first round."""
 Noise = Callable[[str, tuple[int, ...]], NDArray[np.float64]]
 """`(name of a tensor, its shape) -> noise of standard deviation 1`."""
 

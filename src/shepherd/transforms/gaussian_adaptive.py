@@ -106,7 +106,8 @@ def build(config: Config) -> Transform:
         norm, count_noise = float(state["norm"]), float(state["count_noise"])
         own = noise_of_sum(config.noise, count_noise)
         after = released(rest, own * norm, state, independent(draws.generator("noise")))
-        count = len(update.clients) * float(within[0])
+        # a sum of halves, exact again after its mean was rounded to float32
+        count = round(2 * len(update.clients) * float(within[0])) / 2
         count += count_noise * float(draws.generator("count").standard_normal())
         share = count / float(state["denominator"]) + 0.5
         return after, {**state, "norm": np.array(followed(norm, share, config))}

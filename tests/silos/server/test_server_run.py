@@ -19,6 +19,7 @@ from tests.silos.server.posts import Letters, failing, honest, joined, silent, u
 from shepherd import plugins
 from shepherd.config import validated
 from shepherd.core import Adapter, ServerState
+from shepherd.errors import FolderError
 from shepherd.rounds import context_of, start
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
@@ -680,3 +681,15 @@ def test_an_order_that_spends_too_much_asks_no_site(tmp_path: Path, privacy: dic
     outcome = told(served_noisily(tmp_path, post, noisy_order(**privacy)))["outcome"]
     assert "privacy." in outcome["error"]
     assert not post.asked
+
+
+def test_a_lost_disk_does_not_draw_an_epoch_a_second_time(tmp_path: Path) -> None:
+    asked = noisy_order()
+    asked = replace(asked, settings={**asked.settings, "selection": {"name": "shuffled", "share": 0.5}})
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    made = served_noisily(tmp_path, post, asked)
+    (made.home / server_run.SECRET_FILE).unlink()
+    assert made._secret(2) >= 0  # a new epoch begins
+    (made.home / server_run.SECRET_FILE).unlink()
+    with pytest.raises(FolderError, match="secret is missing"):
+        made._secret(3)

@@ -37,7 +37,7 @@ from shepherd.privacy import client_level
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.ranks import require_for_sites, site_ranks
-from shepherd.run import checkpoint, folder
+from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
 from shepherd.settings import RunSettings
@@ -182,7 +182,7 @@ class ServerRun:
 
     def _round_iterator(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
         method = plugins.method(self.settings, self.trusted.all)
-        secret = self._secret()
+        secret = self._secret(state.round)
         return rounds(
             method,
             self.silos,
@@ -199,9 +199,12 @@ class ServerRun:
             max_share=self.settings.federation.max_share,
         )
 
-    def _secret(self) -> int:
+    def _secret(self, finished: int) -> int:
         """The seed of cohorts and noise: drawn once for this run, and never sent to anybody."""
-        return secret(self.home / SECRET_FILE)
+        file = self.home / SECRET_FILE
+        if self._privacy is None:
+            return secret(file)
+        return ledger.secret_of_cohorts(file, finished, self._selection().together)
 
     def _context(self, state: ServerState) -> Context:
         return context_of(self.settings, self._selection(), state.adapter, len(self.order.sites))
