@@ -74,7 +74,7 @@ _MARKS = re.compile(r"[\s#>+*_~`\"'\u2018-\u201f\[\](){}<$-]*")
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2236: ":"}
 
 _SHOWS_NOTHING = re.compile(r"[\x00\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-_FENCE = re.compile(r"^(?:```|~~~)\w*\s*|\s*(?:```|~~~)$")
+_FENCE = re.compile(r"^(?:```|~~~)\w*\s*|(?<!\s)\s*(?:```|~~~)$")  # from the first space of a run on
 _MAX_JSON_CHARS = 20_000
 _MAX_VERDICT_CHARS = 200
 """A last line with this many characters or more is no verdict."""
