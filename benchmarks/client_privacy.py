@@ -17,7 +17,6 @@ so the table can be made in parts. Intervals are 95%, over questions and seeds
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -25,7 +24,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -159,16 +158,8 @@ class Grid:
 
     def scores(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell; trains it if it is not kept. None if it may not be trained, or diverged."""
-        place = self.folder / cell.file
-        if not place.is_file() and not self.options.table:
-            print(f"training {cell.file.removesuffix('.json')}", flush=True)
-            found = self._made(cell)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_suffix(".part")
-            unfinished.write_text(json.dumps(found), encoding="utf8")
-            unfinished.replace(place)
-        found = json.loads(place.read_text(encoding="utf8")) if place.is_file() else {"failed": "not made"}
-        return None if "failed" in found else found
+        make = partial(self._made, cell) if not self.options.table else None
+        return common.kept(self.folder / cell.file, make, f"training {cell.file.removesuffix('.json')}")
 
     def _made(self, cell: Cell) -> dict[str, Any]:
         noise = self.noise(cell)
@@ -195,7 +186,7 @@ class Grid:
                     "examples": 0,
                     "bytes": 0,
                     "gap": [],
-                    **methods._scored(run, run.state.adapter),
+                    **methods.scored(run, run.state.adapter),
                 }
         except FederationError as error:  # the noise was too large
             return {"failed": str(error)}
@@ -229,7 +220,7 @@ class Grid:
         simulated = self.share * cell.clients
         cohort = float(cell.noise_cohort or simulated)
         population = round(cohort / self.share)
-        delta = min(float(population**-1.1), DELTA)
+        delta = min(accountant.default_delta(population), DELTA)
         return Noise(
             multiplier=_multiplier(float(cell.epsilon), delta, self.share, self.asked.federation.rounds),
             delta=delta,
@@ -251,7 +242,7 @@ class Grid:
                 "epsilon": arm.epsilon,
                 "noise_cohort": arm.noise_cohort,
                 **{key: some[key] for key in ("noise", "delta", "population", "norm")},
-                **methods._summary(whole, kept),
+                **methods.summary(whole, kept),
             }
 
 
@@ -271,8 +262,8 @@ def tables(figures: Figures) -> list[Table]:
             _cohort(row, figures["share"]),
             "" if row["noise"] is None else f"{row['noise']:.3g}",
             "" if row["norm"] is None or not math.isfinite(row["norm"]) else f"{row['norm']:.3g}",
-            methods._interval(row["loss"]),
-            methods._interval(row.get("right"), 100, 1),
+            methods.interval(row["loss"]),
+            methods.interval(row.get("right"), 100, 1),
             f"{row['seconds']:.0f}",
         ]
         for row in figures["rows"]

@@ -77,6 +77,26 @@ def run(
     return 0 if figures.get("passed", True) else 1
 
 
+def kept(place: Path, make: Callable[[], Figures] | None, doing: str) -> Figures | None:
+    """The scores in a file, made and written if it does not exist; None if they may not be made, or failed.
+
+    Args:
+        make: trains what is scored, and returns the scores or `failed`, the reason; None makes nothing.
+        doing: what is printed before.
+    """
+    if not place.is_file() and make is not None:
+        print(doing, flush=True)
+        found = make()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = place.with_suffix(".part")
+        unfinished.write_text(json.dumps(found), encoding="utf8")
+        unfinished.replace(place)
+    scores: Figures = (
+        json.loads(place.read_text(encoding="utf8")) if place.is_file() else {"failed": "not made"}
+    )
+    return None if "failed" in scores else scores
+
+
 def show(table: Table) -> None:
     """Print one table, uncut even if the output is narrow."""
     drawn = Drawn(box=box.SIMPLE, title=table.title, title_justify="left")

@@ -14,7 +14,6 @@ folder is not made again, so the grid can be made in parts.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -270,16 +269,8 @@ class Grid:
 
     def scores(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell; trains it if it is not kept. None if it may not be trained, or diverged."""
-        place = self.folder / cell.file
-        if not place.is_file() and self.train:
-            print(f"training {cell.file.removesuffix('.json')}", flush=True)
-            found = self._made(cell)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_suffix(".part")
-            unfinished.write_text(json.dumps(found), encoding="utf8")
-            unfinished.replace(place)
-        found = json.loads(place.read_text(encoding="utf8")) if place.is_file() else {"failed": "not made"}
-        return None if "failed" in found else found
+        make = partial(self._made, cell) if self.train else None
+        return common.kept(self.folder / cell.file, make, f"training {cell.file.removesuffix('.json')}")
 
     def _made(self, cell: Cell) -> dict[str, Any]:
         scratch = Path(tempfile.mkdtemp(prefix="example-privacy-"))
@@ -312,7 +303,7 @@ class Grid:
         """The noise multiplier with which the site with the fewest examples spends this epsilon."""
         assert self.prepared is not None
         sizes, tuning = [len(data) for data in self.prepared.clients.values()], self.asked.tuning
-        few, delta = min(sizes), max(sizes) ** example_level.DELTA_POWER
+        few, delta = min(sizes), accountant.default_delta(max(sizes))
         sampling = Poisson(chance=example_level.chance(few, tuning.batch_size))
         steps = self.asked.federation.rounds * example_level.steps(tuning, few)
         return accountant.noise_for(epsilon, delta, sampling, steps)

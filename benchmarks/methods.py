@@ -15,13 +15,13 @@ is not made again, so the grid can be made in parts. Intervals are 95%, over que
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -172,16 +172,9 @@ class Grid:
 
     def scores(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell; trains it if it is not kept. None if it may not be trained, or diverged."""
-        place = self.folder / cell.file
-        if not place.is_file() and self.train:
-            print(f"training {cell.method} at {cell.rate:g} times the rate, seed {cell.seed}", flush=True)
-            found = self._made(cell)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_suffix(".part")
-            unfinished.write_text(json.dumps(found), encoding="utf8")
-            unfinished.replace(place)
-        found = json.loads(place.read_text(encoding="utf8")) if place.is_file() else {"failed": "not made"}
-        return None if "failed" in found else found
+        make = partial(self._made, cell) if self.train else None
+        doing = f"training {cell.method} at {cell.rate:g} times the rate, seed {cell.seed}"
+        return common.kept(self.folder / cell.file, make, doing)
 
     def _made(self, cell: Cell) -> dict[str, Any]:
         asked = overridden(self.asked, METHODS[cell.method])
@@ -197,7 +190,7 @@ class Grid:
                     _central(run, self.asked.tuning) if cell.method == CENTRAL else _federated(run)
                 )
                 seconds = perf_counter() - began
-                return {**trained, "seconds": seconds, **_scored(run, adapter)}
+                return {**trained, "seconds": seconds, **scored(run, adapter)}
         except FederationError as error:  # the rate was too large
             return {"failed": str(error)}
         finally:
@@ -223,7 +216,7 @@ class Grid:
             {
                 "method": method,
                 "rate": best[method],
-                **_summary(found, kept),
+                **summary(found, kept),
                 **({"against": _against(found, against, kept)} if against and method != "fedavg" else {}),
                 **({"of_central": _of_central(found, whole[CENTRAL], kept)} if CENTRAL in whole else {}),
             }
@@ -272,7 +265,7 @@ def _central(run: Run, named: TuningTable) -> tuple[Adapter, dict[str, Any]]:
         order_seed=asked.seed,
         training=run.training,
     )
-    first = lora.fresh(run.base.targets, asked.adapter.rank, seed_for(asked.seed, "adapter"))
+    first = lora.first(run.base.targets, asked.adapter.rank, asked.seed)
     simulation = Simulation(local=local, executor=Inline(run.base), stack_size=1)
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(asked.seed, "arms"))
     (update,) = simulation.run(broadcast, [CENTRAL])
@@ -282,7 +275,7 @@ def _central(run: Run, named: TuningTable) -> tuple[Adapter, dict[str, Any]]:
     return adapter, {"examples": (tuning.max_steps or 0) * batch, "bytes": 0, "gap": []}
 
 
-def _scored(run: Run, adapter: Adapter) -> dict[str, Any]:
+def scored(run: Run, adapter: Adapter) -> dict[str, Any]:
     """Loss and answers of each held-out question; one half chooses the rate, the other is reported."""
     base, prepared = run.base, run.prepared
     named = pipeline.categories(prepared)
@@ -337,7 +330,7 @@ def _tokens(found: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.array([found[0]["tokens"][i] for i in found[0]["report"]], dtype=float)
 
 
-def _summary(found: Sequence[Mapping[str, Any]], kept: draws.Draws) -> dict[str, Any]:
+def summary(found: Sequence[Mapping[str, Any]], kept: draws.Draws) -> dict[str, Any]:
     row: dict[str, Any] = {
         "loss": statistics.score(_values(found, "loss"), kept, _tokens(found)).row(),
         "worst_client": float(np.mean([each["worst_client"] for each in found])),
@@ -385,10 +378,10 @@ def tables(figures: Figures) -> list[Table]:
         [
             row["method"],
             f"{row['rate']:g}x",
-            _interval(row["loss"]),
-            _interval(row.get("right"), 100, 1),
-            _interval(row.get("of_central")),
-            _interval(row.get("against", {}).get("loss")),
+            interval(row["loss"]),
+            interval(row.get("right"), 100, 1),
+            interval(row.get("of_central")),
+            interval(row.get("against", {}).get("loss")),
             f"{row['worst_client']:.3f}",
             "" if row["gap"] is None else f"{row['gap']:.3f}",
             f"{row['bytes'] / 1e6:.1f}",
@@ -405,7 +398,7 @@ def tables(figures: Figures) -> list[Table]:
 _ENDS = ("value", "low", "high")
 
 
-def _interval(found: Mapping[str, float | None] | None, scale: float = 1.0, digits: int = 3) -> str:
+def interval(found: Mapping[str, float | None] | None, scale: float = 1.0, digits: int = 3) -> str:
     if found is None:
         return ""
     value, low, high = ("?" if (n := found[key]) is None else f"{n * scale:.{digits}f}" for key in _ENDS)

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd import plugins, world
-from shepherd.core import ServerState, seed_for
+from shepherd.core import ServerState
 from shepherd.data import pipeline
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
@@ -171,7 +171,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         ranks=_fewer_ranks(settings, configs),
     )
     simulation = Simulation(local=local, executor=Inline(base), stack_size=1)
-    adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     yield from rounds(
         method,
         simulation,

@@ -31,7 +31,7 @@ from benchmarks.engine import engine
 from benchmarks.recipe import recipe
 from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work
-from shepherd.core import Adapter, seed_for
+from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.data.pack import pack
 from shepherd.data.shared_prefix import group_by_prefix
@@ -102,7 +102,7 @@ def measure(options: Namespace) -> Figures:
         settings = _settings(options, Path(scratch))
         clients, heldout = _data(options, settings)
         shape = flops.shape_of(settings.model.base, settings.adapter)
-        fresh = lora.fresh(shape.targets, settings.adapter.rank, seed_for(options.seed, "adapter"))
+        fresh = lora.first(shape.targets, settings.adapter.rank, options.seed)
         work = Work(settings=settings, clients=clients, start=fresh)
         chosen = [name for name in SIDES if name in {ENGINE, RECIPE, *options.sides}]
         with common.busy(options.beside):

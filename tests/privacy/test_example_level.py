@@ -72,7 +72,7 @@ def test_steps_follow_the_epochs_or_are_as_asked() -> None:
     assert example_level.steps(TuningTable(max_steps=7), 1000) == 7
     assert example_level.steps(TuningTable(epochs=2.0, batch_size=16), 100) == 12  # 12.5
     assert example_level.steps(TuningTable(batch_size=32), 10) == 1
-    assert example_level.steps(TuningTable(max_steps=7, batch_size=10), 100, epochs=0.5) == 5
+    assert example_level.steps(TuningTable(epochs=0.5, batch_size=10), 100) == 5
 
 
 @settings(max_examples=15)

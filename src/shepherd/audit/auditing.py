@@ -283,7 +283,7 @@ def _equal(one: Adapter, other: Adapter) -> bool:
 
 def first_adapter(settings: RunSettings, base: Base, method: Method, like: Adapter) -> Adapter:
     """The adapter before the first round; zeros of the shapes of a later one if its ranks are others."""
-    fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    fresh = lora.first(base.targets, settings.adapter.rank, settings.seed)
     first = padded(fresh, method.aggregation.side_rank)
     if shapes_of(first) == shapes_of(like):
         return first
@@ -295,11 +295,11 @@ def claim_of(rows: Sequence[Mapping[str, Any]]) -> Claim | None:
 
     Where clients are protected as well as examples, it is the claim about clients: canaries are clients then.
     """
-    told = [
+    reported = [
         next((row[key] for key in ("privacy", "example_privacy") if isinstance(row.get(key), Mapping)), row)
         for row in rows
     ]
-    spent = [each for each in told if "epsilon" in each][-1:]
+    spent = [each for each in reported if "epsilon" in each][-1:]
     if not spent or not isinstance(spent[-1]["epsilon"], int | float):  # none, or no finite one
         return None
     delta = spent[-1].get("delta")

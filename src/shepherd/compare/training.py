@@ -190,7 +190,7 @@ def train_references(
             log.info("tuning %s for %s %s%s", _first_names(names), f"{done.matched(way):,}", way, each)
     local = _clients(arms, settings, plan, prepared, done=done, seed=seed, consent=consent)
     simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, stacks)))
-    first = lora.fresh(base.targets, settings.adapter.rank, seed_for(seed, "adapter"))
+    first = lora.first(base.targets, settings.adapter.rank, seed)
     updates = simulation.run_groups(Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms")), todo)
     _write_arms(updates, first, base, todo, places, made, timed=executor.count == 1)
 

@@ -299,6 +299,11 @@ def of_one_rank(targets: Sequence[Target], adapters: Sequence[Adapter]) -> list[
     return [at_ranks(targets, adapter, most) for adapter in adapters]
 
 
+def first(targets: Sequence[Target], rank: int, seed: int) -> Adapter:
+    """The adapter that a run with this seed begins with."""
+    return fresh(targets, rank, seed_for(seed, "adapter"))
+
+
 def fresh(targets: Sequence[Target], rank: int, seed: int) -> Adapter:
     """A new adapter: A from U(-1/sqrt(in), 1/sqrt(in)) as in PEFT's default, B zero."""
     tensors: dict[str, Any] = {}

@@ -34,6 +34,7 @@ MIN_COUNTED, MAX_COUNTED = 1e-3, 1e6
 """Noise multipliers that are accounted for: less counts as none, and more as the largest."""
 LARGE = 100.0
 """Above this epsilon Rényi divergences are enough: exact accounts of so little noise take hours."""
+DELTA_POWER = -1.1
 TINY = 1e-12  # an epsilon of 0 has a logarithm, too
 
 Account = Callable[[Sequence[Spending], float], float]
@@ -117,6 +118,11 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int) -> fl
     while above(found) > 0:
         found += NOISE_TOLERANCE
     return math.exp(found)
+
+
+def default_delta(units: int) -> float:
+    """The usual delta for n units, n^-1.1: below 1 / n, at which one unit could be published."""
+    return float(units**DELTA_POWER)
 
 
 def replaces(sampling: Sampling) -> bool:

@@ -21,8 +21,6 @@ from shepherd.settings import PrivacyTable, RunSettings
 
 WEAK_DELTA = 1e-3
 """A delta above this says little, and is said to."""
-DELTA_POWER = -1.1
-"""The default of delta is the number of units to this power: below 1 / units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +88,7 @@ class ClientPrivacy:
         else:
             yield "Neighbouring data: the same clients without one of them, or with one more (add or remove)."
         yield (
-            "Who is trusted: whoever runs the rounds, who sees the updates and adds the noise. Protected"
+            "Who is trusted: the one who runs the rounds, who sees the updates and adds the noise. Protected"
             " against: everybody who gets the adapters, scores and logs of the run."
         )
         yield (
@@ -180,10 +178,10 @@ def delta_of(delta: float | None, units: int, what: str) -> float:
     if units < 2:
         raise SettingsError(f"noise hides one of several {what}, and there is {units}; add some")
     if delta is None:
-        return float(units**DELTA_POWER)
+        return accountant.default_delta(units)
     if not 0.0 < delta < 1 / units:  # false for NaN, too
         raise SettingsError(
             f"privacy.delta = {delta:g} is not below 1 / {units}, for {units} {what}, and would allow to"
-            f" publish one of them whole; set it to {units**DELTA_POWER:.2g} or less"
+            f" publish one of them whole; set it to {accountant.default_delta(units):.2g} or less"
         )
     return delta

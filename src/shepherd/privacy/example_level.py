@@ -17,8 +17,6 @@ from shepherd.errors import SettingsError
 from shepherd.privacy import accountant
 from shepherd.settings import RunSettings, TuningTable
 
-DELTA_POWER = -1.1
-"""The default of delta is the number of examples to this power: below 1 / examples."""
 COARSE = 1e-3
 """Discretisation of privacy losses, in nats; an epsilon is never too small, and too large by about 1e-4."""
 MAX_ACCOUNTS = 16
@@ -39,15 +37,11 @@ def expected_batch(examples: int, batch_size: int) -> int:
     return min(batch_size, examples)
 
 
-def steps(tuning: TuningTable, examples: int, epochs: float | None = None) -> int:
-    """Steps of one visit: those that are asked for, or as many as give this many epochs on average.
-
-    Args:
-        epochs: of this client, where they differ from the run file's.
-    """
-    if tuning.max_steps is not None and epochs is None:
+def steps(tuning: TuningTable, examples: int) -> int:
+    """Steps of one visit: those that are asked for, or as many as give this many epochs on average."""
+    if tuning.max_steps is not None:
         return tuning.max_steps
-    passes = epochs or tuning.epochs or 1.0
+    passes = tuning.epochs or 1.0
     return max(1, round(passes * examples / expected_batch(examples, tuning.batch_size)))
 
 
@@ -71,7 +65,7 @@ class ExampleAccount:
     def sentence(self) -> str:
         """What is planned, and whose privacy it is, in one sentence."""
         return (
-            "noise protects each example of a client, added or removed, from whoever sees what the client"
+            "noise protects each example of a client, added or removed, from anyone who sees what the client"
             f" sends: {self.planned} visits of a client spend epsilon {self.planned_epsilon:.3g} or less at"
             f" delta {self.delta:.2g}"
         )
@@ -174,10 +168,10 @@ def delta_of(delta: float | None, examples: int, whose: str) -> float:
         SettingsError: it is not in (0, 1 / examples): one could publish an example whole by it.
     """
     if delta is None:
-        return float(examples**DELTA_POWER)
+        return accountant.default_delta(examples)
     if not 0.0 < delta < 1.0 / examples:  # false for NaN, too
         raise SettingsError(
             f"delta is {delta:.3g}, and {whose} has {examples} examples; set it above 0 and below 1 /"
-            f" {examples}, such as {examples**DELTA_POWER:.1g}"
+            f" {examples}, such as {accountant.default_delta(examples):.1g}"
         )
     return delta

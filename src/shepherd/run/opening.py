@@ -18,7 +18,6 @@ from shepherd.core import (
     Selection,
     padded,
     require_shapes,
-    seed_for,
     shapes_of,
 )
 from shepherd.data import pipeline
@@ -136,7 +135,7 @@ def _start(
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         pipeline.save(holder.path / "data", prepared)
-        adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+        adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
         run = Run(
             settings=settings,
             plan=plan,
@@ -280,7 +279,7 @@ def _continue(
         )  # fmt: skip
     last = checkpoint.latest(holder.checkpoints)
     prepared = _kept_data(holder, plan.over(settings), base, consent, begun=last is not None)
-    fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    fresh = lora.first(base.targets, settings.adapter.rank, settings.seed)
     saved = load_checkpoint(last, base) if last else None
     if saved is not None:
         _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)

@@ -9,7 +9,7 @@ all tensors that leave a client together, and the server refuses a longer update
 sums before anything is rounded. A client's weight and metrics do not leave it. McMahan et al., arXiv
 1710.06963; `shepherd.privacy` accounts for the rounds.
 
-What is protected is a client with all of its examples, against whoever gets the released adapters. Clients
+What is protected is a client with all of its examples, against anyone who gets the released adapters. Clients
 trust the server, which sees their updates and adds the noise.
 """
 
@@ -31,6 +31,8 @@ from shepherd.transforms.clip import NORM_TOLERANCE, clipped, require_within
 NAME = "gaussian"
 Positive = Annotated[float, Strict(), Field(gt=0.0, le=1e6)]
 """Larger norms and noise would leave float32 in the first round."""
+OnServer = Callable[[Update, Any, Draws], tuple[Update, Any]]
+Spent = Callable[[Sampling, int], Spending]
 Noise = Callable[[str, tuple[int, ...]], NDArray[np.float64]]
 """`(name of a tensor, its shape) -> noise of standard deviation 1`."""
 
@@ -45,28 +47,38 @@ class Config(Table):
 def build(config: Config) -> Transform:
     """Build both halves, and what the accountant needs."""
 
+    def on_server(update: Update, state: Any, draws: Draws) -> tuple[Update, Any]:
+        noise = independent(draws.generator("noise"))
+        return released(update, config.noise * config.norm, state, noise), state
+
+    return hiding(NAME, config.norm, on_server, spent_with(config.noise))
+
+
+def hiding(name: str, norm: float, on_server: OnServer, spent: Spent) -> Transform:
+    """A transform whose clients send single updates of at most this norm, and whose server adds the noise.
+
+    Args:
+        name: of the transform, for messages.
+    """
+
     def on_client(update: Update, public: Any, draws: Draws) -> Update:
-        return clipped(bare(update), config.norm)
+        return clipped(bare(update), norm)
 
     def verify(update: Update, state: Any) -> None:
-        require_alone(update, NAME)
-        require_within(update, config.norm, NAME)
+        require_alone(update, name)
+        require_within(update, norm, name)
 
     def on_arrival(update: Update, state: Any) -> Update:
         update = bare(update)
         verify(update, state)
         return update
 
-    def on_server(update: Update, state: Any, draws: Draws) -> tuple[Update, Any]:
-        noise = independent(draws.generator("noise"))
-        return released(update, config.noise * config.norm, state, noise), state
-
     return Transform(
         init=sizes,
         on_client=on_client,
         on_arrival=on_arrival,
         on_server=on_server,
-        mechanism=Mechanism(spent=spent_with(config.noise), verify=verify),
+        mechanism=Mechanism(spent=spent, verify=verify),
     )
 
 
@@ -78,7 +90,7 @@ def sizes(context: Context) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def spent_with(noise: float) -> Callable[[Sampling, int], Spending]:
+def spent_with(noise: float) -> Spent:
     """What rounds with this noise multiplier spend, however their cohorts are drawn."""
     return lambda sampling, rounds: Spending(noise=noise, sampling=sampling, steps=rounds)
 

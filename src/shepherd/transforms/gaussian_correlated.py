@@ -16,22 +16,22 @@ norms, since its columns of C share no row. So Z gets the standard deviation noi
 spends what k rounds of `gaussian` with this `noise` spend, each with all clients. Kairouz et al., arXiv
 2103.00039; banded: Choquette-Choo et al., arXiv 2306.08153.
 
-The last `bands` - 1 rounds' noise is kept in the server's state: whoever gets it can subtract the noise.
+The last `bands` - 1 rounds' noise is kept in the server's state: anyone who gets it can subtract the noise.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.config import PositiveInt, Table
-from shepherd.core import Draws, Mechanism, Sampling, Spending, Transform, Turns, Update
+from shepherd.core import Draws, Sampling, Spending, Transform, Turns, Update
 from shepherd.errors import SettingsError
-from shepherd.transforms.clip import clipped, require_within
-from shepherd.transforms.gaussian import Positive, bare, released, require_alone, sizes
+from shepherd.transforms.gaussian import Positive, hiding, released
 
 NAME = "gaussian_correlated"
 PAST = "past "
@@ -51,18 +51,6 @@ def build(config: Config) -> Transform:
     """Build both halves, and what the accountant needs."""
     factor = coefficients(config.bands)
     column = math.sqrt(float(factor @ factor))
-
-    def on_client(update: Update, public: Any, draws: Draws) -> Update:
-        return clipped(bare(update), config.norm)
-
-    def verify(update: Update, state: Any) -> None:
-        require_alone(update, NAME)
-        require_within(update, config.norm, NAME)
-
-    def on_arrival(update: Update, state: Any) -> Update:
-        update = bare(update)
-        verify(update, state)
-        return update
 
     def on_server(update: Update, state: Any, draws: Draws) -> tuple[Update, Any]:
         rng, after = draws.generator("noise"), dict(state)
@@ -84,14 +72,7 @@ def build(config: Config) -> Transform:
             )
         return Spending(noise=config.noise, sampling=sampling, steps=rounds)
 
-    return Transform(
-        init=sizes,
-        on_client=on_client,
-        on_arrival=on_arrival,
-        on_server=on_server,
-        mechanism=Mechanism(spent=spent, verify=verify),
-        needs_same_tensors=True,
-    )
+    return replace(hiding(NAME, config.norm, on_server, spent), needs_same_tensors=True)
 
 
 def coefficients(bands: int) -> NDArray[np.float64]:

@@ -22,17 +22,11 @@ from shepherd.silos.site.site_settings import SiteSettings, settings_at_site
 from shepherd.silos.site.site_store import Store
 from shepherd.silos.site.trainer import Trainer
 from shepherd.ui.cli import main
-from tests import runs
 from tests.silos.site import trained
 from tests.silos.site.test_trainer import simulated
 from tests.silos.site.trained import NAME, RUN, ask, blank, reason, request, tables
 
 METHODS = {"fedsa_lora": {"name": "fedsa_lora"}, "local_adapter": {"name": "local_adapter", "rank": 1}}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
 
 
 def site(base: Path, source: Path, **policy: Any) -> SiteSettings:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +12,12 @@ from shepherd.core import Update
 from shepherd.core.spending import Poisson
 from shepherd.errors import SettingsError
 from shepherd.privacy import accountant, example_level
-from shepherd.run.loading import load_base
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Ready
 from shepherd.silos.site import audit, privacy_ledger
-from shepherd.silos.site.site_settings import settings_at_site
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import tune
-from tests import runs
-from tests.silos.site import trained
-from tests.silos.site.trained import NAME, RUN, TABLES, ask, broadcast, reason, request, tables
+from tests.silos.site.trained import RUN, TABLES, ask, broadcast, reason, request, tables
 
 PRIVATE = tables(
     privacy={"examples": {"norm": 0.5, "noise": 2.0}},
@@ -30,31 +25,6 @@ PRIVATE = tables(
     tuning={"batch_size": 4, "learning_rate": 0.01, "max_steps": 3},
 )
 LIMITED = {"require_privacy": ("example",), "max_epsilon": 4.0}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
-
-
-@pytest.fixture(scope="module")
-def shaped(llama_folder, source) -> Any:
-    return load_base(settings_at_site(trained.settings(llama_folder, source), TABLES, str(llama_folder)))
-
-
-@pytest.fixture
-def born(llama_folder, source, tmp_path) -> Iterator[Callable[..., Trainer]]:
-    """Makes a trainer; one made later at the same home is the process after the one before."""
-    made: list[Trainer] = []
-
-    def make(**policy: Any) -> Trainer:
-        made.append(Trainer(trained.settings(llama_folder, source, **policy), NAME, tmp_path / "home"))
-        return made[-1]
-
-    yield make
-    for trainer in made:
-        trainer.stop()
-        trainer._worker.shutdown()
 
 
 @pytest.fixture

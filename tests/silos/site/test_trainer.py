@@ -62,32 +62,6 @@ CLIENT = {"algorithm": {"name": REMEMBERING}}
 SLOW = {"algorithm": {"name": SLEEPING}, "tuning": {"max_steps": 500}}
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
-
-
-@pytest.fixture(scope="module")
-def shaped(llama_folder, source) -> Any:
-    """The base as the trainer loads it."""
-    return load_base(settings_at_site(trained.settings(llama_folder, source), TABLES, str(llama_folder)))
-
-
-@pytest.fixture
-def born(llama_folder, source, tmp_path) -> Iterator[Callable[..., Trainer]]:
-    """Makes a trainer; one made later at the same home is the process after the one before."""
-    made: list[Trainer] = []
-
-    def make(**policy: Any) -> Trainer:
-        made.append(Trainer(trained.settings(llama_folder, source, **policy), NAME, tmp_path / "home"))
-        return made[-1]
-
-    yield make
-    for trainer in made:
-        trainer.stop()
-        trainer._worker.shutdown()
-
-
 @pytest.fixture
 def asked(llama_folder) -> Callable[..., wire.Request]:
     return lambda *words, **more: request(llama_folder, *words, **more)

@@ -23,7 +23,7 @@ import numpy as np
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Context, ServerState, seed_for
+from shepherd.core import Adapter, Context, ServerState
 from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, stop_ids
@@ -500,7 +500,7 @@ def _save_start(
 ) -> None:
     """Save the state before the first round; the run file alone determines its bits."""
     method = plugins.method(settings, consent.plugins)
-    adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
     state = start(method, adapter, _context(settings, adapter, sites, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)

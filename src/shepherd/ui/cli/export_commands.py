@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shepherd.ui.cli.options import overrides, run_folder
-from shepherd.ui.cli.silos import agreed, echo, plugin, trust
+from shepherd.ui.cli.silos import agreed, echo, into, plugin, trust
 
 
 @click.command(short_help="Write a run's adapter for other programs.")
@@ -20,14 +20,7 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, trust
     metavar="FORM",
     help="Exporter; `shepherd plugins exporters` lists them.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
-    help="Folder to write to, new or empty.",
-)
+@into
 @click.option("--round", type=click.IntRange(min=1), help="Round of a kept checkpoint.  [default: the last]")
 @click.option("--client", metavar="NAME", help="Client whose own model is written, where each has one.")
 @trust

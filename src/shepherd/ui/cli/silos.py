@@ -32,6 +32,14 @@ plugin = click.option(
     metavar="NAME",
     help="Import this module from outside the package, which the run file names; repeatable.",
 )
+into = click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder to write to, new or empty.",
+)
 tracker = click.option(
     "--allow-tracker",
     "trackers",
@@ -263,14 +271,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
     "--run", default="", metavar="ID", help="Run that the site took part in.  [default: the only one]"
 )
 @click.option("--to", default="peft", show_default=True, metavar="FORM", help="Exporter, as for `export`.")
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
-    help="Folder to write to, new or empty.",
-)
+@into
 def export(kit: Path, keys: tuple[str, ...], config: Path, run: str, to: str, output: Path) -> None:
     """Write the model of a site's own, for its owner: of a run whose algorithm leaves a part with each site.
 

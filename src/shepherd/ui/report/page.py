@@ -350,12 +350,6 @@ def _charts(report: Report) -> dict[str, str]:
             )
             for each in _FIGURES
         },
-        "epsilon": small(
-            "epsilon",
-            "Epsilon spent by round",
-            [Series("epsilon", _points(rows, "epsilon"))],
-            number_formats.rate,
-        ),
     }
 
 
@@ -388,6 +382,7 @@ _FIGURES = (
         (("mean of the clients", "personal_loss"), ("worst client", "worst_personal")),
     ),
     _Figure("learning_rate", "Learning rate by round", (("learning rate", "learning_rate"),)),
+    _Figure("epsilon", "Epsilon spent by round", (("epsilon", "epsilon"),)),
     _Figure("seconds", "Seconds by round", (("seconds", "seconds"),), number_formats.duration),
 )
 
