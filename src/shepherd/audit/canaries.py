@@ -1,7 +1,7 @@
 """Canaries: made-up examples, planted before a run, of which a coin decides whether they are trained on.
 
 Rare-token canaries are words that the data hold least often. High-temperature canaries are what the untuned
-base writes at a high temperature (arXiv 2606.10481); whoever has the base could have written them, so they
+base writes at a high temperature (arXiv 2606.10481); anyone who has the base could have written them, so they
 are safe to look at. Where a canary is a client of its own, half of them are update directions instead: such a
 client sends a change in a random direction, as long as its own or, under noise, longer (arXiv 2302.03098).
 Nothing else is found as easily, and noise has to hide it all the same. What the coins decided is for the

@@ -44,7 +44,7 @@ def require() -> None:
 
 
 def one_run_p(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Largest chance of so many right guesses, or more, in one run of an (epsilon, delta)-private mechanism.
+    """Largest chance of this many right guesses, or more, in one run of a mechanism with this epsilon, delta.
 
     Theorem 5.2 of arXiv 2305.08846: the right guesses are dominated by a binomial number, but for what delta
     adds.
@@ -80,7 +80,7 @@ def epsilon_one_run(
 
 
 def refutes_gaussian(canaries: int, guesses: int, correct: int, mu: float, significance: float) -> bool:
-    """Whether so many right guesses refute that the mechanism is mu-Gaussian differentially private.
+    """Whether this many right guesses refute that the mechanism is mu-Gaussian differentially private.
 
     Algorithm 3 of arXiv 2410.22235: `right` and `wrong` bound, from the last guess to the first, the chance
     that at least this many guesses are right, each given by the trade-off curve from the one before.
@@ -207,7 +207,7 @@ def bounds(scores: ArrayLike, included: ArrayLike, delta: float) -> Bounds:
 
 @cache
 def ceiling(included: int, excluded: int, delta: float) -> Bounds:
-    """The bounds that an attack reaches with so many canaries if every one of its guesses is right."""
+    """The bounds that an attack reaches with this many canaries if every one of its guesses is right."""
     return _bounds((True,) * included + (False,) * excluded, delta)
 
 

@@ -1,6 +1,6 @@
 """Gradient inversion: the tokens of a client's examples, read from its update alone.
 
-The first adapted modules read vectors that depend on a token (and its position) only, so whoever has the
+The first adapted modules read vectors that depend on a token (and its position) only, so anyone who has the
 base can compute the vector of every token of the vocabulary and check which of them the update was made of
 (`inversion_spans`). A later layer's inputs depend on all tokens before, so the same check there puts the
 found tokens in order: a prefix is extended by each of them, and only what the later layer may have read is
@@ -141,12 +141,12 @@ def attack(
 
     def spans(group: Sequence[lora.Target]) -> Seen:
         names = [(target.name_a, target.name_b) for target in group]
-        told = seen(names, before, delta, noise=noise, rounding=max(rounding, _rounding(base)))
-        return told.against(layer_inputs.inputs(base, before, others, group[0])[:, -1])
+        revealed = seen(names, before, delta, noise=noise, rounding=max(rounding, _rounding(base)))
+        return revealed.against(layer_inputs.inputs(base, before, others, group[0])[:, -1])
 
-    told = spans(first)
-    inside, log_chances = _checked(base, before, first[0], told, longest - 1)
-    inside = _nearest(inside, log_chances, told.dimensions)
+    revealed = spans(first)
+    inside, log_chances = _checked(base, before, first[0], revealed, longest - 1)
+    inside = _nearest(inside, log_chances, revealed.dimensions)
     ordering = next((group for group in groups[1:] if len(group) >= len(first)), None)
     sequences: tuple[tuple[int, ...], ...] = ()
     if ordering is not None and inside.any():
@@ -157,7 +157,7 @@ def attack(
         tokens=tuple(np.flatnonzero(inside.any(axis=1)).tolist()),
         sequences=sequences,
         log_chances=log_chances.min(axis=1),
-        dimensions=told.dimensions,
+        dimensions=revealed.dimensions,
     )
 
 
@@ -175,7 +175,7 @@ def _mixes(base: Base, before: Adapter, target: lora.Target) -> bool:
 
 
 def _checked(
-    base: Base, before: Adapter, target: lora.Target, told: Seen, positions: int
+    base: Base, before: Adapter, target: lora.Target, revealed: Seen, positions: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Whether a target that mixes nothing seems to have read each token at each position; and log-chances.
 
@@ -186,7 +186,7 @@ def _checked(
     moves = positions > 1 and np.linalg.norm(probe[0] - probe[1]) > 1e-6 * np.linalg.norm(probe[0])
     rows = np.repeat(vocabulary[:, None], positions if moves else 1, axis=1)
     parts = [
-        told.inside(
+        revealed.inside(
             layer_inputs.inputs(base, before, some, target).reshape(-1, target.inputs), among=rows.size
         )
         for some in np.array_split(rows, -(-rows.size // CANDIDATES))  # not all vectors at once
@@ -212,7 +212,7 @@ def _ordered(
     base: Base,
     before: Adapter,
     target: lora.Target,
-    told: Seen,
+    revealed: Seen,
     allowed: Sequence[NDArray[np.int64]],
     seconds: float,
 ) -> tuple[tuple[int, ...], ...]:
@@ -227,7 +227,7 @@ def _ordered(
     for tokens in allowed:
         read = layer_inputs.continued(base, before, prefixes, tokens, target)  # (p, n, in)
         among = len(prefixes) * len(tokens)
-        inside, log_chances = told.inside(read.reshape(among, target.inputs), among=among)
+        inside, log_chances = revealed.inside(read.reshape(among, target.inputs), among=among)
         total = np.repeat(sums, len(tokens)) + log_chances
         ended = ~inside.reshape(read.shape[:2]).any(axis=1)
         if prefixes.shape[1]:

@@ -139,13 +139,13 @@ class Seen:
         count = len(candidates)
         within, log_chance = np.zeros(count, bool), np.zeros(count)
         for spans in ((self.by_a,), self.by_b):
-            told = [each for each in spans if 0 < each.dimensions < each.basis.shape[1]]
-            if not told:
+            revealed = [each for each in spans if 0 < each.dimensions < each.basis.shape[1]]
+            if not revealed:
                 continue
-            found = [(*each.distances(candidates), each) for each in told]
+            found = [(*each.distances(candidates), each) for each in revealed]
             fits = np.array([distance <= allowed for distance, allowed, _ in found])  # (spans, c)
             chances = np.array([each.log_chances(distance) for distance, _, each in found])
-            agreeing = len(told) - (len(told) > 2)
+            agreeing = len(revealed) - (len(revealed) > 2)
             best = np.argsort(chances - np.where(fits, NEVER, 0.0), axis=0)[:agreeing]
             together = np.take_along_axis(chances, best, 0).sum(0)
             few = together < math.log(FALSE_ALARMS / max(1, among))

@@ -1,4 +1,4 @@
-"""Membership inference: whether an example was trained on, told from how well an adapter predicts it.
+"""Membership inference: whether an example was trained on, inferred from how well an adapter predicts it.
 
 Every score is high for a member. Members are training examples of clients; the others are held out of the
 same data. Scores are those of Yeom et al. (2018: loss), Carlini et al. (2021: reference and zlib), Shi et al.

@@ -1,4 +1,4 @@
-"""What one client's update of one step tells whoever sees it: gradient inversion as a section of an audit.
+"""What one client's update of one step tells anyone who sees it: gradient inversion as a section of an audit.
 
 The updates of a run are not kept, so one client makes a step again: a few of its short examples, at the run's
 rank, rate, optimiser and, with [privacy.examples], clipping and noise. The run's transforms are left out,
@@ -69,8 +69,8 @@ def section(
         title="What one client's update tells",
         words=(
             "How much of one client's step is read from its update, by a span check against the base,"
-            " by whoever sees it: the server, where updates are not aggregated securely. The step has a few"
-            " short examples, at the run's rank, rate and optimiser, and none of the run's transforms."
+            " by anyone who sees it: the server, where updates are not aggregated securely. The step has a"
+            " few short examples, at the run's rank, rate and optimiser, and none of the run's transforms."
         ),
         columns=(
             Column("step from", WORDS), Column("examples", "count"), Column("tokens found", "share"),

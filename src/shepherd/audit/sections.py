@@ -316,8 +316,8 @@ def _says_claim(found: Attacked) -> list[str]:
     if claimed > high:
         return [
             *said,
-            f"The run claims {claimed:.3g}, more than even a perfect attack on so many canaries could refute;"
-            " plant more of them to test this claim.",
+            f"The run claims {claimed:.3g}, more than even a perfect attack on this many canaries could"
+            " refute; plant more of them to test this claim.",
         ]
     return [*said, f"The run claims {claimed:.3g}, and nothing here contradicts it."]
 
@@ -351,7 +351,7 @@ def _says_members(found: Attacked) -> list[str]:
     )
     rare = f", and {_percent(share)} of them at 1% false alarms" if share else ""
     if auc.low > 0.5:
-        return [f"{said}{rare}: whoever has the adapter learns something of who was trained on."]
+        return [f"{said}{rare}: anyone who has the adapter learns something of who was trained on."]
     return [
         f"{said}{rare}, which is no better than guessing; a leak up to that interval's end remains possible."
     ]

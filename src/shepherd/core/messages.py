@@ -133,7 +133,7 @@ class Context:
 
     @property
     def expected_cohort(self) -> float:
-        """Clients that a round asks on average: what a mechanism divides its sums by, whoever answers."""
+        """Clients that a round asks on average: what a mechanism divides sums by, no matter who answers."""
         return max(1.0, self.share * self.clients) if self.cohort is None else self.cohort
 
 

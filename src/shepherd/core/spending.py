@@ -1,6 +1,6 @@
 """Privacy budget that is spent: Gaussian noise on the sums of a number of steps, and who is in each sum.
 
-A unit is whoever is protected: a client with all of its examples, or one example. A step adds the clipped
+A unit is what is protected: a client with all of its examples, or one example. A step adds the clipped
 contributions of some units and Gaussian noise. What one step reveals of a unit depends on the noise alone;
 what many reveal depends on how the units of a step are drawn, too.
 """

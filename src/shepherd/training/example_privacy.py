@@ -49,7 +49,7 @@ class ExamplePrivacy:
     noise: float
     """Noise multiplier: the standard deviation of a step's noise, as a multiple of `norm`."""
     draws: Draws = field(default_factory=FromSystem)
-    """Randomness of the noise. Only tests give another: whoever can repeat the noise can remove it."""
+    """Randomness of the noise. Only tests give another: anyone who can repeat the noise can remove it."""
 
     def __post_init__(self) -> None:
         # both are false for NaN, too

@@ -113,7 +113,7 @@ class Progress:
 
     tokens: int
     loss: float
-    """Mean loss so far; 0 if it may not be told."""
+    """Mean loss so far; 0 if it may not be reported."""
     step: int
     steps: int
 

@@ -71,8 +71,8 @@ def audit(
 ) -> None:
     """Attack a run: tell its members, find planted examples, and bound epsilon from below.
 
-    A run folder is attacked as it is: who was trained on is told from its adapters. A run file is trained in
-    a folder of its own, with made-up examples in it; to continue a stopped audit, give the same command
+    A run folder is attacked as it is: who was trained on is inferred from its adapters. A run file is trained
+    in a folder of its own, with made-up examples in it; to continue a stopped audit, give the same command
     again.
 
     The exit code is 1 if what is found contradicts the epsilon that the run claims.

@@ -70,7 +70,7 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     parts = [f"round {number}/{until}" if number else "before training"]
     if number and "cohort" in row:
         trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "no client drawn"
-        if "example_privacy" in row and row["cohort"]:  # no loss is told then
+        if "example_privacy" in row and row["cohort"]:  # no loss is reported then
             trained = examples_budget(row)
         parts += [f"clients {len(row['cohort'])}", trained]
     if "heldout" in row:
