@@ -4,7 +4,8 @@
 
 A line is appended and flushed before its visit begins, so a visit that is killed has spent all the same. The
 file is kept for as long as the data are: the noise of one run does not hide what another revealed. A line
-that a crash left unfinished belongs to a visit that never began; any other that cannot be read stops the site.
+that a crash left unfinished belongs to a visit that never began; any other that cannot be read stops the
+site.
 """
 
 from __future__ import annotations
