@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from shepherd.errors import SettingsError
 from shepherd.privacy import accountant
 from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings
+from shepherd.ui.report.gather import collect
+from shepherd.ui.report.page import html
+from shepherd.ui.terminal import figures
 from tests import runs
 
 PRIVATE = {
@@ -104,3 +108,25 @@ def test_more_rounds_are_checked_against_the_budget_again(llama_folder, source, 
         list(run.rounds())
     with pytest.raises(SettingsError, match="4 visits of each client would spend"):
         shepherd.resume(tmp_path / "run", overrides=["federation.rounds=4"])
+
+
+def test_the_report_page_says_what_is_spent_for_each_example(made) -> None:
+    path, _ = made
+    shown, last = collect(path), read_rows(path)[-1]["example_privacy"]
+    assert shown["example_privacy"] == {**last, "budget": None, "norm": 1.0, "noise": 2.0}
+    assert shown["rounds"][-1]["example_epsilon"] == last["epsilon"]
+    page = " ".join(re.sub("<[^>]*>", "", html(shown)).split())
+    assert f"Epsilon {last['epsilon']:.3g}"[:11] in page
+    assert "is spent for each example, at the client that has spent most." in page
+    assert "Epsilon spent by round" in html(shown)
+
+
+def test_a_line_of_a_round_that_names_no_client_has_both_budgets() -> None:
+    row = {
+        "round": 2,
+        "privacy": {"epsilon": 1.5, "delta": 1e-3},
+        "example_privacy": {"epsilon": 2.5, "delta": 1e-4},
+    }
+    assert figures.line(row, [row], 4) == (
+        "round 2/4  epsilon 2.5 at delta 0.0001 for each example  epsilon 1.5 at delta 0.001"
+    )

@@ -18,8 +18,9 @@ from tests.silos.server.posts import Letters, failing, honest, joined, silent, u
 
 from shepherd import plugins
 from shepherd.config import validated
-from shepherd.core import Adapter, ServerState
+from shepherd.core import Adapter, Poisson, ServerState, Spending
 from shepherd.errors import FolderError
+from shepherd.privacy import accountant
 from shepherd.rounds import context_of, start
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
@@ -693,3 +694,44 @@ def test_a_lost_disk_does_not_draw_an_epoch_a_second_time(tmp_path: Path) -> Non
     (made.home / server_run.SECRET_FILE).unlink()
     with pytest.raises(FolderError, match="secret is missing"):
         made._secret(3)
+
+
+def protecting_examples(sites: tuple[str, ...] = ("a", "b"), **privacy: Any) -> JobSpec:
+    asked = order(sites, weights="equal")
+    tables = {
+        "tuning": {"max_steps": 2, "batch_size": 16},
+        "privacy": {"examples": {"norm": 1.0, "noise": 1.0}, **privacy},
+    }
+    return replace(asked, settings={**asked.settings, **tables})
+
+
+def test_noise_on_examples_at_sites_is_accounted_for_at_the_server(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", examples=200), "b": honest("b", examples=1000)})
+    answer = told(served(tmp_path, post, protecting_examples()))
+    assert answer["outcome"] == {"finished": True}
+    found = [row["example_privacy"] for row in answer["rows"][1:]]
+    delta = accountant.default_delta(1000)
+    for number, each in enumerate(found, 1):  # the site with fewer examples spends more: 2 steps a round
+        spent = Spending(noise=1.0, sampling=Poisson(chance=16 / 200), steps=2 * number)
+        assert each["delta"] == delta
+        assert each["epsilon"] == pytest.approx(accountant.epsilon([spent], delta), rel=0.01)
+    assert _check_rows(answer["rows"], 0, 3) == answer["rows"]
+
+
+def test_a_site_that_a_round_does_not_ask_spends_nothing_in_it(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", examples=200), "b": honest("b", examples=200)})
+    asked = protecting_examples()
+    turns = {"selection": {"name": "round_robin", "share": 0.5}}
+    rows = told(served(tmp_path, post, replace(asked, settings={**asked.settings, **turns})))["rows"]
+    spent = [row["example_privacy"]["epsilon"] for row in rows[1:]]
+    assert spent[0] == spent[1] < spent[2]  # a and b by turns, then one of them again
+
+
+def test_a_site_whose_examples_would_spend_too_much_does_not_join(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", examples=1000), "b": honest("b", examples=20)})
+    answer = told(served(tmp_path, post, protecting_examples(epsilon=2.0)))
+    assert answer["outcome"] == {"finished": True}
+    (said,) = answer["said"]
+    assert re.match(r"b: 3 visits of each client would spend epsilon [\d.]+ of its examples' privacy", said)
+    assert all(set(row["failures"]) <= {"b"} and row["cohort"] for row in answer["rows"][1:])
+    assert answer["rows"][-1]["example_privacy"]["epsilon"] <= 2.0

@@ -203,6 +203,10 @@ def _finite_or_none(value: Any) -> float | None:
     return None if value is None or value in (math.inf, -math.inf) or value != value else _number(value)
 
 
+def _budget(value: Any) -> Row:
+    return schema.read(value, {"epsilon": _finite_or_none, "delta": _number})
+
+
 _BY_NAME = _by_name(_finite_or_none)
 _HELDOUT: Mapping[str, Check] = {
     "loss": _finite_or_none,
@@ -228,7 +232,8 @@ _ROW: Mapping[str, Check] = {
     "ranks": _by_name(schema.whole_number),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
-    "privacy": lambda value: schema.read(value, {"epsilon": _finite_or_none, "delta": _number}),
+    "privacy": _budget,
+    "example_privacy": _budget,
 }
 
 

@@ -30,10 +30,10 @@ from shepherd import plugins
 from shepherd.config import validated
 from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, ServerState
 from shepherd.data import cursor
-from shepherd.errors import FederationError, FolderError, ShepherdError
+from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, secret
-from shepherd.privacy import client_level
+from shepherd.privacy import client_level, example_level
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.ranks import require_for_sites, site_ranks
@@ -155,9 +155,37 @@ class ServerRun:
         )
         if self._privacy is None:
             client_level.require_noise(self.settings)
+        if self.settings.privacy.examples is not None:
+            self.silos.sizes_fault = self._examples_fault
+        if self._privacy is None:
             return
         self._privacy.require_within()
         self.silos.on_reply = said_to_nobody
+
+    def _examples_fault(self, sizes: Mapping[str, int]) -> str:
+        """Why the examples of these sites cannot be protected as the run file says; empty if they can.
+
+        Each site counts as asked in every round.
+        """
+        try:
+            example_level.of_run(self.settings, sizes)
+        except SettingsError as error:
+            return str(error)
+        return ""
+
+    def _examples_spent(self, asked: Counter[str], finished: int) -> Row:
+        """The epsilon of single examples after a round: the largest of any site.
+
+        Args:
+            asked: rounds in which each site was asked, for as far as the log may say so.
+        """
+        sizes = {site: joined.examples for site, joined in self.silos.joined.items()}
+        if self.settings.privacy.examples is None or not sizes:
+            return {}
+        account = example_level.of_run(self.settings, sizes)
+        visits = {site: asked[site] if self._privacy is None else finished for site in sizes}
+        made = [(n, visits[site] * example_level.steps(self.settings.tuning, n)) for site, n in sizes.items()]
+        return {"example_privacy": account.row(made)}
 
     def _noise(self) -> float | None:
         return plugins.noise_of(self.settings, self.trusted.all)
@@ -173,9 +201,11 @@ class ServerRun:
         if not rows:
             self._log({"round": 0, **self._score(state)})
         taken = dict(rows[-1].get("taken", {})) if rows else {}
+        asked = Counter(site for row in rows for site in row.get("cohort", ()))
         for after, report in self._round_iterator(state):
             taken = _add_taken(taken, report)
-            row = self._row(after, report, taken)
+            asked.update(report.cohort)
+            row = {**self._row(after, report, taken), **self._examples_spent(asked, after.round)}
             saved = Checkpoint(state=after, notes=self._notes(row))
             checkpoint.save(self.home / "checkpoints", saved, keep=KEPT_CHECKPOINTS)
             self._log(row)

@@ -79,6 +79,8 @@ class SiteFederation:
     sites: Sequence[str]
     ranks: SiteRanks = field(default_factory=SiteRanks)
     """The ranks that sites may train."""
+    sizes_fault: Callable[[Mapping[str, int]], str] = lambda sizes: ""
+    """`(site -> its number of examples) -> why the run may not have these sites`; empty if it may."""
     on_reply: Callable[[Reply], None] = lambda reply: None
     """Called with each reply of a round as it is read, before it is checked."""
     joined: dict[str, Ready] = field(default_factory=dict)
@@ -151,7 +153,7 @@ class SiteFederation:
 
     def _join(self, round: int, sites: Sequence[str]) -> Iterator[Ready | Failure]:
         request = self._request("join", round, None, len(sites), self.request_context.short_deadline_s)
-        for reply in map(self._check_rank, map(_check_size, self._ask_in_waves(request, sites, {}))):
+        for reply in map(self._checked, self._ask_in_waves(request, sites, {})):
             if isinstance(reply, Ready):
                 self.joined[reply.client] = reply
                 yield reply
@@ -160,10 +162,20 @@ class SiteFederation:
                 self._refused[failure.client] = failure.reason
                 yield failure
 
-    def _check_rank(self, reply: Reply) -> Reply:
-        """Refuse a rank that the run file does not allow: updates of it would not fit."""
-        fault = self.ranks.fault(reply.client, reply.rank) if isinstance(reply, Ready) else ""
-        return Failure(client=reply.client, reason=f"{fault}; check its policy.max_rank") if fault else reply
+    def _checked(self, reply: Reply) -> Reply:
+        """Refuse what a site says of itself where the run cannot have it: its rank, or its size."""
+        if not isinstance(reply, Ready):
+            return reply
+        if reply.examples > MAX_EXAMPLES:  # unverified, and it decides selection and weight
+            fault = (
+                f"it reports {reply.examples:,} examples, and the limit is {MAX_EXAMPLES:,}; check its data"
+            )
+        elif rank_fault := self.ranks.fault(reply.client, reply.rank):
+            fault = f"{rank_fault}; check its policy.max_rank"
+        else:
+            sizes = {name: joined.examples for name, joined in self.joined.items()}
+            fault = self.sizes_fault({**sizes, reply.client: reply.examples})
+        return Failure(client=reply.client, reason=fault) if fault else reply
 
     def _split_reachable(self, sites: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """The sites that can be asked, and for each other one the reason."""
@@ -252,17 +264,6 @@ def _client_info(name: str, joined: Ready | None, usual: int) -> ClientInfo:
     if joined is None:
         return ClientInfo(name=name, examples=usual)
     return ClientInfo(name=name, examples=joined.examples, min_cohort=joined.min_cohort)
-
-
-def _check_size(reply: Reply) -> Reply:
-    """Refuse an implausible size: it is unverified, and decides selection and weight."""
-    if isinstance(reply, Ready) and reply.examples > MAX_EXAMPLES:
-        return Failure(
-            client=reply.client,
-            reason=f"it reports {reply.examples:,} examples, and the limit is {MAX_EXAMPLES:,};"
-            " check its data",
-        )
-    return reply
 
 
 def _unexpected(reply: Reply) -> Failure:

@@ -90,6 +90,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "coverage": _last(rows, "coverage"),
         "client_loss": _client_loss(compared, arms),
         "privacy": privacy,
+        "example_privacy": _example_privacy(rows, settings),
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
@@ -341,7 +342,11 @@ def _round(row: Row) -> Row:
         "lowest_cosine": min(cosines, default=None),
         "clients": len(items(row.get("cohort"))) if "cohort" in row else None,
         "failures": len(table(row.get("failures"))) if row["round"] and "privacy" not in row else None,
-        **({"epsilon": number(table(row["privacy"]).get("epsilon"))} if "privacy" in row else {}),
+        **{
+            name: number(table(row[level]).get("epsilon"))
+            for name, level in (("epsilon", "privacy"), ("example_epsilon", "example_privacy"))
+            if level in row
+        },
         "coverage": sum(coverage) / len(coverage) if coverage else None,
         "seconds": number(table(seconds).get("round")),
     }
@@ -358,6 +363,19 @@ def _privacy(path: Path) -> Row | None:
             for key in ("epsilon", "delta", "budget", "noise", "clients", "rounds", "begun", "finished")
         },
         "says": [text(sentence) for sentence in items(kept.get("says"))],
+    }
+
+
+def _example_privacy(rows: Sequence[Row], settings: Mapping[str, Any]) -> Row | None:
+    """What the steps have spent of the privacy of single examples; None if noise hides none of them."""
+    spent = [table(row["example_privacy"]) for row in rows if "example_privacy" in row]
+    if not spent:
+        return None
+    asked = table(settings.get("privacy"))
+    return {
+        **{key: number(spent[-1].get(key)) for key in ("epsilon", "delta")},
+        "budget": number(asked.get("epsilon")),
+        **{key: number(table(asked.get("examples")).get(key)) for key in ("norm", "noise")},
     }
 
 

@@ -382,7 +382,11 @@ _FIGURES = (
         (("mean of the clients", "personal_loss"), ("worst client", "worst_personal")),
     ),
     _Figure("learning_rate", "Learning rate by round", (("learning rate", "learning_rate"),)),
-    _Figure("epsilon", "Epsilon spent by round", (("epsilon", "epsilon"),)),
+    _Figure(
+        "epsilon",
+        "Epsilon spent by round",
+        (("of each client", "epsilon"), ("of each example", "example_epsilon")),
+    ),
     _Figure("seconds", "Seconds by round", (("seconds", "seconds"),), number_formats.duration),
 )
 

@@ -73,6 +73,8 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
         if "example_privacy" in row and row["cohort"]:  # no loss is reported then
             trained = examples_budget(row)
         parts += [f"clients {len(row['cohort'])}", trained]
+    elif number and "example_privacy" in row:
+        parts.append(examples_budget(row))
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
     if "privacy" in row:
@@ -91,9 +93,7 @@ def budget(row: Row) -> str:
     >>> budget({"privacy": {"epsilon": 1.2345, "delta": 0.00063}})
     'epsilon 1.23 at delta 0.00063'
     """
-    spent = row["privacy"]
-    epsilon = "unbounded" if spent["epsilon"] is None else f"{spent['epsilon']:.3g}"
-    return f"epsilon {epsilon} at delta {spent['delta']:.3g}"
+    return _spent(row["privacy"])
 
 
 def examples_budget(row: Row) -> str:
@@ -102,8 +102,12 @@ def examples_budget(row: Row) -> str:
     >>> examples_budget({"example_privacy": {"epsilon": 1.2345, "delta": 0.00063}})
     'epsilon 1.23 at delta 0.00063 for each example'
     """
-    spent = row["example_privacy"]
-    return f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:.3g} for each example"
+    return f"{_spent(row['example_privacy'])} for each example"
+
+
+def _spent(budget: Row) -> str:
+    epsilon = "unbounded" if budget["epsilon"] is None else f"{budget['epsilon']:.3g}"
+    return f"epsilon {epsilon} at delta {budget['delta']:.3g}"
 
 
 def failures(row: Row) -> list[str]:
