@@ -1,6 +1,6 @@
 """What the leak audit finds at plain, clipped and private runs, and whether it catches broken mechanisms.
 
-    python -m benchmarks.privacy_audit [--on world] [--canaries 200] [--keep FOLDER]
+    python -m benchmarks.privacy_audit [--on world] [--canaries 200] [--keep FOLDER] [--more KEY=VALUE ...]
 
 One run for each arm, over the same data, with canaries that are clients of their own (decision 46): plain;
 updates clipped; Gaussian noise for epsilon 8 and for epsilon 1; and three mechanisms that claim epsilon 1 and
@@ -29,6 +29,7 @@ from shepherd.audit.canaries import Remembered
 from shepherd.audit.sections import RELEASED, Attacked
 from shepherd.core import Poisson, Transform
 from shepherd.data import pipeline
+from shepherd.overrides import overridden
 from shepherd.privacy import accountant
 from shepherd.rounds import context_of
 from shepherd.run import folder
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keep the audits there, and go on with them"
     )
+    parser.add_argument("--more", nargs="+", default=[], metavar="KEY=VALUE", help="changes of every arm")
     return common.run(parser.parse_args(arguments), measure, tables)
 
 
@@ -123,7 +125,7 @@ def _row(arm: Arm, options: Namespace, place: Path) -> Figures:
 def _settings(arm: Arm, options: Namespace) -> RunSettings:
     tables = [TABLES, *([WORLD] if options.on == "world" else []), *([QUICK] if options.quick else [])]
     own = {"seed": options.seed, "machine": {"threads": options.threads or "auto"}}
-    settings = setting.settings(options.on, *tables, own)
+    settings = overridden(setting.settings(options.on, *tables, own), options.more)
     transform: dict[str, Any] = {"name": "clip", "norm": options.norm}
     if arm.epsilon is not None:
         rounds, share = settings.federation.rounds, Poisson(chance=settings.selection.own["share"])
@@ -132,7 +134,7 @@ def _settings(arm: Arm, options: Namespace) -> RunSettings:
     tables_of_arm: dict[str, Any] = {"transforms": [transform] if arm.clipped else []}
     if arm.epsilon is not None:
         tables_of_arm["privacy"] = {"delta": DELTA}
-    return setting.settings(options.on, *tables, own, tables_of_arm)
+    return overridden(setting.settings(options.on, *tables, own, tables_of_arm), options.more)
 
 
 def _train(opening: Callable[[], Run]) -> None:
