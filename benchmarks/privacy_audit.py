@@ -152,7 +152,9 @@ def _without_public_noise(found: Audit, place: Path, asked: RunSettings, mechani
     adapter = adapter_of(place / RUN, base)
     clients = len(pipeline.load(place / RUN / "data").clients)
     context = context_of(settings, plugins.selection(asked), adapter, clients)
-    bared = broken_mechanisms.without_public_noise(mechanism, adapter, range(found.rounds), context)
+    bared = broken_mechanisms.without_public_noise(
+        mechanism, adapter, range(found.rounds), context, float(asked.server.own.get("learning_rate", 1.0))
+    )
     claim = found.found.claim
     memory = canaries.memory(
         base,
