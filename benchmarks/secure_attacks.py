@@ -50,7 +50,9 @@ def measure(options: Namespace) -> Figures:
         "sites": SITES,
         "threshold": secure_setting.session(SITES).threshold,
         "rows": rows,
-        "passed": all(not row["bared"] and (row["refused_by"] or row["harmless"]) for row in rows),
+        "passed": all(
+            row["bared"] == row["expected"] and (row["refused_by"] or row["unnoticed"]) for row in rows
+        ),
     }
 
 
@@ -58,15 +60,16 @@ def outcome(attack: Attack, seed: int) -> Figures:
     """Who refused and how, and whose codes the server could compute after all."""
     made = secure_setting.federation(secure_setting.session(SITES), seed)
     refusals = attack(made)
-    bribed = {name: private_keys(seed, name)[:2] for name in BRIBED}
-    bared = secure_setting.exposed(made.seen, made.session, bribed) if made.seen.roster else set()
+    bribed = BRIBED if attack is not beyond_the_assumption else MORE_BRIBED
+    bared = secure_setting.exposed(made, bribed) if made.seen.roster else set()
     return {
         "attack": " ".join((attack.__doc__ or "").split()).rstrip("."),
         "name": attack.__name__,
         "refused_by": len(refusals),
         "sentence": next(iter(refusals.values()), ""),
-        "harmless": attack in HARMLESS,
-        "bared": sorted(bared - set(BRIBED)),
+        "unnoticed": attack in UNNOTICED,
+        "bared": sorted(bared),
+        "expected": ["site-000"] if attack is beyond_the_assumption else [],
     }
 
 
@@ -76,12 +79,15 @@ def tables(figures: Figures) -> list[Table]:
         (
             row["attack"],
             ", ".join(row["bared"]) or "nothing",
-            f"{row['refused_by']} refused" if row["refused_by"] else "a sum that is noise",
+            f"{row['refused_by']} refused" if row["refused_by"] else "answered",
             _reason(row["sentence"]),
         )
         for row in figures["rows"]
     ]
-    title = f"A malicious server, {figures['sites']} sites, threshold {figures['threshold']}, {len(BRIBED)} bribed"
+    title = (
+        f"A malicious server, {figures['sites']} sites, threshold {figures['threshold']},"
+        f" {len(BRIBED)} bribed"
+    )
     return [Table(title, ("attack", "bared", "outcome", "reason"), rows)]
 
 
@@ -93,6 +99,7 @@ def _reason(sentence: str) -> str:
 # the protocol, as far as an attack lets it go --------------------------------------------------------------
 
 BRIBED = secure_setting.names(SITES)[-2:]
+MORE_BRIBED = secure_setting.names(SITES)[-3:]
 
 
 def honest(made: Federation) -> list[str]:
@@ -357,7 +364,7 @@ def _with_signed(
     """The roster with other keys of a bribed site, signed by it."""
     found = roster or to_roster(made)
     bribed = BRIBED[0]
-    unsigned = replace(found[bribed], **changed)  # type: ignore[arg-type]
+    unsigned = replace(found[bribed], **changed)
     statement = transcript.keys_statement(made.session.digest(), bribed, unsigned)
     signed = replace(unsigned, signature=secure_setting.identity(bribed).sign(statement))
     return found | {bribed: signed}
@@ -383,8 +390,8 @@ def site_listed_twice(made: Federation) -> Refusals:
     one = messages.encode_roster(digest, {BRIBED[-1]: roster[BRIBED[-1]]})
     start = messages.HEADER_BYTES
     count = (len(roster) + 1).to_bytes(2, "little")
-    made.seen.roster = whole[:start] + count + whole[start + 2 :] + one[start + 2 :]
-    return refused(made, Phase.SHARES, dict.fromkeys(made.members, made.seen.roster))
+    twice = whole[:start] + count + whole[start + 2 :] + one[start + 2 :]
+    return refused(made, Phase.SHARES, dict.fromkeys(made.members, twice))
 
 
 def reflected_shares(made: Federation) -> Refusals:
@@ -563,7 +570,7 @@ def require_noise(made: Federation, victim: str, which: Secret) -> None:
         AssertionError: what is left is the site's codes.
     """
     asked, seen = made.session, made.seen
-    shares = seen.shares_revealed(asked)[victim, which]
+    shares = secure_setting.shares_known(made, BRIBED)[victim, which]
     secret, _ = next(iter(shamir.candidates(shares, asked.threshold)))
     roster = messages.decode_roster(asked.digest(), seen.roster)
     hashed = transcript.roster_hash(seen.roster)
@@ -576,7 +583,7 @@ def require_noise(made: Federation, victim: str, which: Secret) -> None:
     for other in roster:
         if other == victim or (which is Secret.SELF_MASK and other not in BRIBED):
             continue
-        private = secret if which is Secret.MASK_KEY else private_keys(0, other)[0]
+        private = secret if which is Secret.MASK_KEY else private_keys(made.seed, other)[0]
         public = roster[other if which is Secret.MASK_KEY else victim].mask_key
         key = transcript.pair_mask_key(primitives.x25519(private, public), hashed, victim, other)
         (minus if victim < other else plus).append(key)
@@ -611,12 +618,33 @@ def look_alike_name(made: Federation) -> Refusals:
     return {"site-000": refusal(lambda: replace(made.session, members=twin))}
 
 
+def beyond_the_assumption(made: Federation) -> Refusals:
+    """Three bribed, one more than assumed: two sets of survivors, both signed by the bribed."""
+    to_masked(made)
+    everyone, digest = list(made.members), made.session.digest()
+    roster = transcript.roster_hash(made.seen.roster)
+    dealers = transcript.dealers_hash(roster, everyone)
+    for group, names in ((everyone[:2], everyone), (everyone[2:4], everyone[1:])):
+        statement = transcript.survivors_statement(roster, dealers, names)
+        signed = {name: secure_setting.identity(name).sign(statement) for name in MORE_BRIBED}
+        for name in group:
+            answer = made.ask(Phase.AGREE, name, survivors(made, names))
+            signed[name] = messages.decode_agreed(digest, answer)
+        for name in group:
+            made.ask(Phase.REVEAL, name, messages.encode_signatures(digest, signed))
+    return {}
+
+
 def _member(asked: Session, name: str) -> Member:
     return Member(asked, name, secure_setting.identity(name), secure_setting.directory(asked.members))
 
 
-HARMLESS: tuple[Attack, ...] = (live_site_named_dropped, silent_site_named_survivor)
-"""Nobody can notice these; the server ends with a vector that a mask still covers."""
+UNNOTICED: tuple[Attack, ...] = (
+    live_site_named_dropped,
+    silent_site_named_survivor,
+    beyond_the_assumption,
+)
+"""Honest sites cannot notice these: the first two give the server vectors that a mask still covers."""
 
 ATTACKS: tuple[Attack, ...] = (
     two_sets_of_survivors,
@@ -662,6 +690,7 @@ ATTACKS: tuple[Attack, ...] = (
     out_of_turn,
     live_site_named_dropped,
     silent_site_named_survivor,
+    beyond_the_assumption,
 )
 
 if __name__ == "__main__":

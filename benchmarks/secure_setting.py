@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,15 +79,6 @@ class Seen:
     survivors: bytes = b""
     signatures: bytes = b""
 
-    def shares_revealed(self, session: Session) -> dict[tuple[str, Secret], dict[int, bytes]]:
-        """(dealer, which secret) -> number -> share, as far as members have revealed them."""
-        numbers = share_numbers(session)
-        found: dict[tuple[str, Secret], dict[int, bytes]] = {}
-        for name, message in self.sent[Phase.REVEAL].items():
-            for dealer, (which, share) in messages.decode_revealed(session.digest(), message).items():
-                found.setdefault((dealer, which), {})[numbers[name]] = share
-        return found
-
 
 @dataclass(slots=True, kw_only=True)
 class Federation:
@@ -97,7 +88,9 @@ class Federation:
     members: dict[str, Member]
     server: SumServer
     codes: dict[str, Codes]
-    seen: Seen
+    seed: object
+    """Decides every member's secrets."""
+    seen: Seen = field(default_factory=Seen)
 
     def ask(self, phase: Phase, name: str, *more: object) -> bytes:
         """A member's answer in a phase; the server sees it."""
@@ -127,7 +120,7 @@ def federation(
         },
         server=SumServer(asked, known),
         codes=codes if codes is not None else random_codes(asked, 0),
-        seen=Seen(),
+        seed=seed,
     )
 
 
@@ -168,43 +161,40 @@ def total(codes: Mapping[str, Codes], members: tuple[str, ...] | list[str], ring
     return np.array([(value + half) % (2 * half) - half for value in exact], np.int64)
 
 
-def exposed(
-    seen: Seen, asked: Session, colluders: Mapping[str, tuple[bytes, bytes]] | None = None
-) -> set[str]:
-    """Dealers both of whose secrets a server can compute from what it has seen, which would bare their codes.
+def exposed(made: Federation, bribed: Iterable[str] = ()) -> set[str]:
+    """Honest members both of whose secrets the server can compute, which would bare their codes."""
+    known = shares_known(made, bribed)
+    enough = [dealer for (dealer, _), shares in known.items() if len(shares) >= made.session.threshold]
+    return {dealer for dealer in enough if enough.count(dealer) == len(Secret)} - set(bribed)
 
-    Args:
-        colluders: member that helps the server -> its private mask key and transport key.
+
+def shares_known(made: Federation, bribed: Iterable[str] = ()) -> dict[tuple[str, Secret], dict[int, bytes]]:
+    """Shares that the server has: those revealed to it, and all that were sent to bribed members.
+
+    Returns:
+        (dealer, which secret) -> number -> share.
     """
-    shares = seen.shares_revealed(asked)
-    for name, (_, transport_private) in (colluders or {}).items():
-        _add_held(shares, seen, asked, name, transport_private)
-    by_dealer = [dealer for (dealer, _), known in shares.items() if len(known) >= asked.threshold]
-    return {dealer for dealer in by_dealer if by_dealer.count(dealer) == 2} - set(colluders or {})
-
-
-def _add_held(
-    shares: dict[tuple[str, Secret], dict[int, bytes]], seen: Seen, asked: Session, name: str, private: bytes
-) -> None:
-    """All shares that were sent to a member, opened with its private transport key."""
-    digest, number = asked.digest(), share_numbers(asked)[name]
-    keys = messages.decode_roster(digest, seen.roster)
-    hashed = transcript.roster_hash(seen.roster)
-    for dealer, message in seen.sent[Phase.SHARES].items():
-        sealed = messages.decode_shares(digest, message).get(name)
-        if sealed is None:
-            continue
-        shared = primitives.x25519(private, keys[dealer].transport_key)
-        pair = primitives.unseal(
-            transcript.seal_key(shared, hashed, dealer, name),
-            sealed,
-            transcript.seal_context(hashed, dealer, name),
-        )
-        if pair is not None:
-            for which, share in zip(
-                Secret, (pair[: shamir.SHARE_BYTES], pair[shamir.SHARE_BYTES :]), strict=True
-            ):
-                shares.setdefault((dealer, which), {})[number] = share
+    digest, numbers = made.session.digest(), share_numbers(made.session)
+    found: dict[tuple[str, Secret], dict[int, bytes]] = {}
+    for name, message in made.seen.sent[Phase.REVEAL].items():
+        for dealer, (which, share) in messages.decode_revealed(digest, message).items():
+            found.setdefault((dealer, which), {})[numbers[name]] = share
+    keys = messages.decode_roster(digest, made.seen.roster)
+    roster = transcript.roster_hash(made.seen.roster)
+    for name in bribed:
+        private = private_keys(made.seed, name)[1]
+        for dealer, message in made.seen.sent[Phase.SHARES].items():
+            if dealer == name or dealer not in keys:
+                continue
+            key = transcript.seal_key(
+                primitives.x25519(private, keys[dealer].transport_key), roster, dealer, name
+            )
+            sealed = messages.decode_shares(digest, message)[name]
+            pair = primitives.unseal(key, sealed, transcript.seal_context(roster, dealer, name))
+            halves = (pair[: shamir.SHARE_BYTES], pair[shamir.SHARE_BYTES :]) if pair else ()
+            for which, share in zip(Secret, halves, strict=False):
+                found.setdefault((dealer, which), {})[numbers[name]] = share
+    return found
 
 
 def private_keys(seed: object, name: str) -> tuple[bytes, bytes, bytes]:
