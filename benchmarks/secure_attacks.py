@@ -76,24 +76,15 @@ def outcome(attack: Attack, seed: int) -> Figures:
 def tables(figures: Figures) -> list[Table]:
     """Attack, what the server got, and what the first site that refused said."""
     rows = [
-        (
-            row["attack"],
-            ", ".join(row["bared"]) or "nothing",
-            f"{row['refused_by']} refused" if row["refused_by"] else "answered",
-            _reason(row["sentence"]),
-        )
+        (row["attack"], ", ".join(row["bared"]) or "nothing", str(row["refused_by"]))
         for row in figures["rows"]
     ]
     title = (
         f"A malicious server, {figures['sites']} sites, threshold {figures['threshold']},"
         f" {len(BRIBED)} bribed"
     )
-    return [Table(title, ("attack", "bared", "outcome", "reason"), rows)]
-
-
-def _reason(sentence: str) -> str:
-    """The middle of a refusal: without who refused, and what to do."""
-    return sentence.partition(": ")[2].partition(";")[0][:70] or sentence.partition(";")[0][:70]
+    note = "No site can notice where none refuses; but for the last attack, a mask still covers what the server has."
+    return [Table(title, ("the server", "bares", "sites that refuse"), rows, (note,))]
 
 
 # the protocol, as far as an attack lets it go --------------------------------------------------------------
@@ -187,7 +178,7 @@ def two_sets_of_survivors(made: Federation) -> Refusals:
 
 
 def two_sets_each_with_its_own_signatures(made: Federation) -> Refusals:
-    """Shows two sets of survivors, and each group its own signatures with those of bribed sites."""
+    """Shows two sets of survivors, and each group its own signatures."""
     to_masked(made)
     everyone = list(made.members)
     groups = (everyone, everyone[1:])
@@ -525,7 +516,7 @@ def agree_twice(made: Federation) -> Refusals:
 
 
 def both_secrets(made: Federation) -> Refusals:
-    """Asks again for shares when the sum is open, to get the other secret of a site."""
+    """Asks again for shares, to get the other secret of a site."""
     secure_setting.play(made)
     return refused(made, Phase.REVEAL, dict.fromkeys(made.members, made.seen.signatures))
 
@@ -549,7 +540,7 @@ def live_site_named_dropped(made: Federation) -> Refusals:
 
 
 def silent_site_named_survivor(made: Federation) -> Refusals:
-    """Says that a site that sent no codes is in the sum, to get its self-mask."""
+    """Says that a silent site is in the sum, to get its self-mask."""
     to_shares(made)
     everyone, victim = list(made.members), "site-000"
     for name in everyone[1:]:
@@ -613,13 +604,13 @@ def two_members_alone(made: Federation) -> Refusals:
 
 
 def look_alike_name(made: Federation) -> Refusals:
-    """Asks for a sum with a member whose name differs from another's by an invisible character."""
+    """Names a member that differs from another by an invisible character."""
     twin = tuple(sorted((*made.session.members, "site-000\u200b")))
     return {"site-000": refusal(lambda: replace(made.session, members=twin))}
 
 
 def beyond_the_assumption(made: Federation) -> Refusals:
-    """Three bribed, one more than assumed: two sets of survivors, both signed by the bribed."""
+    """Three bribed, more than assumed: two sets of survivors, signed by all bribed."""
     to_masked(made)
     everyone, digest = list(made.members), made.session.digest()
     roster = transcript.roster_hash(made.seen.roster)

@@ -72,7 +72,7 @@ def measure(options: Namespace) -> Figures:
 
 
 def drawn(number: int, seed: int) -> Case:
-    """A case: 3 to 12 sites, up to all that the threshold can spare with faults, sometimes one or two more."""
+    """A case: 3 to 12 sites, of which up to as many fail as the threshold can spare, or one or two more."""
     draws = random.Random(f"{seed} {number}")
     sites = draws.randint(3, 12)
     names = secure_setting.names(sites)
