@@ -83,7 +83,7 @@ def tables(figures: Figures) -> list[Table]:
         f"A malicious server, {figures['sites']} sites, threshold {figures['threshold']},"
         f" {len(BRIBED)} bribed"
     )
-    note = "No site can notice where none refuses; but for the last attack, a mask still covers what the server has."
+    note = "Where no site refuses, none can notice; but for the last attack, a mask still covers all codes."
     return [Table(title, ("the server", "bares", "sites that refuse"), rows, (note,))]
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.secure_cost --json secure_cost.json
 
-One site is measured against peers that do everything but draw their masks, which it cannot tell. Seconds are of
-one core (process time), without the network and without what trains or encodes. Two rows for each size: all
-sites stay, and as many leave after they have sent shares as the threshold can spare, the server's worst case.
+One site is measured against peers that do everything but draw their masks, which it cannot tell. Seconds are
+of one core (process time), without the network and without what trains or encodes. Two rows for each size:
+all sites stay, and as many leave after they have sent shares as the threshold can spare, the server's worst
+case.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from benchmarks import common, secure_setting
 from benchmarks.common import Figures, Table
-from benchmarks.secure_setting import PHASES, Federation
+from benchmarks.secure_setting import PHASES
 from shepherd.silos.secure import masks
 from shepherd.silos.secure.member import Phase
 
@@ -91,21 +92,24 @@ def cell(count: int, size: int, ring_bits: int, leaving: int, seed: int) -> Figu
     shares = answers(Phase.SHARES, asked.members, lambda name: (roster,))
     delivered = server.timed("shares", made.server.deliveries, shares)
     staying = asked.members[: count - leaving]
+    received[Phase.MASKED] = len(delivered[measured])
     for name in staying:  # one at a time, as they arrive: one vector is in memory
-        masked = (
-            answers(Phase.MASKED, (), lambda _: (delivered[measured], codes))
-            if name == measured
-            else {name: _unmasked(made, name, delivered[name])}
-        )
-        server.timed("masked", made.server.add, name, masked[name])
-        if name != measured:
-            made.seen.sent[Phase.MASKED].pop(name, None)
+        more = (Phase.MASKED, name, delivered[name], codes)
+        if name == measured:
+            masked = site.timed("masked", made.ask, *more)
+            sent = len(masked)
+        else:
+            with mock.patch.object(masks, "mask"):
+                masked = made.ask(*more)
+        server.timed("masked", made.server.add, name, masked)
+        made.seen.sent[Phase.MASKED].clear()
     survivors = server.timed("agree", made.server.survivors)
     signed = answers(Phase.AGREE, staying, lambda name: (survivors,))
     signatures = server.timed("agree", made.server.signatures, signed)
     revealed = answers(Phase.REVEAL, staying, lambda name: (signatures,))
     server.timed("total", made.server.total, revealed)
-    up = {phase.name.lower(): len(made.seen.sent[phase][measured]) for phase in PHASES}
+    up = {phase.name.lower(): len(made.seen.sent[phase].get(measured, b"")) for phase in PHASES}
+    up["masked"] = sent
     return {
         "sites": count,
         "bytes": size,
@@ -115,12 +119,6 @@ def cell(count: int, size: int, ring_bits: int, leaving: int, seed: int) -> Figu
         "up": {**up, "all": sum(up.values())},
         "down": sum(received.values()),
     }
-
-
-def _unmasked(made: Federation, name: str, delivered: bytes) -> bytes:
-    """The answer of a peer that draws no masks."""
-    with mock.patch.object(masks, "mask"):
-        return made.ask(Phase.MASKED, name, delivered, made.codes[name])
 
 
 def tables(figures: Figures) -> list[Table]:
