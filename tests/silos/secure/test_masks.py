@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -43,6 +43,7 @@ def test_the_same_masks_cancel() -> None:
     assert not vector.any()
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from([32, 64]), st.data())
 def test_the_ring_holds_signed_numbers(ring_bits: int, data: st.DataObject) -> None:
     largest = 2 ** (ring_bits - 1) - 1

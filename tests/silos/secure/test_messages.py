@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import secure_setting
@@ -51,6 +51,7 @@ ENDS = [pytest.param(*case, id=case[0].__name__.removeprefix("encode_")) for cas
 
 
 @pytest.mark.parametrize(("encode", "decode", "values"), ENDS)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_what_is_written_is_read(encode: Any, decode: Any, values: Any, data: st.DataObject) -> None:
     value = data.draw(values)
@@ -65,6 +66,7 @@ def test_what_is_written_is_read(encode: Any, decode: Any, values: Any, data: st
 
 
 @pytest.mark.parametrize(("encode", "decode", "values"), ENDS)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_changed_byte_is_read_to_the_same_bytes_or_refused(
     encode: Any, decode: Any, values: Any, data: st.DataObject
@@ -77,6 +79,7 @@ def test_a_changed_byte_is_read_to_the_same_bytes_or_refused(
 
 
 @pytest.mark.parametrize(("encode", "decode", "values"), ENDS)
+@settings(max_examples=25, deadline=None)
 @given(body=st.binary(max_size=200), kind=st.sampled_from(list(Kind)))
 def test_any_bytes_are_read_or_refused(
     encode: Any, decode: Any, values: Any, body: bytes, kind: Kind
@@ -110,6 +113,7 @@ def test_a_masked_vector_has_the_length_that_was_asked() -> None:
         messages.decode_masked(DIGEST, message[:50], 12)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.sets(NAMES, max_size=4))
 def test_survivors_are_read_without_a_session(names: set[str]) -> None:
     assert survivors_of(messages.encode_survivors(DIGEST, names)) == tuple(sorted(names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import secure_setting
@@ -15,6 +15,7 @@ from shepherd.silos.secure.session import Session, packed, require_name, thresho
 SESSION = secure_setting.session(3)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(3, 1_000))
 def test_two_sets_at_the_threshold_share_more_than_a_third(members: int) -> None:
     """And so an honest member, if no more than 2t - n - 1 are dishonest; no smaller threshold would do."""
@@ -55,6 +56,7 @@ def test_fields_do_not_run_into_each_other() -> None:
     assert split[0].digest() != split[1].digest()
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.binary(max_size=4), max_size=4), st.lists(st.binary(max_size=4), max_size=4))
 def test_packed_parts_can_be_told_apart(one: list[bytes], other: list[bytes]) -> None:
     assert (packed(*one) == packed(*other)) == (one == other)
