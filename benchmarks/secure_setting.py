@@ -91,6 +91,8 @@ class Federation:
     seed: object
     """Decides every member's secrets."""
     seen: Seen = field(default_factory=Seen)
+    changes: dict[tuple[Phase, str], Callable[[bytes], bytes]] = field(default_factory=dict)
+    """(phase, member) -> what a dishonest member makes of its answer."""
 
     def ask(self, phase: Phase, name: str, *more: object) -> bytes:
         """A member's answer in a phase; the server sees it."""
@@ -102,7 +104,7 @@ class Federation:
             Phase.AGREE: member.agree,
             Phase.REVEAL: member.reveal,
         }
-        answer = answers[phase](*more)
+        answer = self.changes.get((phase, name), bytes)(answers[phase](*more))
         self.seen.sent[phase][name] = answer
         return answer
 

@@ -1,4 +1,4 @@
-"""A malicious server against real members: each attack is refused with a sentence that names what is wrong."""
+"""A malicious server against real members: each attack is refused, and the sentence says why."""
 
 from __future__ import annotations
 
