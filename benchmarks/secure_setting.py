@@ -143,9 +143,9 @@ def play(made: Federation, lost: Mapping[str, Phase] | None = None) -> Codes:
 
     members = [name for name in made.members if heard(Phase.KEYS, name)]
     seen.roster = server.roster({name: made.ask(Phase.KEYS, name) for name in members})
-    members = [name for name in members if heard(Phase.SHARES, name)]
+    members = [name for name in members if heard(Phase.SHARES, name) and name not in server.dropped]
     seen.delivered = server.deliveries({name: made.ask(Phase.SHARES, name, seen.roster) for name in members})
-    for name in members:
+    for name in seen.delivered:
         if heard(Phase.MASKED, name):
             server.add(name, made.ask(Phase.MASKED, name, seen.delivered[name], made.codes[name]))
     seen.survivors = server.survivors()
