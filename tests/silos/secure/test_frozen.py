@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import secure_setting
 from shepherd.silos.secure.member import Phase
 
@@ -18,7 +20,9 @@ LOST = {"site-004": Phase.SHARES, "site-005": Phase.MASKED}
 def written(ring_bits: int) -> dict[str, object]:
     """All messages of a sum of seven sites of which two leave, in hex."""
     asked = secure_setting.session(7, 3, ring_bits, attempt=1, round=2)
-    made = secure_setting.federation(asked, "frozen", secure_setting.random_codes(asked, 3))
+    largest = 2 ** (ring_bits - 1) - 1
+    codes = {name: np.array([place, -place, largest - place]) for place, name in enumerate(asked.members)}
+    made = secure_setting.federation(asked, "frozen", codes)
     total = secure_setting.play(made, LOST)
     seen = made.seen
     return {

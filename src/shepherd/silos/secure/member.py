@@ -172,7 +172,7 @@ class Member:
         """
         with self._answering(Phase.AGREE):
             names = messages.decode_survivors(survivors, self._digest)
-            self._require_known(names, self._held, "in the sum")
+            self._require_known(names, self._held, "in the sum, which sent it no shares")
             self._require_enough(names, "are in the sum")
             if self._name not in names:
                 raise self._refusal("it is not in the sum itself")
