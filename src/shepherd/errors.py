@@ -15,6 +15,7 @@ ShepherdError            anything that a person can fix; the command line prints
  · JudgeError            the judge: no key, out of reach, or replies that cannot be read
  · SilosError            a federation of silos: its kits, certificates, server, sites and processes
    · OutOfReach          the server cannot be reached now; trying again may help
+ · SecureError           secure aggregation: a message, a key or a set of sites that the protocol refuses
  · WireError             a message between server and site: cut, changed, or of another format
  · LocalError            the socket between a site's own processes: closed during a request
    · NotListening        no process serves the socket now
@@ -93,6 +94,13 @@ class SilosError(ShepherdError):
 
 class OutOfReach(SilosError):
     """The server cannot be reached now; trying again later with the same kit may help."""
+
+
+class SecureError(ShepherdError):
+    """Secure aggregation stopped: a message, key, signature or set of sites is not what the protocol allows.
+
+    Nothing of a single site is released. The round counts as failed, and starts anew with new keys.
+    """
 
 
 class StatisticsError(ShepherdError):
