@@ -194,7 +194,7 @@ def exact_divergence(order, shift, variance):
 @pytest.mark.parametrize("noise", [0.5, 0.8, 1.0, 2.0])
 @pytest.mark.parametrize("order", [2, 3, 6])
 def test_the_bound_is_above_the_divergence_of_one_number_and_near_it(levels, noise, order):
-    """Of one number the L1 norm is the L2 norm, and the bound has its square, so it is near for few levels."""
+    """Of one number the L1 norm is the L2 norm, and the bound has its square: it is near for few levels."""
     exact = exact_divergence(order, levels, (noise * levels) ** 2)
     bound = renyi_divergence(order, noise, levels)
     assert exact < bound
