@@ -39,6 +39,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.ranks import ranks_of
+from shepherd.rounds.ring import require_sums
 from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
@@ -118,6 +119,7 @@ def _start(
     _require_contribution(settings, method, prepared)
     ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    require_sums(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)
     cohort = selection.size(len(prepared.clients))
@@ -132,10 +134,12 @@ def _start(
     sample = next(iter(prepared.clients.values()))
     tokens = _round_tokens(settings, prepared, cohort)
     _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method)))
+    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    context = context_of(settings, selection, adapter, len(prepared.clients))
+    state = start(method, adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         pipeline.save(holder.path / "data", prepared)
-        adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
         run = Run(
             settings=settings,
             plan=plan,
@@ -145,7 +149,7 @@ def _start(
             method=method,
             training=training,
             selection=selection,
-            state=start(method, adapter, context_of(settings, selection, adapter, len(prepared.clients))),
+            state=state,
             trackers=tracking.start(plan.over(settings), holder),
             consent=consent,
             account=account,
@@ -284,6 +288,7 @@ def _continue(
     if saved is not None:
         _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)
     context = context_of(settings, selection, fresh, len(prepared.clients))
+    require_sums(settings, method, selection, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
     if said := changes.remark(settings, holder.path):
         changes.require_extendable(method)
