@@ -19,7 +19,7 @@ from shepherd.training.local import OPTIMISER, require
 
 KINDS = (*(kind for kind in plugins.KINDS if kind is not plugins.CHECKER), OPTIMISER)
 RANK = 2
-CLIENTS = 6
+CLIENTS = 24
 Part = tuple[Kind, str]
 PARTS = [(kind, name) for kind in KINDS for name in plugins.names(kind.folder)]
 PAIRS = [
@@ -75,6 +75,7 @@ def assert_two_rounds(settings: RunSettings) -> None:
         quorum=0.1,
         seed=5,
         context=context,
+        root=federation.root,
     )
     done = list(loop)
     assert [state.round for state, _ in done] == [1, 2]

@@ -174,7 +174,8 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
     _require_asked(request, names, log)
     if isinstance(answer, Failure):
         raise UpdateRefused(answer.reason)
-    if len(names) > 1 and not getattr(request.federation, "merges", False):
+    alone = request.method.aggregation.robust or not getattr(request.federation, "merges", False)
+    if len(names) > 1 and alone:
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
     infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
@@ -343,6 +344,22 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
         raise QuorumNotMet(
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
             f" mean is discarded ({_failure_list(log.failures)}); fix those clients or add clients"
+        )
+
+
+def require_own_means(request: RoundRequest, aggregate: Update, log: RoundLog) -> None:
+    """Raise QuorumNotMet if an aggregation chose fewer clients than one of them requires (law 11)."""
+    if not request.method.aggregation.chooses:
+        return
+    fewest, strictest = max(
+        ((log.info(request.federation, client).min_cohort, client) for client in aggregate.clients),
+        default=(0, ""),
+    )
+    if len(aggregate.clients) < fewest:
+        raise QuorumNotMet(
+            f"round {request.broadcast.round + 1}: the aggregation keeps {len(aggregate.clients)} of"
+            f" {len(log.weights)} clients and client {strictest} requires a mean of at least {fewest} (its"
+            " min_cohort), so it is discarded; have the aggregation keep more, or choose another one"
         )
 
 

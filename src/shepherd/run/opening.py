@@ -118,6 +118,7 @@ def _start(
     _require_contribution(settings, method, prepared)
     ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    _require_cohort(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)
     cohort = selection.size(len(prepared.clients))
@@ -178,6 +179,17 @@ def _privacy(
     for sentence in found.sentences():
         log.info("%s", sentence)
     return found
+
+
+def _require_cohort(settings: RunSettings, method: Method, selection: Selection, clients: int) -> None:
+    """Raise SettingsError if a round asks fewer clients than the aggregation needs."""
+    asked, needed = selection.size(clients), method.aggregation.smallest_cohort
+    if asked < needed:
+        raise SettingsError(
+            f"a round asks {asked} of {many(clients, 'client')}, and aggregation.name ="
+            f' "{settings.aggregation.name}" as it is set requires {needed} usable updates; raise'
+            " selection.share, have more clients, or choose another aggregation"
+        )
 
 
 def _require_contribution(settings: RunSettings, method: Method, prepared: TokenisedData) -> None:
