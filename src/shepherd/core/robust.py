@@ -51,14 +51,14 @@ def combined(
     shares: Sequence[float],
     scales: Sequence[float] | None = None,
 ) -> Update:
-    """The sum of share times scale times each update, over the sum of the shares; made of those with a share.
+    """The mean by these shares of the scaled changes, made of the updates with a share; `extra` is unscaled.
 
     Where all shares are zero it is no change, of no client.
     """
     delta, extra, kept = Sums(), Sums(), list[Update]()
     for update, share, scale in zip(cohort, shares, scales or [1.0] * len(cohort), strict=True):
         delta.add(update.delta, share * scale)
-        extra.add(update.extra, share * scale)
+        extra.add(update.extra, share)
         if share > 0:
             kept.append(update)
     total = sum(shares) or 1.0
