@@ -220,7 +220,7 @@ def prepare(
     table = settings.data
     said = left_out(table.source, table.config, table.part)
     root = root_examples(settings, tokenizer) if table.root else None
-    return replace(_prepared(division, settings, tokenizer), left_out=said, root=root)
+    return replace(tokenised(division, settings, tokenizer), left_out=said, root=root)
 
 
 def root_examples(settings: RunSettings, tokenizer: Any) -> Tokens:
@@ -260,7 +260,7 @@ def one_client(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedDat
     Raises:
         DataError: a row or a file cannot be used, or no example is left to train on.
     """
-    return _prepared(alone(settings, name), settings, tokenizer)
+    return tokenised(alone(settings, name), settings, tokenizer)
 
 
 def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
@@ -269,13 +269,13 @@ def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
     Raises:
         DataError: a row or a file cannot be used.
     """
-    return _prepared(replace(alone(settings, name), clients={}), settings, tokenizer)
+    return tokenised(replace(alone(settings, name), clients={}), settings, tokenizer)
 
 
 def only_scored(test: Reading, settings: RunSettings, tokenizer: Any) -> TokenisedData:
     """The examples of a test set, all held out, in the order in which they are drawn to be scored."""
     held = set_apart((), test.examples, seed_for(settings.data_seed, "data"))
-    return _prepared(Partition(reading=test, held=held, clients={}), settings, tokenizer)
+    return tokenised(Partition(reading=test, held=held, clients={}), settings, tokenizer)
 
 
 def alone(settings: RunSettings, name: str) -> Partition:
@@ -290,7 +290,12 @@ def alone(settings: RunSettings, name: str) -> Partition:
     return Partition(reading=replace(reading, examples=own), held=held, clients={name: held.train.tolist()})
 
 
-def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+def tokenised(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+    """Tokenise a division: what clients train on, and what is held out.
+
+    Raises:
+        DataError: a client keeps no example after rendering.
+    """
     clients, category_counts, counts, of = {}, {}, list[Counts](), dict[str, Counts]()
     example_categories = {}
     total = sum(map(len, division.clients.values()))
