@@ -30,12 +30,13 @@ from shepherd.core.robust import combined, held
 
 SMALLEST = 3
 """Every point between two updates is a median of them."""
-TOLERANCE = 1e-9
-"""Largest change of a weight in a step after which there is no further one."""
+TOLERANCE = 1e-7
+"""Largest relative change of a weight in a step after which there is no further one: the weight of an update
+that is far too long must have become small enough, and not just small."""
 
 
 class Config(Table):
-    steps: PositiveInt = 100
+    steps: PositiveInt = 200
     """Most steps. The paper takes a few; they cost nothing here, and an update that is a thousand times too
     long needs some ten until it is out of the way."""
     smoothing: PositiveFloat = 1e-6
@@ -78,6 +79,6 @@ def weights(gram: Matrix, start: Matrix, steps: int, smoothing: float) -> Matrix
         squares = np.diag(gram) - 2 * along + found @ along
         pulls = start / np.maximum(nearest, np.sqrt(np.maximum(0.0, squares)))
         before, found = found, pulls / pulls.sum()
-        if np.abs(found - before).max() < TOLERANCE:
+        if np.all(np.abs(found - before) <= TOLERANCE * before):
             break
     return found

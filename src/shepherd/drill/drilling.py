@@ -276,6 +276,7 @@ def _result(
         "rounds": tally.rounds,
         "stopped": stopped,
     }
+    private.make(file.parent)
     write_atomic(file, json.dumps({**row, "asked": asked}, indent=1, allow_nan=False) + "\n")
     return row
 
