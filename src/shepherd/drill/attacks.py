@@ -93,7 +93,7 @@ def split(update: Update, broadcast: Broadcast, rng: Rng) -> Update:
         d_a, d_b = (update.delta[name].astype(np.float64) for name in pair)
         a = broadcast.adapter[pair.a][: len(d_a)].astype(np.float64)
         b = broadcast.adapter[pair.b][:, : d_b.shape[1]].astype(np.float64)
-        left, _, right = np.linalg.svd(a + d_a, full_matrices=False)
+        left, _, right = np.linalg.svd(a, full_matrices=False)
         v, w = left[:, :1], right[:1]  # (r, 1), (1, in)
         harm = -_unit(d_b @ (a + d_a) @ w.T + b @ d_a @ w.T)  # (out, 1)
         tensors[pair.b] = np.linalg.norm(d_b) * harm @ v.T
