@@ -23,11 +23,10 @@ from shepherd import world
 from shepherd.core import seed_for
 from shepherd.drill.drilling import Drill, DrillSpec, drill, write
 from shepherd.overrides import overridden
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, SplitTable
 
 TABLES = {
     "data": {"limit": 400, "holdout": 0.1},
-    "split": {"by": "dirichlet", "alpha": 1.0, "clients": 10},
     "selection": {"share": 1.0},
     "federation": {"rounds": 10},
     "tuning": {"max_steps": 24, "batch_size": 4},
@@ -35,7 +34,6 @@ TABLES = {
 }
 QUICK = {
     "data": {"limit": 40},
-    "split": {"by": "iid", "clients": 5},
     "federation": {"rounds": 1},
     "tuning": {"max_steps": 1},
     "evaluation": {"examples": 8, "answers": 4, "max_new_tokens": 4},
@@ -99,7 +97,10 @@ def _settings(options: Namespace, root: Path) -> RunSettings:
         "data": {"root": str(root)},
     }
     layers = [TABLES, *([QUICK] if options.quick else []), own]
-    return overridden(setting.settings("world", *layers), options.more)
+    settings = setting.settings("world", *layers)
+    clients = 5 if options.quick else 10
+    split = SplitTable(by="dirichlet", alpha=1.0, clients=clients)
+    return overridden(settings.model_copy(update={"split": split}), options.more)
 
 
 def _root(file: Path, seed: int) -> Path:

@@ -39,8 +39,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         best = min((name for name in without if name != own), key=lambda name: without[name])
         more = without[best] - without[own]
         said_.append(
-            f"Without an attack {best} loses least against {own}: a held-out loss of {without[best]:.4f}"
-            f" against {without[own]:.4f} ({more:+.4f})."
+            f"Without an attack {best} costs least: a held-out loss of {without[best]:.4f}, against"
+            f" {without[own]:.4f} with {own} ({more:+.4f})."
         )
     worst = {}
     for name in rules:
