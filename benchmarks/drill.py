@@ -91,15 +91,15 @@ def tables(figures: Figures) -> list[Table]:
 
 
 def _settings(options: Namespace, root: Path) -> RunSettings:
-    own = {
+    own: dict[str, Any] = {
         "seed": options.seed,
         "machine": {"threads": options.threads or "auto"},
         "data": {"root": str(root)},
     }
-    layers = [TABLES, *([QUICK] if options.quick else []), own]
+    layers: list[dict[str, Any]] = [TABLES, *([QUICK] if options.quick else []), own]
     settings = setting.settings("world", *layers)
     clients = 5 if options.quick else 10
-    split = SplitTable(by="dirichlet", alpha=1.0, clients=clients)
+    split = SplitTable.model_validate({"by": "dirichlet", "alpha": 1.0, "clients": clients})
     return overridden(settings.model_copy(update={"split": split}), options.more)
 
 
