@@ -101,6 +101,12 @@ def test_two_parts_run_two_rounds_or_are_refused_with_both_names(pair: tuple[Par
 
 
 REFUSED = {
+    "aggregation:coordinate_median+transform:gaussian",
+    "aggregation:krum+transform:gaussian_adaptive",
+    "algorithm:fed_sb+aggregation:trimmed_mean",
+    "algorithm:fedsa_lora+aggregation:krum",
+    "algorithm:scaffold+aggregation:geometric_median",
+    "transform:gaussian+transform:norm_bound",
     "algorithm:fed_sb+server optimiser:fedadam",
     "algorithm:fed_sb+server optimiser:fedavgm",
     "algorithm:fed_sb+transform:fedrot",
