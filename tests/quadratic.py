@@ -119,6 +119,12 @@ class Quadratic:
         for first in range(0, len(cohort), self.stack):
             yield from self._visit(broadcast, cohort[first : first + self.stack])
 
+    def root(self, broadcast: Broadcast) -> Payload:
+        """The change of a server that has examples like the first client's."""
+        (update,) = self.again().run(broadcast, [self.infos[0].name])
+        assert isinstance(update, Update)
+        return update.delta
+
     def _visit(self, broadcast: Broadcast, names: Sequence[str]) -> Iterator[Update]:
         tensors = [n for n in broadcast.adapter if self.algorithm.trainable(n, broadcast.round)]
         bases = bases_of(self.algorithm, broadcast.adapter, broadcast.round)

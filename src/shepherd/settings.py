@@ -52,6 +52,7 @@ ROW_NUMBER = "#row"
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("model", "base"): (TINY,),
     ("data", "source"): (WORLD, MEMORY),
+    ("data", "root"): ("",),
     ("evaluation", "data"): ("",),
     ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
 }
@@ -201,6 +202,9 @@ class DataTable(Table):
     """Field that names what an example belongs to, such as a problem, a thread or a passage; examples of one
     group are held out or trained on together. "#row" is the row's number in its file, for files whose lines
     match, such as translations. "" if there is none."""
+    root: PathText = ""
+    """Examples of the server's own: a file relative to this file, with the fields of the data. An aggregation
+    such as "fltrust" compares each update with the one that they give; nothing else is trained on them."""
     template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
     """Prompt template; "chat" is the tokenizer's own chat template."""
     template_options: dict[str, JsonValue] = {}  # noqa: RUF012 (pydantic copies it)

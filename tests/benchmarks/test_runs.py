@@ -14,6 +14,7 @@ from benchmarks import (
     compare,
     demo,
     dolly,
+    drill,
     inversion,
     kill,
     methods,
@@ -72,6 +73,16 @@ def test_aggregating(tmp_path: Path) -> None:
     assert rules >= {"mean", "zero_padding", "product", "florist", "side", "flora"}
     assert all(cell["seconds"] > 0 for cell in (*figures["streaming"], *figures["product"]))
     assert all(cell["share_of_copy"] > 0 for cell in figures["streaming"] if cell["rule"] == "mean")
+
+
+@pytest.mark.slow
+def test_drill(tmp_path: Path) -> None:
+    figures = _figures(drill.main, tmp_path)
+    assert [(row["attack"], row["rule"]) for row in figures["rows"]] == [
+        (attack, rule) for attack in ("none", "sign_flip") for rule in ("mean", "coordinate_median")
+    ]
+    assert len(figures["bad"]) == 2
+    assert all(row["loss"] > 0 and row["failures"] == 0 for row in figures["rows"])
 
 
 def test_overhead(tmp_path: Path) -> None:

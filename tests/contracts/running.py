@@ -43,6 +43,7 @@ def run(
         select=chosen("uniform", share=0.75),
         quorum=1.0,
         seed=seed,
+        root=federation.root,
     )
     return [state for state, _ in loop]
 

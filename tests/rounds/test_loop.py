@@ -8,8 +8,10 @@ import pytest
 from tests.core.test_factor_gap import dense
 from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 
+from shepherd import plugins
 from shepherd.aggregations import mean
 from shepherd.algorithms import fedavg, fednova, ffa_lora
+from shepherd.config import PartTable
 from shepherd.core import (
     Adapter,
     Aggregation,
@@ -638,3 +640,51 @@ def test_the_audit_is_of_the_clients_own_changes_where_the_mean_is_of_one_step()
     ):
         assert ours == pytest.approx(dict(theirs), rel=1e-5)
         assert apart == pytest.approx(dict(each), rel=1e-5)
+
+
+@pytest.mark.parametrize(("keep", "fewest"), [(1, 2), (2, 3)])
+def test_an_aggregation_that_keeps_fewer_clients_than_one_of_them_requires_releases_nothing(keep, fewest):
+    asked = method(aggregation=plugins.aggregation(PartTable(name="krum", bad=0, keep=keep)))
+
+    class Strict(Quadratic):
+        def clients(self):
+            return [replace(info, min_cohort=fewest) for info in super().clients()]
+
+    def loop(kind):
+        return rounds(
+            asked,
+            kind(asked.algorithm, clients=5),
+            start(asked, drawn(0)),
+            until=1,
+            select=lambda clients, round, seed: tuple(info.name for info in clients),
+            quorum=1.0,
+            seed=0,
+        )
+
+    with pytest.raises(QuorumNotMet, match=f"keeps {keep} of 5 clients and client c. requires a mean of at"):
+        next(loop(Strict))
+    next(loop(Quadratic))
+
+
+def test_a_robust_aggregation_takes_no_update_of_several_clients():
+    asked = method(aggregation=plugins.aggregation(PartTable(name="coordinate_median")))
+
+    class Merging(Quadratic):
+        merges = True
+
+        def run(self, broadcast, cohort):
+            first, second, *rest = super().run(broadcast, cohort)
+            yield replace(first, clients=(*first.clients, *second.clients))
+            yield from rest
+
+    loop = rounds(
+        asked,
+        Merging(asked.algorithm, clients=5),
+        start(asked, drawn(0)),
+        until=1,
+        select=lambda clients, round, seed: tuple(info.name for info in clients),
+        quorum=0.1,
+        seed=0,
+    )
+    _, report = next(loop)
+    assert "claims to be of 2 clients" in report.failures["c0+c1"]

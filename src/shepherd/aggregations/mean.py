@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shepherd.config import Table
-from shepherd.core import Adapter, Aggregation, Context, ServerState, Update, of_rank
-from shepherd.core.adapter import is_a, is_b
+from shepherd.core import Aggregation, Context, ServerState, Update
+from shepherd.core.ranks import require_whole_rank
 from shepherd.core.sums import Sums, require_some, require_weight
-from shepherd.errors import AdapterError
 
 
 class Config(Table):
@@ -36,7 +35,7 @@ def mean(state: ServerState, updates: Iterable[Update], context: Context) -> Upd
     clients: list[str] = []
     for update in updates:
         require_weight(update)
-        _require_rank(state.adapter, update)
+        require_whole_rank(state.adapter, update)
         delta.add(update.delta, update.weight)
         extra.add(update.extra, update.weight)
         weight += update.weight
@@ -50,22 +49,6 @@ def mean(state: ServerState, updates: Iterable[Update], context: Context) -> Upd
         clients=tuple(clients),
         extra=extra.mean(weight),
     )
-
-
-def _require_rank(adapter: Adapter, update: Update) -> None:
-    """Raise AdapterError, naming the client, if its update has another rank than the adapter."""
-    for name, tensor in update.delta.items():
-        whole = adapter[name].shape if name in adapter else tensor.shape
-        if tensor.shape == whole:
-            continue
-        for axis, is_factor in enumerate((is_a, is_b)):
-            rank = tensor.shape[axis] if tensor.ndim == 2 else 0
-            if is_factor(name) and rank != whole[axis] and of_rank(name, whole, rank) == tensor.shape:
-                raise AdapterError(
-                    f"client {update.client} has rank {rank} in tensor {name} and the adapter rank"
-                    f" {whole[axis]}, and a mean adds factors rank by rank; set [aggregation] name ="
-                    ' "product", which takes unequal ranks'
-                )
 
 
 AGGREGATION = Aggregation(combine=mean)

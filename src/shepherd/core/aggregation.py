@@ -25,6 +25,13 @@ class Aggregation:
     keeps_basis: bool = True
     """Whether rank j of the result continues rank j of the broadcast. A rule that factorises a product anew
     does not: a momentum of an earlier round would then be added to other directions."""
+    robust: bool = False
+    """Whether it stands some clients that lie. It then needs the update of each client by itself: no secure
+    sum, no mean of several clients, and no cohort that is drawn by what clients report of themselves."""
+    chooses: bool = False
+    """Whether the result may be made of some of the updates alone; its `clients` are then these."""
+    needs_root: bool = False
+    """Whether it compares updates with the one that the server's own examples give: `Context.root`."""
     takes_ranks: bool = False
     """Whether the updates of a round may have different ranks."""
     truncates: bool = False

@@ -130,6 +130,9 @@ class Context:
     """Clients that a round asks on average; None for `share` of them."""
     together: int = 1
     """Rounds in a row whose cohorts are drawn with one seed."""
+    root: Payload | None = None
+    """The change that the server's own examples give in the round under way, for an aggregation that needs
+    it."""
 
     @property
     def expected_cohort(self) -> float:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core.adapter import Adapter, is_a, is_b
+from shepherd.core.messages import Update
+from shepherd.errors import AdapterError
 
 
 def of_rank(name: str, shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
@@ -51,3 +53,19 @@ def unpadded(adapter: Adapter, ranks: int) -> Adapter:
 def corner(tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The first rows and columns of a tensor, as many as `shape` says; the tensor itself if that is all."""
     return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]
+
+
+def require_whole_rank(adapter: Adapter, update: Update) -> None:
+    """Raise AdapterError, naming the client, if its update has another rank than the adapter."""
+    for name, tensor in update.delta.items():
+        whole = adapter[name].shape if name in adapter else tensor.shape
+        if tensor.shape == whole:
+            continue
+        for axis, is_factor in enumerate((is_a, is_b)):
+            rank = tensor.shape[axis] if tensor.ndim == 2 else 0
+            if is_factor(name) and rank != whole[axis] and of_rank(name, whole, rank) == tensor.shape:
+                raise AdapterError(
+                    f"client {update.client} has rank {rank} in tensor {name} and the adapter rank"
+                    f" {whole[axis]}, and factors are combined rank by rank; set [aggregation] name ="
+                    ' "product", which takes unequal ranks'
+                )

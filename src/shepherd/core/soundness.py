@@ -49,6 +49,16 @@ def noise_needs_the_update_that_was_checked(method: Method) -> str | None:
     )
 
 
+def noise_hides_each_update(method: Method) -> str | None:
+    """A bound that follows the norms of single updates tells of them, and alters the sum."""
+    if method.transform.mechanism is None or not method.transform.needs_each:
+        return None
+    return (
+        f"{method.called('transform')} reads single updates at the server, and hides them with noise; remove"
+        ' the one that reads them, and bound norms by [[transforms]] name = "gaussian_adaptive"'
+    )
+
+
 def correlated_noise_needs_the_same_tensors(method: Method) -> str | None:
     """The noise of a tensor goes on from that of the round before."""
     algorithm = method.algorithm
@@ -219,6 +229,7 @@ def an_algorithm_may_need_exact_updates(method: Method) -> str | None:
 RULES: tuple[Rule, ...] = (
     noise_needs_a_mean,
     noise_needs_the_update_that_was_checked,
+    noise_hides_each_update,
     correlated_noise_needs_the_same_tensors,
     rotation_needs_both_factors,
     new_factors_need_a_whole_step,

@@ -90,6 +90,8 @@ class Transform:
     False for one that cancels exactly."""
     needs_both_factors: bool = False
     """Whether an update must have A and B of each module, since what it does to one it does to the other."""
+    needs_each: bool = False
+    """Whether its server half reads each update by itself, which noise or a secure sum is to hide."""
     needs_same_tensors: bool = False
     """Whether each round must send the same tensors, since what it adds in one belongs to the others."""
     adds: Layout = field(default_factory=dict)
@@ -194,6 +196,7 @@ def chain(*transforms: Transform) -> Transform:
         mechanism=_of_part(transforms[spending[0]].mechanism, spending[0]) if spending else None,
         alters=any(part.alters for part in transforms),
         needs_both_factors=any(part.needs_both_factors for part in transforms),
+        needs_each=any(part.needs_each for part in transforms),
         needs_same_tensors=any(part.needs_same_tensors for part in transforms),
         adds={name: shape for part in transforms for name, shape in part.adds.items()},
         largest_code=transforms[-1].largest_code if transforms else 0,

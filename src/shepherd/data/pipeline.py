@@ -6,6 +6,7 @@ data/
   index.json       clients, their examples' categories, and what was cut, dropped and left out
   heldout.jsonl    the held-out examples, in the order in which they are drawn to be scored
   heldout/         their tokens
+  root/            tokens of the server's own examples, if there are any
   clients/         all clients' tokens, one after another in the order of index.json
 """
 
@@ -91,6 +92,8 @@ class TokenisedData:
     """The counts of each client: see `client_counts`."""
     left_out: Sequence[str] = ()
     """Sentences on what is in the folder of the data and is not read."""
+    root: Tokens | None = None
+    """The server's own examples (`data.root`), if there are any."""
     example_categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """For each client, the category of each example that it trains on; folders of earlier versions have
     none."""
@@ -168,7 +171,7 @@ def test_set(table: DataTable, path: str, key: str) -> Reading:
     file = Path(path).expanduser()
     if not file.is_file():
         fault = "is a folder and no file" if file.is_dir() else "does not exist"
-        raise DataError(f"the test set {path} {fault}; give a file of rows in {key}")
+        raise DataError(f"the file {path} {fault}; give a file of rows in {key}")
     own = table.model_copy(update={"source": str(file), "config": None, "limit": None})
     return read(own, rule(SplitTable()), 0)
 
@@ -216,7 +219,23 @@ def prepare(
         _require_checks(division.of(division.held.heldout.tolist()))
     table = settings.data
     said = left_out(table.source, table.config, table.part)
-    return replace(_prepared(division, settings, tokenizer), left_out=said)
+    root = root_examples(settings, tokenizer) if table.root else None
+    return replace(tokenised(division, settings, tokenizer), left_out=said, root=root)
+
+
+def root_examples(settings: RunSettings, tokenizer: Any) -> Tokens:
+    """The server's own examples, from `data.root`.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, or no example is left.
+    """
+    path = settings.data.root
+    own = test_set(settings.data, path, "data.root").examples
+    found, kept, counts = _tokenised(own, settings, tokenizer)
+    if not kept:
+        reason = next(iter(counts.dropped), "it had none")
+        raise DataError(f"data.root = {path!r} keeps no example ({reason}); name a file with more of them")
+    return found
 
 
 def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:
@@ -241,7 +260,7 @@ def one_client(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedDat
     Raises:
         DataError: a row or a file cannot be used, or no example is left to train on.
     """
-    return _prepared(alone(settings, name), settings, tokenizer)
+    return tokenised(alone(settings, name), settings, tokenizer)
 
 
 def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
@@ -250,13 +269,13 @@ def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
     Raises:
         DataError: a row or a file cannot be used.
     """
-    return _prepared(replace(alone(settings, name), clients={}), settings, tokenizer)
+    return tokenised(replace(alone(settings, name), clients={}), settings, tokenizer)
 
 
 def only_scored(test: Reading, settings: RunSettings, tokenizer: Any) -> TokenisedData:
     """The examples of a test set, all held out, in the order in which they are drawn to be scored."""
     held = set_apart((), test.examples, seed_for(settings.data_seed, "data"))
-    return _prepared(Partition(reading=test, held=held, clients={}), settings, tokenizer)
+    return tokenised(Partition(reading=test, held=held, clients={}), settings, tokenizer)
 
 
 def alone(settings: RunSettings, name: str) -> Partition:
@@ -271,7 +290,12 @@ def alone(settings: RunSettings, name: str) -> Partition:
     return Partition(reading=replace(reading, examples=own), held=held, clients={name: held.train.tolist()})
 
 
-def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+def tokenised(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+    """Tokenise a division: what clients train on, and what is held out.
+
+    Raises:
+        DataError: a client keeps no example after rendering.
+    """
     clients, category_counts, counts, of = {}, {}, list[Counts](), dict[str, Counts]()
     example_categories = {}
     total = sum(map(len, division.clients.values()))
@@ -407,6 +431,8 @@ def save(folder: Path, prepared: TokenisedData) -> None:
         private.make(folder)
         stored.save_together(folder / "clients", list(prepared.clients.values()))
         prepared.heldout.save(folder / "heldout")
+        if prepared.root is not None:
+            prepared.root.save(folder / "root")
     lines = [json.dumps(_plain(example)) + "\n" for example in prepared.heldout_examples]
     write_atomic(folder / HELDOUT, "".join(lines))
     index = {
@@ -453,6 +479,7 @@ def load(folder: Path) -> TokenisedData:
             places=index.get("places", {}),
             by_client=index.get("by_client", {}),
             left_out=index.get("left_out", []),
+            root=stored.load(folder / "root") if (folder / "root").is_dir() else None,
             example_categories=_named(**index.get("example_categories", NO_CATEGORIES)),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:

@@ -192,7 +192,8 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
     _require_asked(request, names, log)
     if isinstance(answer, Failure):
         raise UpdateRefused(answer.reason)
-    if len(names) > 1 and not _merges(request.federation):
+    alone = request.method.aggregation.robust or not _merges(request.federation)
+    if len(names) > 1 and alone:
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
     infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
@@ -373,6 +374,22 @@ def _require_shares(honest: int, request: RoundRequest, log: RoundLog) -> None:
             f"round {request.broadcast.round + 1}: {len(log.weights)} of {len(request.cohort)} clients gave a"
             f" usable update, and the shares of noise of at least {honest} (honest under [[transforms]]) hide"
             " one of them, so nothing of the round is released; resume to repeat it, or raise selection.share"
+        )
+
+
+def require_own_means(request: RoundRequest, aggregate: Update, log: RoundLog) -> None:
+    """Raise QuorumNotMet if an aggregation chose fewer clients than one of them requires (law 11)."""
+    if not request.method.aggregation.chooses:
+        return
+    fewest, strictest = max(
+        ((log.info(request.federation, client).min_cohort, client) for client in aggregate.clients),
+        default=(0, ""),
+    )
+    if len(aggregate.clients) < fewest:
+        raise QuorumNotMet(
+            f"round {request.broadcast.round + 1}: the aggregation keeps {len(aggregate.clients)} of"
+            f" {len(log.weights)} clients and client {strictest} requires a mean of at least {fewest} (its"
+            " min_cohort), so it is discarded; have the aggregation keep more, or choose another one"
         )
 
 

@@ -6,7 +6,7 @@ resume, call it with a saved state; the result has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter
@@ -36,13 +36,15 @@ from shepherd.core import (
 )
 from shepherd.core.cores import bases_of, grown
 from shepherd.errors import FederationError
-from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
+from shepherd.rounds.acceptance import RoundLog, RoundRequest, require_own_means, usable_updates
 from shepherd.rounds.observing import observers
 from shepherd.rounds.report import RoundReport
 from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, allow_any
 from shepherd.settings import RunSettings
 
 UNKNOWN_CONTEXT = Context()
+Root = Callable[[Broadcast], Payload]
+"""The change that the server's own examples give in a round."""
 
 
 def start(method: Method, adapter: Adapter, context: Context = UNKNOWN_CONTEXT) -> ServerState:
@@ -71,6 +73,7 @@ def rounds(
     context: Context = UNKNOWN_CONTEXT,
     allow: Allow = allow_any,
     max_share: float = MAX_SHARE,
+    root: Root | None = None,
 ) -> Iterator[tuple[ServerState, RoundReport]]:
     """Train up to round `until`; yield the state and the report after each round.
 
@@ -93,10 +96,12 @@ def rounds(
             a mechanism from the operating system. Noise from a seed protects nobody who may know the seed.
         allow: what each client may report of its visit; see `shepherd.rounds.weights`.
         max_share: largest share of the mean for one client, in (0, 1]; 1 / n with n < 1 / max_share clients.
+        root: tunes the server's own examples, for an aggregation that compares updates with them.
 
     Raises:
         QuorumNotMet: too few usable updates for the quorum, the aggregation or the `min_cohort` of a client
-            whose update is among them; the last state that was yielded remains valid.
+            whose update is among them, or the aggregation chose too few for one; the last state that was
+            yielded remains valid.
         FederationError: there is no client, or the new state would not be finite; or under a mechanism there
             are other clients than it was made for.
     """
@@ -128,8 +133,12 @@ def rounds(
         if cohort:
             updates = seen_by.passing(usable_updates(request, Shares(max_share), log))
             # pulls the clients through one at a time
-            aggregate = _combined(method, state, broadcast, updates, context)
+            own = (
+                replace(context, root=root(broadcast)) if method.aggregation.needs_root and root else context
+            )
+            aggregate = _combined(method, state, broadcast, updates, own)
             _require_no_more(updates)
+            require_own_means(request, aggregate, log)
         else:
             aggregate = _empty_aggregate(method, broadcast)
         state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
@@ -178,6 +187,7 @@ def rehearse(method: Method, state: ServerState, context: Context) -> ServerStat
     delta, extra = _zeros(method, broadcast, trained)
     update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
     many = iter([update] * method.aggregation.smallest_cohort)
+    context = replace(context, root=delta) if method.aggregation.needs_root else context
     return next_state(method, state, method.aggregation.combine(state, many, context), context, Seeded(0))
 
 

@@ -13,6 +13,7 @@ from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import (
     Adapter,
+    Aggregation,
     Method,
     Parts,
     Selection,
@@ -117,8 +118,10 @@ def _start(
     prepared = prepared or _read_data(dated, base, consent, rows)
     pipeline.require_readable(prepared, base)
     _require_contribution(settings, method, prepared)
+    _require_root(settings, method, prepared)
     ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    require_cohort(settings, method.aggregation, selection, len(prepared.clients))
     require_sums(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)
@@ -184,12 +187,40 @@ def _privacy(
     return found
 
 
+def require_cohort(
+    settings: RunSettings, aggregation: Aggregation, selection: Selection, clients: int
+) -> None:
+    """Raise SettingsError if a round asks fewer clients than the aggregation needs."""
+    asked, needed = selection.size(clients), aggregation.smallest_cohort
+    if asked < needed:
+        raise SettingsError(
+            f"a round asks {asked} of {many(clients, 'client')}, and aggregation.name ="
+            f' "{settings.aggregation.name}" as it is set requires {needed} usable updates; raise'
+            " selection.share, have more clients, or choose another aggregation"
+        )
+
+
+def _require_root(settings: RunSettings, method: Method, prepared: TokenisedData) -> None:
+    """Raise SettingsError if an aggregation needs examples of the server's own and there are none."""
+    if method.aggregation.needs_root and prepared.root is None:
+        raise SettingsError(
+            f'aggregation.name = "{settings.aggregation.name}" compares updates with what the server\'s own'
+            " examples give, and there is none; name a file of examples in data.root"
+        )
+
+
 def _require_contribution(settings: RunSettings, method: Method, prepared: TokenisedData) -> None:
     """Raise SettingsError if the contribution of each client is asked for and cannot be computed."""
     if settings.evaluation.contribution and not method.algorithm.server_is_model:
         raise SettingsError(
             f"evaluation.contribution scores the server's model without each client, and algorithm.name ="
             f" {settings.algorithm.name!r} has none; set evaluation.contribution = false"
+        )
+    if settings.evaluation.contribution and method.aggregation.needs_root:
+        raise SettingsError(
+            "evaluation.contribution aggregates each round again without each client, and aggregation.name ="
+            f' "{settings.aggregation.name}" needs the server\'s own update for that, which is not kept; set'
+            " evaluation.contribution = false"
         )
     if settings.evaluation.contribution and not len(prepared.heldout):
         raise SettingsError(

@@ -40,6 +40,7 @@ from shepherd.errors import FederationError, FolderError
 from shepherd.evaluate import answers, contribution, loss, personal
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
+from shepherd.federation.root import Root, root_of
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.summed import Summed
 from shepherd.io.progress import many, stage
@@ -95,6 +96,8 @@ class Run(HeldRun):
     unlogged: Row | None = None
     """Row of a round that is saved but not logged yet."""
     simulation: Simulation = field(init=False)
+    root: Root | None = field(init=False)
+    """Tunes the server's own examples, if there are any."""
 
     def __post_init__(self) -> None:
         self.simulation = Simulation(
@@ -119,6 +122,7 @@ class Run(HeldRun):
             store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
             quiet=self.method.is_private,
         )
+        self.root = root_of(self.prepared.root, self.simulation)
 
     def __repr__(self) -> str:
         """Folder, algorithm and round; no text of any example."""
@@ -154,6 +158,7 @@ class Run(HeldRun):
             seed=self.settings.seed,
             allow=weights.allowed_by(self.settings),
             max_share=self.settings.federation.max_share,
+            root=self.root,
             secret=self._secret() if self.method.is_private else None,
             noise=FromSystem() if self.method.is_private else None,
         )

@@ -55,6 +55,7 @@ from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
 from shepherd.run.log import read_rows
+from shepherd.run.opening import require_cohort
 from shepherd.run.run import answer_heldout
 from shepherd.settings import RunSettings
 from shepherd.silos.coordinator import state_file
@@ -271,6 +272,11 @@ def open_run(
             "evaluation.data is for a run in one process, since each site scores its own examples; leave it"
             " out, and score the run afterwards with `shepherd evaluate RUN_FOLDER --data FILE`"
         )
+    if settings.data.root:
+        raise SettingsError(
+            "data.root is for a run in one process, since the server of a federation does not train; leave it"
+            " out, and choose another aggregation than one that needs it"
+        )
     if settings.evaluation.contribution:
         raise SettingsError(
             "evaluation.contribution is for a run in one process, since sites score a round once; leave it"
@@ -284,8 +290,14 @@ def open_run(
     sites = _choose_sites(settings, kit, echo)
     aggregation = plugins.aggregation(settings.aggregation, consent.plugins)
     require_for_sites(settings.adapter, aggregation, sites)
-    method = plugins.method(settings, consent.plugins)
-    require_sums(settings, method, plugins.selection(settings, consent.plugins), len(sites))
+    if aggregation.needs_root:
+        raise SettingsError(
+            f"the aggregation {settings.aggregation.name!r} tunes examples of the server's own, which is for"
+            ' a run in one process; over silos, set [aggregation] name = "geometric_median"'
+        )
+    selection = plugins.selection(settings, consent.plugins)
+    require_cohort(settings, aggregation, selection, len(sites))
+    require_sums(settings, plugins.method(settings, consent.plugins), selection, len(sites))
     base = load_base(settings, consent)
     if warning := files.rehearse(base):
         echo(warning)

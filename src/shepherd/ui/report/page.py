@@ -111,6 +111,18 @@ def audit(found: Report) -> str:
     return _page(f"{found['title']}, audit", inside, POLICY)
 
 
+def drill(found: Report) -> str:
+    """The page of a drill, from the value of its drill.json."""
+    inside = (
+        _environment()
+        .get_template("drill.html")
+        .render(
+            r=found, num=partial(number, found), at=partial(at, found), breakable=breakable, headline=headline
+        )
+    )
+    return _page(f"{found['title']}, drill", inside, POLICY)
+
+
 def trouble(sentence: str) -> str:
     """The content of <main> while the folder cannot be read."""
     return _environment().get_template("trouble.html").render(sentence=shown(sentence))

@@ -14,6 +14,7 @@ from shepherd.ui.report.gather import collect, collect_runs
 
 if TYPE_CHECKING:
     from shepherd.audit.auditing import Audit
+    from shepherd.drill.drilling import Drill
 
 HTML, JSON = "report.html", "report.json"
 
@@ -55,6 +56,18 @@ def write_audit(found: Audit) -> Path:
 
     auditing.write(found)
     return write_atomic(found.folder / auditing.HTML, page.audit(found.row()))
+
+
+def write_drill(found: Drill) -> Path:
+    """Write drill.json and the page of a drill into its folder.
+
+    Raises:
+        FolderError: the disk is full or the folder cannot be written.
+    """
+    from shepherd.drill import drilling  # torch is not for other pages
+
+    drilling.write(found)
+    return write_atomic(found.folder / drilling.HTML, page.drill(found.row))
 
 
 def dumped(report: Mapping[str, Any]) -> str:
