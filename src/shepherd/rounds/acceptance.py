@@ -331,18 +331,18 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
     if count < needed:
         raise QuorumNotMet(
             f"{have} and federation.quorum = {request.quorum:g} requires {needed} "
-            f"({_failure_list(log.failures)}); fix those clients or lower federation.quorum"
+            f"({failure_list(log.failures)}); fix those clients or lower federation.quorum"
         )
     if count < (smallest := request.method.aggregation.smallest_cohort):
         raise QuorumNotMet(
-            f"{have} and the aggregation requires {smallest} ({_failure_list(log.failures)}); fix those"
+            f"{have} and the aggregation requires {smallest} ({failure_list(log.failures)}); fix those"
             " clients, raise selection.share or choose another aggregation"
         )
     strictest = max(log.weights, key=lambda client: log.info(request.federation, client).min_cohort)
     if count < (fewest := log.info(request.federation, strictest).min_cohort):
         raise QuorumNotMet(
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
-            f" mean is discarded ({_failure_list(log.failures)}); fix those clients or add clients"
+            f" mean is discarded ({failure_list(log.failures)}); fix those clients or add clients"
         )
 
 
@@ -360,7 +360,7 @@ def _require_own_cohorts(request: RoundRequest, log: RoundLog) -> None:
         )
 
 
-def _failure_list(failures: Mapping[str, str], most: int = 5) -> str:
+def failure_list(failures: Mapping[str, str], most: int = 5) -> str:
     if not failures:
         return "no other client was asked"
     shown = [f"{client}: {reason}" for client, reason in list(failures.items())[:most]]

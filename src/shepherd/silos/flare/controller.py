@@ -105,16 +105,26 @@ class Rounds(ModelController):  # type: ignore[misc]
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send to the sites; yield answers as they come; see `site_federation.Transport`."""
+        yield from self._ask([(message_, sites)], seconds)
+
+    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
+        """Send each site its own message; yield answers as they come."""
+        yield from self._ask([(message_, [site]) for site, message_ in messages.items()], seconds)
+
+    def _ask(
+        self, messages: Sequence[tuple[bytes, Sequence[str]]], seconds: float
+    ) -> Iterator[tuple[str, bytes]]:
         malloc.release_free_memory()  # so that the peak is that of one wave
         inbox: queue.Queue[FLModel] = queue.Queue()
-        self.send_model(
-            task_name=TASK,
-            data=message.wrapped(message_),
-            targets=list(sites),
-            timeout=math.ceil(seconds) + 1,
-            callback=inbox.put,
-        )
-        unanswered = set(sites)
+        for message_, sites in messages:
+            self.send_model(
+                task_name=TASK,
+                data=message.wrapped(message_),
+                targets=list(sites),
+                timeout=math.ceil(seconds) + 1,
+                callback=inbox.put,
+            )
+        unanswered = {site for _, sites in messages for site in sites}
         try:
             yield from self._answers(inbox, unanswered, time.monotonic() + seconds)
         finally:  # also if the caller stops early

@@ -42,12 +42,11 @@ from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
-from shepherd.silos.protocol.wire import Scores
+from shepherd.silos.protocol.wire import Reply, Scores
 from shepherd.silos.server import trusted_modules as trusted
 from shepherd.silos.server.pooling import pooled
 from shepherd.silos.server.run_status import RunStatus
 from shepherd.silos.server.site_federation import (
-    Reply,
     RequestContext,
     SiteFederation,
     Transport,
