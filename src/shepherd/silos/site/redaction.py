@@ -19,6 +19,7 @@ from shepherd.errors import (
     DataError,
     FolderError,
     PluginError,
+    SecureError,
     SettingsError,
     ShepherdError,
     WireError,
@@ -70,7 +71,7 @@ def server_message(error: BaseException) -> str:
     match error:
         case PluginError():  # its message quotes an error in a module of the site
             return PLUGIN
-        case Cancelled() | WireError() | AdapterError() | SettingsError():
+        case Cancelled() | WireError() | AdapterError() | SecureError() | SettingsError():
             return str(error)
         case Diverged():
             return DIVERGED
