@@ -6,8 +6,7 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, Protocol
+from typing import Protocol
 
 from shepherd.errors import SecureError
 from shepherd.visible import shown_line
@@ -35,7 +34,8 @@ def threshold(members: int) -> int:
     """
     if not MIN_MEMBERS <= members <= MAX_MEMBERS:
         raise SecureError(
-            f"secure aggregation needs {MIN_MEMBERS} to {MAX_MEMBERS:,} sites in a round, and there are {members}"
+            f"secure aggregation needs {MIN_MEMBERS} to {MAX_MEMBERS:,} sites in a round, and {members:,} are"
+            " asked; ask another number of them"
         )
     return 2 * members // 3 + 1
 
@@ -65,8 +65,8 @@ class Session:
     """Sites asked, sorted by code points, each once; 3 or more."""
     length: int
     """Number of codes in each member's vector."""
-    ring_bits: Literal[32, 64]
-    """Sums are modulo 2 to this power."""
+    ring_bits: int
+    """Sums are modulo 2 to this power; 32 or 64."""
 
     def __post_init__(self) -> None:
         threshold(len(self.members))
@@ -93,22 +93,17 @@ class Session:
 
     def digest(self) -> bytes:
         """SHA-256 of every field; 32 bytes, equal only for equal sessions."""
-        return _digest(self)
-
-
-@cache
-def _digest(session: Session) -> bytes:
-    head = packed(
-        VERSION,
-        b"session",
-        session.run.encode(),
-        session.round.to_bytes(8, "little"),
-        session.attempt.encode(),
-        session.request.encode(),
-        session.length.to_bytes(8, "little"),
-        session.ring_bits.to_bytes(1, "little"),
-    )
-    return hashlib.sha256(head + packed(*(name.encode() for name in session.members))).digest()
+        fields = packed(
+            VERSION,
+            b"session",
+            self.run.encode(),
+            self.round.to_bytes(8, "little"),
+            self.attempt.encode(),
+            self.request.encode(),
+            self.length.to_bytes(8, "little"),
+            self.ring_bits.to_bytes(1, "little"),
+        )
+        return hashlib.sha256(fields + packed(*(name.encode() for name in self.members))).digest()
 
 
 def require_name(name: str) -> None:
@@ -120,8 +115,8 @@ def require_name(name: str) -> None:
     acceptable = name and shown_line(name) == name and unicodedata.is_normalized("NFC", name)
     if not acceptable or len(name.encode()) > MAX_NAME_BYTES:
         raise SecureError(
-            f"{shown_line(name)!s:.300} is no name for a member of a secure sum: give 1 to {MAX_NAME_BYTES} bytes"
-            " in Unicode's form NFC without invisible characters"
+            f"{shown_line(name)!s:.300} is no name for a site in a secure sum: give 1 to {MAX_NAME_BYTES}"
+            " bytes in Unicode's form NFC without invisible characters"
         )
 
 
