@@ -326,11 +326,11 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
     if request.method.is_private:
         _require_own_cohorts(request, log)
         return
-    needed = max(1, math.ceil(request.quorum * len(request.cohort) - 1e-9))  # 0.55 of 100 is 55, not 56
+    least = needed(request.quorum, len(request.cohort))
     have = f"round {number}: {count} of {len(request.cohort)} clients gave a usable update"
-    if count < needed:
+    if count < least:
         raise QuorumNotMet(
-            f"{have} and federation.quorum = {request.quorum:g} requires {needed} "
+            f"{have} and federation.quorum = {request.quorum:g} requires {least} "
             f"({failure_list(log.failures)}); fix those clients or lower federation.quorum"
         )
     if count < (smallest := request.method.aggregation.smallest_cohort):
@@ -344,6 +344,15 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
             f" mean is discarded ({failure_list(log.failures)}); fix those clients or add clients"
         )
+
+
+def needed(quorum: float, cohort: int) -> int:
+    """Fewest usable updates of a cohort of this size; 1 or more.
+
+    >>> needed(0.55, 100)
+    55
+    """
+    return max(1, math.ceil(quorum * cohort - 1e-9))
 
 
 def _require_own_cohorts(request: RoundRequest, log: RoundLog) -> None:

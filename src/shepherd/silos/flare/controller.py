@@ -21,8 +21,9 @@ from nvflare.app_common.workflows.model_controller import ModelController
 from shepherd.errors import FederationError, ShepherdError, WireError
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.machine import malloc
-from shepherd.silos.flare import known_sites, message, tls
+from shepherd.silos.flare import kits, known_sites, message, tls
 from shepherd.silos.flare.job import ORDER, PAYLOAD, TASK
+from shepherd.silos.flare.kit_identity import KitDirectory
 from shepherd.silos.flare.patches.server_job import outlive_updates
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.server import run_status, trusted_modules
@@ -93,6 +94,7 @@ class Rounds(ModelController):  # type: ignore[misc]
             self,
             known=known_sites.read(kit).union(client.name for client in self.engine.get_clients()),
             trusted=trusted_modules.read(kit / "local"),
+            directory=lambda: KitDirectory(kits.read(kit, "server")),
         )
         served.require_sound()
         _require_same_submitter(served.home, submitted["submitter_name"], submitted["submitter_role"])

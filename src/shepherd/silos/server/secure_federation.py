@@ -13,7 +13,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -127,7 +127,8 @@ class SecureFederation:
         for start in range(0, len(bundles), many):
             wave = dict(list(bundles.items())[start : start + many])
             for site, masked in self._ask(session, "masked", wave, context.deadline_s):
-                server.add(site, masked)
+                with suppress(SecureError):  # the site is dropped, and `server` says why
+                    server.add(site, masked)
                 del masked
         survivors = server.survivors()
         names = survivors_of(survivors)

@@ -22,6 +22,7 @@ from shepherd.errors import (
     SecureError,
     SettingsError,
     ShepherdError,
+    SilosError,
     WireError,
 )
 from shepherd.silos.protocol.schema import sentence
@@ -86,7 +87,7 @@ def server_message(error: BaseException) -> str:
         return FULL
     if any(_is_of_memory(each) for each in causes):
         return MEMORY
-    if isinstance(error, FolderError):
+    if isinstance(error, FolderError | SilosError):
         return FOLDER
     return OTHER
 
