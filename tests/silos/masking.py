@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from shepherd.core import Adapter, Failure, Payload, Update
+from shepherd.errors import WireError
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Ready, Request, SumRequest
 from shepherd.silos.secure import Ed25519Directory, Ed25519Identity
@@ -81,9 +83,7 @@ class Site:
                 return wire.encode_reply(Failure(client=self.name, reason=refused.refusal.sentence))
         if asked.kind == "join":
             return wire.encode_reply(
-                Ready(
-                    client=self.name, examples=20, version=asked.version, min_cohort=self.policy.min_cohort
-                )
+                Ready(client=self.name, examples=20, version=asked.version, min_cohort=self.policy.min_cohort)
             )
         return wire.encode_reply(self.sums.trained(asked, self.update(asked)))
 
@@ -137,7 +137,8 @@ class Room:
             self.asked.append((asked.kind, site))
             answer = self.sites[site](message)
             if answer is not None:
-                self.seen.append((site, asked, wire.decode_reply(answer)))
+                with suppress(WireError):
+                    self.seen.append((site, asked, wire.decode_reply(answer)))
                 yield site, answer
 
 

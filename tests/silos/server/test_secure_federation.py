@@ -106,9 +106,7 @@ def test_what_the_server_sees_of_a_site_is_no_update_of_it(tmp_path: Path) -> No
         plain = own.astype("<i8").astype("<u4").tobytes()
         sent = [reply.content for name, _, reply in there.seen if name == site and hasattr(reply, "content")]
         assert all(plain not in content for content in sent)
-        (masked,) = [
-            content for content, kind in zip(sent, PHASES, strict=True) if kind == "masked"
-        ]
+        (masked,) = [content for content, kind in zip(sent, PHASES, strict=True) if kind == "masked"]
         assert len(masked) - len(plain) < 200
 
 
@@ -128,12 +126,13 @@ def test_a_site_may_be_lost_in_any_phase(tmp_path: Path, kind: str, reason: str)
         assert np.array_equal(update.delta[name], total), name
 
 
-@hypothesis_settings(max_examples=25)
+@hypothesis_settings(max_examples=10)
 @given(st.data())
 def test_any_losses_give_the_right_sum_or_none(data: st.DataObject) -> None:
-    count = data.draw(st.integers(3, 7))
+    count = data.draw(st.integers(3, 6))
     at = {
-        site: data.draw(st.sampled_from(["never", "never", "never", "train", *PHASES])) for site in names(count)
+        site: data.draw(st.sampled_from(["never", "never", "never", "train", *PHASES]))
+        for site in names(count)
     }
     with TemporaryDirectory() as folder:
         there = room(Path(folder), count, fault={site: failing(site, kind) for site, kind in at.items()})
@@ -164,11 +163,15 @@ def test_too_few_sites_are_a_failed_round_that_reveals_nothing(
     tmp_path: Path, count: int, fault: Any, last: str
 ) -> None:
     there = room(tmp_path, count, fault=fault)
-    with pytest.raises(QuorumNotMet, match=r"round 1 has no secure sum, and nothing of it is revealed: .*site-1: ") as error:
+    with pytest.raises(
+        QuorumNotMet, match=r"round 1 has no secure sum, and nothing of it is revealed: .*site-1: "
+    ) as error:
         ran(tmp_path, there)
     assert "site-3:" not in str(error.value)
     assert there.asked[-1][0] == last
-    opened = [reply for _, asked, reply in there.seen if asked.kind == "reveal" and not isinstance(reply, Failure)]
+    opened = [
+        reply for _, asked, reply in there.seen if asked.kind == "reveal" and not isinstance(reply, Failure)
+    ]
     assert len(opened) < threshold(count)
 
 
@@ -304,7 +307,7 @@ def test_a_sum_that_sites_agreed_to_is_repeated_over_the_same_sites(tmp_path: Pa
     there.sites["site-3"].fault = lambda asked: None
     lost, update = ran(tmp_path, there)
     assert update.clients == ("site-1", "site-2", "site-4")
-    assert "have agreed to without it" in lost["site-3"]
+    assert "had agreed to without it" in lost["site-3"]
     for name, total in summed(update.clients).items():
         assert np.array_equal(update.delta[name], total)
 
@@ -315,7 +318,9 @@ def test_another_set_of_sites_in_the_same_round_is_refused(tmp_path: Path) -> No
     ran(tmp_path, there)
     (tmp_path / "agreed.json").unlink()
     there.sites["site-3"].fault = failing("site-3", "masked")
-    with pytest.raises(QuorumNotMet, match=r"site-1 has agreed to the sum of round 1 over site-1, site-2, site-3"):
+    with pytest.raises(
+        QuorumNotMet, match=r"site-1 has agreed to the sum of round 1 over site-1, site-2, site-3"
+    ):
         ran(tmp_path, there)
     assert there.asked[-1][0] == "agree"
 

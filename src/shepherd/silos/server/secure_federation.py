@@ -38,6 +38,8 @@ from shepherd.silos.server.site_federation import (
 BYTES_PER_MEMBER = 2048
 """Largest part of a reply that is about one member, in bytes: shares take some hundreds."""
 
+LEFT_OUT = "it was left out of the sum, which the other sites had agreed to without it before"
+"""Why a site that is back is not in a sum that is repeated."""
 QUIET = "too few of the sites that were asked took part to the end"
 """What an error says where noise hides who was asked."""
 
@@ -121,6 +123,7 @@ class SecureFederation:
         bundles = _without(server.deliveries(shares), server)
         before = self._agreed_before(session.round)
         if before is not None and before <= bundles.keys():
+            self._lost |= dict.fromkeys(bundles.keys() - before, LEFT_OUT)
             bundles = {site: bundles[site] for site in sorted(before)}
         _require_enough(bundles, least)
         many = max(1, context.max_in_flight)  # bounds the vectors that are held at once
@@ -133,11 +136,6 @@ class SecureFederation:
         survivors = server.survivors()
         names = survivors_of(survivors)
         self._lost |= {site: reason for site, reason in server.dropped.items() if site not in self._lost}
-        self._lost |= {
-            site: "it was left out of the sum, which the sites have agreed to without it"
-            for site in session.members
-            if site not in names and site not in self._lost
-        }
         _require_enough(names, max(least, *(self._min_cohort(site) for site in names)))
         if before is None:
             self._keep(session.round, names)
