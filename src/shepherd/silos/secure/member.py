@@ -203,9 +203,10 @@ class Member:
     def _answering(self, phase: Phase) -> Iterator[None]:
         """One phase: entered once, and over with all secrets gone if anything in it fails."""
         if self._next is not phase:
+            state = "is over" if self._next is Phase.OVER else f"answers {self._next.name.lower()} next"
             raise SecureError(
-                f"site {self._name} was asked out of turn in a secure sum: for {phase.name.lower()}, when"
-                f" {self._next.name.lower()} was next; start the round anew"
+                f"site {self._name} was asked for {phase.name.lower()} twice or out of turn: its secure sum"
+                f" {state}; start the round anew"
             )
         self._next = Phase.OVER
         try:

@@ -29,13 +29,13 @@ def roster_faults(
         elif not all(map(primitives.is_x25519_public, both)):
             found[name] = "sent a key that gives no secret"
         elif max(uses[key] for key in both) > 1:
-            found[name] = "sent a key that occurs twice"
+            found[name] = "has a key that occurs twice"
         elif directory is not None:
             statement = transcript.keys_statement(digest, name, keys)
             try:
                 directory.verify(name, keys.certificate, statement, keys.signature)
             except SecureError as error:
-                found[name] = f"sent keys that do not verify ({error})"
+                found[name] = f"sent keys that do not verify ({str(error).partition(';')[0]})"
     return found
 
 

@@ -263,8 +263,8 @@ class SumServer:
     def _require_step(self, step: Step) -> None:
         if self._next is not step:
             raise SecureError(
-                f"the server went on with {step.name.lower()} of a secure sum, and {self._next.name.lower()} was"
-                " next; start the round anew"
+                f"the server went on with {step.name.lower()} of a secure sum, and {self._next.name.lower()}"
+                " was next; start the round anew"
             )
 
     def _answers(
