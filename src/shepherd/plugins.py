@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import combinations, pairwise
 from types import ModuleType
 from typing import Any
 
@@ -33,9 +33,10 @@ from shepherd.core import (
     Transform,
     chain,
 )
+from shepherd.core.algorithm import as_accepted
 from shepherd.core.checker import Checker
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import RunSettings, SplitTable
+from shepherd.settings import FederationTable, RunSettings, SplitTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +108,60 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
             f"the algorithm {settings.algorithm.name!r} counts each client the same, which"
             f' federation.weights = "{weights}" does not; set federation.weights = "equal"'
         )
+    if made.transform.needs_equal_weights and weights != "equal":
+        name = ", ".join(table.name for table in settings.transforms)
+        raise SettingsError(
+            f"the transform {name!r} has each client count the same, which federation.weights ="
+            f' "{weights}" does not; set federation.weights = "equal", or largest_weight of fixed_point'
+        )
     if made.is_private:
         _require_private(settings, noisy_name(settings, allowed), weights)
+    if settings.secure is not None:
+        _require_sums(settings, made, allowed)
     return made
+
+
+def _require_sums(settings: RunSettings, made: Method, allowed: Collection[str]) -> None:
+    """Raise SettingsError, naming the key, unless a sum of whole numbers is all that the server needs."""
+    if not made.transform.largest_code:
+        if made.is_private:
+            raise SettingsError(
+                f"the transform {noisy_name(settings, allowed)!r} checks each update and has the server add"
+                ' the noise, and with [secure] it gets sums alone; set [[transforms]] name = "skellam", with'
+                " which the clients add it, or remove [secure]"
+            )
+        raise SettingsError(
+            "[secure] adds up whole numbers, and no transform makes them; add [[transforms]] name ="
+            ' "fixed_point" as the last one'
+        )
+    if not made.aggregation.is_mean:
+        raise SettingsError(
+            f"{made.called('aggregation')} is not a mean, which is all that can be taken of the sums that a"
+            ' server gets with [secure]; set [aggregation] name = "mean", or remove [secure]'
+        )
+    if made.algorithm.accept is not as_accepted:
+        raise SettingsError(
+            f"{made.called('algorithm')} corrects each update by what its client reports, and with [secure]"
+            ' the server gets sums alone; set [algorithm] name = "fedavg", or remove [secure]'
+        )
+    unequal = next((key for key in ("ranks", "min_rank") if getattr(settings.adapter, key)), "")
+    if unequal:
+        raise SettingsError(
+            f"adapter.{unequal} gives clients updates of unequal shapes, which [secure] cannot add up; remove"
+            f" adapter.{unequal}, or [secure]"
+        )
+    if settings.evaluation.contribution:
+        raise SettingsError(
+            "evaluation.contribution reports on single updates, and with [secure] the server gets sums alone;"
+            " set evaluation.contribution = false, or remove [secure]"
+        )
+    share, usual = settings.federation.max_share, FederationTable.model_fields["max_share"].default
+    if settings.federation.weights != "equal" and share != usual:
+        raise SettingsError(
+            f"federation.max_share = {share:g} caps single weights, and with [secure] the server gets sums"
+            " alone; remove it and bound them by largest_weight of the transform, or set federation.weights ="
+            ' "equal"'
+        )
 
 
 def _require_private(settings: RunSettings, name: str, weights: str) -> None:
@@ -165,12 +217,19 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             f'selection.name = "{settings.selection.name}" draws clients by their size, which'
             f' federation.weights = "{weights}" would count a second time; set federation.weights = "equal"'
         )
-    noisy = (parts.transform or transform(settings.transforms, allowed)).mechanism is not None
-    if noisy and made.sampling is None:
+    mechanism = (parts.transform or transform(settings.transforms, allowed)).mechanism
+    honest = 0 if mechanism is None else mechanism.honest
+    if mechanism is not None and made.sampling is None:
         raise SettingsError(
             f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
             f" known, and the transform {noisy_name(settings, allowed)!r} hides clients; set"
-            ' [selection] name = "poisson"'
+            f' [selection] name = "{"uniform" if honest else "poisson"}"'
+        )
+    if made.may_be_empty and (honest or settings.secure is not None):
+        why = f"the transform {noisy_name(settings, allowed)!r}" if honest else "[secure]"
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} asks any number of clients in a round, and {why}"
+            ' needs enough of them in each; set [selection] name = "uniform"'
         )
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(
@@ -267,6 +326,20 @@ def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Tra
         raise SettingsError(
             f"the transforms {noisy[0]!r} and {noisy[1]!r} both add noise for privacy; remove one of them"
         )
+    for (before, one), (after, two) in combinations(zip(tables, made, strict=True), 2):
+        if one.largest_code or (two.largest_code and one.mechanism is not None):
+            first, second = (before, after) if one.largest_code else (after, before)
+            raise SettingsError(
+                f"the transform {first.name!r} sends whole numbers, after which {second.name!r} cannot work;"
+                f" list {first.name} last, and remove {second.name} if it encodes updates or adds noise (for"
+                ' both at once there is [[transforms]] name = "skellam")'
+            )
+        if two.largest_code and one.norm < two.norm:
+            raise SettingsError(
+                f"the transform {before.name!r} refuses an update that is longer than its norm, which the"
+                f" rounding or the noise of {after.name!r} may make of it; remove {before.name}, since"
+                f" {after.name} clips as well"
+            )
     for place, (table, part) in enumerate(zip(tables, made, strict=True)):
         later = [t.name for t, p in zip(tables[place + 1 :], made[place + 1 :], strict=True) if p.alters]
         if part.mechanism is not None and later:

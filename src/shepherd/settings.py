@@ -365,6 +365,16 @@ class PrivacyTable(Table):
     """Protect the single examples of each client: a table with norm and noise."""
 
 
+class SecureTable(Table):
+    """Secure aggregation: the sites of a federation mask their updates, so that the server sees the sum of a
+    round's updates and nothing else of them. Without this table it sees each one. It needs three clients a
+    round, a transform that sends whole numbers as the last one ("fixed_point", or "skellam" with noise), and
+    an aggregation that is a mean. A run in one process adds the same numbers up, and hides nothing."""
+
+    ring_bits: Literal[32, 64] = 32
+    """Bits of each number of a sum, in which all clients of a round together must have room."""
+
+
 class EvaluationTable(Table):
     data: PathText = ""
     """Test set: a file relative to this file, such as a folder's global_test.json, with the fields of the
@@ -545,6 +555,7 @@ class RunSettings(Table):
     server: ServerTable = ServerTable()
     transforms: tuple[PartTable, ...] = ()
     privacy: PrivacyTable = PrivacyTable()
+    secure: SecureTable | None = None
     evaluation: EvaluationTable = EvaluationTable()
     compare: CompareTable = CompareTable()
     judge: JudgeTable = JudgeTable()

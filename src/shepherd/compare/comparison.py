@@ -197,6 +197,12 @@ def _require_arms(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
             " remove the transform here and give it to a variant by --arm, or compare finished runs:"
             " shepherd compare RUN_A RUN_B"
         )
+    if settings.secure is not None:
+        raise SettingsError(
+            "the other arms would train on as many examples as the federated one, which [secure] does not"
+            " tell; remove [secure] here and give it to a variant by --arm, or compare finished runs:"
+            " shepherd compare RUN_A RUN_B"
+        )
     metrics(settings.evaluation.metrics, consent.plugins)
     for changed in (settings, *(overridden(settings, variant(each).overrides) for each in spec.variants)):
         require(changed, consent.plugins)

@@ -1,8 +1,8 @@
-"""Privacy budget that is spent: Gaussian noise on the sums of a number of steps, and who is in each sum.
+"""Privacy budget that is spent: noise on the sums of a number of steps, and who is in each sum.
 
 A unit is what is protected: a client with all of its examples, or one example. A step adds the clipped
-contributions of some units and Gaussian noise. What one step reveals of a unit depends on the noise alone;
-what many reveal depends on how the units of a step are drawn, too.
+contributions of some units and noise, Gaussian or, on sums of whole numbers, Skellam. What one step reveals
+of a unit depends on the noise alone; what many reveal depends on how the units of a step are drawn, too.
 """
 
 from __future__ import annotations
@@ -73,9 +73,14 @@ class Spending:
     sampling: Sampling
     steps: int
     """Number of steps, 0 or more."""
+    levels: int = 0
+    """For Skellam noise on whole numbers: how many steps of their grid the norm is long. 0 for Gaussian
+    noise."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.noise < math.inf:  # false for NaN, too
             raise SettingsError(f"the noise multiplier is {self.noise}; give a number above 0")
         if self.steps < 0:
             raise SettingsError(f"the number of steps is {self.steps}; give 0 or more")
+        if self.levels < 0:
+            raise SettingsError(f"the norm is {self.levels} steps of a grid long; give 0 or more")

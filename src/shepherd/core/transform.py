@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,9 @@ class Mechanism:
     verify: Callable[[Update, Any], None] = allow_any
     """`(update, state)`: raises UpdateRefused unless what is about to be summed is of one client, weighs 1
     and is as short as the noise hides. Called last, after all parts have decoded or corrected the update."""
+    honest: int = 0
+    """Where each client adds its share of the noise: the fewest honest clients in a sum, whose shares are
+    enough together; a round with fewer updates gives nothing. 0 where the server adds the noise."""
 
 
 def no_state(context: Context) -> Any:
@@ -90,6 +94,13 @@ class Transform:
     """Whether each round must send the same tensors, since what it adds in one belongs to the others."""
     adds: Layout = field(default_factory=dict)
     """Tensors that its client half adds to `extra`, and that its server half takes out again."""
+    largest_code: int = 0
+    """Largest absolute value of the whole numbers that it sends, each tensor as int64; 0 if it sends real
+    numbers. Its `on_arrival` then decodes the update of one client or the sum of several."""
+    norm: float = math.inf
+    """Largest Euclidean norm that it lets pass, as it promises on arrival; infinite if it bounds none."""
+    needs_equal_weights: bool = False
+    """Whether it has every client count the same."""
 
     @property
     def checks(self) -> bool:
@@ -110,8 +121,9 @@ def chain(*transforms: Transform) -> Transform:
 
     Raises:
         SettingsError: two of them spend privacy budget, which is not supported; one that alters updates comes
-            after it; one that checks updates comes before one that adds tensors to them; or one that must
-            know the broadcast comes after one that need not.
+            after it; one that checks updates comes before one that adds tensors to them; one that must know
+            the broadcast comes after one that need not; or one that sends whole numbers is not the last, or
+            allows more than one before it.
     """
     spending = [index for index, part in enumerate(transforms) if part.mechanism is not None]
     if len(spending) > 1:
@@ -128,6 +140,16 @@ def chain(*transforms: Transform) -> Transform:
                 " it would take for a part of the change; remove the first under [[transforms]]"
             )
 
+    if any(part.largest_code for part in transforms[:-1]):
+        raise SettingsError(
+            "a transform comes after one that sends whole numbers, which nothing may alter; list the one that"
+            " sends them last under [[transforms]]"
+        )
+    if transforms and transforms[-1].largest_code and any(p.norm < transforms[-1].norm for p in transforms):
+        raise SettingsError(
+            "a transform that sends whole numbers allows longer updates than one before it, whose bound their"
+            " rounding may exceed; give both the same norm, or remove the first under [[transforms]]"
+        )
     knows = [part.relative is not None for part in transforms]
     if knows != sorted(knows, reverse=True):
         raise SettingsError(
@@ -174,6 +196,9 @@ def chain(*transforms: Transform) -> Transform:
         needs_both_factors=any(part.needs_both_factors for part in transforms),
         needs_same_tensors=any(part.needs_same_tensors for part in transforms),
         adds={name: shape for part in transforms for name, shape in part.adds.items()},
+        largest_code=transforms[-1].largest_code if transforms else 0,
+        norm=min((part.norm for part in transforms), default=math.inf),
+        needs_equal_weights=any(part.needs_equal_weights for part in transforms),
     )
 
 

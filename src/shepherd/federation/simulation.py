@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Payload, Update
-from shepherd.errors import DataError
+from shepherd.errors import DataError, UpdateRefused
 from shepherd.federation.client_store import ClientStore, InMemory, StoredMemory
 from shepherd.federation.clients import LocalClients
 from shepherd.io.progress import Progress, stage
@@ -163,7 +163,13 @@ class Simulation:
             if result.memory or client in self.memories:
                 kept = self.store.put(client, broadcast.round + 1, result.memory)
                 self.draft.memories[client] = kept
-            yield self.local.update(broadcast, result)
+            try:
+                update = self.local.update(broadcast, result)
+            except UpdateRefused as refusal:  # a transform does not let it leave
+                yield Failure(client=client, reason=str(refusal))
+                continue
+            yield update
+            del update  # else it would live on while the next one is waited for (law 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,10 @@
     (epsilon, delta)-DP:  Pr[M(D) in S] <= exp(epsilon) Pr[M(D') in S] + delta
 
 `dp-accounting` composes the steps; random allocation, where each unit is in exactly one step of an epoch, is
-`PLD_accounting`'s (arXiv 2602.17284). Neighbouring data differ by one unit: added or removed, or, with a
-fixed number of units in a step, replaced. This is the only module that imports either package.
+`PLD_accounting`'s (arXiv 2602.17284). Skellam noise on whole numbers is counted by Rényi divergences
+(arXiv 2110.04995), and so is what is added up with it. Neighbouring data differ by one unit: added or
+removed; with a fixed number of units in a step, replaced; or, for Skellam noise, one that contributes zero
+instead. This is the only module that imports either package.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ MIN_COUNTED, MAX_COUNTED = 1e-3, 1e6
 LARGE = 100.0
 """Above this epsilon Rényi divergences are enough: exact accounts of so little noise take hours."""
 DELTA_POWER = -1.1
+ORDERS = (*range(2, 65), *(round(2 ** (power / 4)) for power in range(25, 61)))
+"""Orders of the Rényi divergences of Skellam noise: whole numbers, for which the bound is proven."""
 TINY = 1e-12  # an epsilon of 0 has a logarithm, too
 
 Account = Callable[[Sequence[Spending], float], float]
@@ -74,6 +78,8 @@ def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL)
     if any(each.noise < MIN_COUNTED for each in every):
         return math.inf
     every = [replace(each, noise=min(each.noise, MAX_COUNTED)) for each in every]
+    if any(each.levels for each in every):
+        return _of_whole_numbers(every, delta)
     quick = _by_renyi([_without_draw(each) for each in every], delta)
     if not quick <= LARGE:
         return quick
@@ -84,8 +90,11 @@ def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL)
     return _composed(every, delta, interval)
 
 
-def noise_for(target: float, delta: float, sampling: Sampling, steps: int) -> float:
+def noise_for(target: float, delta: float, sampling: Sampling, steps: int, levels: int = 0) -> float:
     """The smallest noise multiplier with which `steps` steps spend at most `target` epsilon at `delta`.
+
+    Args:
+        levels: as for `Spending`.
 
     Raises:
         SettingsError: the target is not a finite number above 0, or no noise up to `MAX_NOISE` reaches it.
@@ -97,8 +106,8 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int) -> fl
     @cache
     def above(power: float, account: Account = epsilon) -> float:
         """How far log epsilon is above the target's, at this log of the noise: falling, and nearly a line."""
-        spent = account([Spending(noise=math.exp(power), sampling=sampling, steps=steps)], delta)
-        return math.log(max(spent, TINY)) - math.log(target)
+        one = Spending(noise=math.exp(power), sampling=sampling, steps=steps, levels=levels)
+        return math.log(max(account([one], delta), TINY)) - math.log(target)
 
     low, high = math.log(MIN_NOISE), math.log(MAX_NOISE)
     if above(high) > 0:
@@ -106,7 +115,7 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int) -> fl
             f"no noise multiplier up to {MAX_NOISE:g} gives epsilon {target:g} at delta {delta:g} over"
             f" {steps} steps; ask for a larger epsilon, or for fewer steps"
         )
-    if not isinstance(sampling, Shuffled) and above(low, _by_renyi) > 0:
+    if not (levels or isinstance(sampling, Shuffled)) and above(low, _by_renyi) > 0:
         # quick, and never too little; little noise takes long to account for exactly, so the search is above
         high = float(brentq(above, low, high, args=(_by_renyi,), xtol=NOISE_TOLERANCE)) + NOISE_TOLERANCE
     low = high - BRACKET
@@ -128,6 +137,53 @@ def default_delta(units: int) -> float:
 def replaces(sampling: Sampling) -> bool:
     """Whether neighbouring data replace one unit, rather than add or remove one."""
     return isinstance(sampling, FixedSize)
+
+
+def renyi_divergence(order: int, noise: float, levels: int) -> float:
+    """An upper bound on the Rényi divergence of one step, in nats.
+
+    Of Gaussian noise it is exact, order / (2 noise^2). On whole numbers of L2 norm D_2 and L1 norm D_1,
+    Skellam noise of variance m has, by Corollary 3.6 of Agarwal et al. (arXiv 2110.04995), at most
+
+        a D_2^2 / (2 m)  +  min( ((2 a - 1) D_2^2 + 6 D_1) / (4 m^2),  3 D_1 / (2 m) )
+
+    for whole orders a. Here D_2 = levels, m = (noise levels)^2, and D_1 <= D_2^2, since no whole number other
+    than 0 is below 1.
+
+    Args:
+        order: above 1.
+        levels: as for `Spending`.
+
+    >>> renyi_divergence(2, 1.0, 0), renyi_divergence(2, 1.0, 3)
+    (1.0, 1.25)
+    """
+    gaussian = order / (2 * noise**2)
+    if not levels:
+        return gaussian
+    return gaussian + min((2 * order + 5) / (4 * noise**4 * levels**2), 3 / (2 * noise**2))
+
+
+def _of_whole_numbers(spent: Sequence[Spending], delta: float) -> float:
+    """By Rényi divergences of whole orders, without a gain from how units are drawn."""
+    from dp_accounting import rdp
+
+    steps = [_times(each) for each in spent]
+    divergences = [
+        sum(n * renyi_divergence(order, e.noise, e.levels) for n, e in zip(steps, spent, strict=True))
+        for order in ORDERS
+    ]
+    with _without_warnings():
+        found, _ = rdp.compute_epsilon(ORDERS, divergences, delta)
+    return float(found)
+
+
+def _times(spent: Spending) -> int:
+    """How many of the steps a unit may be in."""
+    match spent.sampling:
+        case Turns(every=every) | Shuffled(steps=every):
+            return math.ceil(spent.steps / every)
+        case _:
+            return spent.steps
 
 
 def _without_draw(spent: Spending) -> Spending:

@@ -21,6 +21,15 @@ from shepherd.settings import PrivacyTable, RunSettings
 
 WEAK_DELTA = 1e-3
 """A delta above this says little, and is said to."""
+NEIGHBOURS = {
+    "replace one": "the same number of clients, one of them with other examples (replace one)",
+    "add or remove one": "the same clients without one of them, or with one more (add or remove)",
+    "zero one": (
+        "the same clients, one of which changes nothing: it takes part, and adds its share of the noise (zero"
+        " one)"
+    ),
+}
+"""What neighbouring data differ in, by what the ledger calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +46,8 @@ class ClientPrivacy:
     """Largest epsilon that the rounds may spend together; None if no limit is set."""
     noise: float | None = None
     """Noise multiplier in the run file, if it is there."""
+    secure: bool = False
+    """Whether the one who runs the rounds gets sums alone."""
 
     def spent(self, rounds: int) -> Spending:
         """What this many rounds spend."""
@@ -49,7 +60,7 @@ class ClientPrivacy:
     def noise_for(self, epsilon: float) -> float:
         """The noise multiplier, as the run file has it, with which all rounds spend at most this epsilon."""
         one = self.spent(self.rounds)
-        needed = accountant.noise_for(epsilon, self.delta, one.sampling, one.steps)
+        needed = accountant.noise_for(epsilon, self.delta, one.sampling, one.steps, one.levels)
         # rounded up in the fourth digit, so that what is printed is enough
         whole = needed * (1.0 if self.noise is None else self.noise / one.noise)
         scale = 10.0 ** (3 - math.floor(math.log10(whole)))
@@ -80,17 +91,8 @@ class ClientPrivacy:
             "Whose privacy: each client's, with all of the examples that it trains on. Examples that are held"
             " out for scoring are not covered."
         )
-        if accountant.replaces(self.sampling):
-            yield (
-                "Neighbouring data: the same number of clients, one of them with other examples (replace"
-                " one)."
-            )
-        else:
-            yield "Neighbouring data: the same clients without one of them, or with one more (add or remove)."
-        yield (
-            "Who is trusted: the one who runs the rounds, who sees the updates and adds the noise. Protected"
-            " against: everybody who gets the adapters, scores and logs of the run."
-        )
+        yield f"Neighbouring data: {NEIGHBOURS[self.relation]}."
+        yield self._trusted()
         yield (
             f"Population: {self.clients:,} clients, which is public; delta {self.delta:.3g} is below"
             f" 1 / {self.clients:,}."
@@ -100,7 +102,39 @@ class ClientPrivacy:
                 f"Delta {self.delta:.3g} is large, since there are few clients: it is about the chance that"
                 " epsilon does not hold; set privacy.delta = 1e-5, and see what epsilon is then."
             )
-        yield f"Sampling: {described(self.sampling)}"
+        yield f"Sampling: {described(self.counted)}"
+
+    @property
+    def counted(self) -> Sampling:
+        """How cohorts are drawn, as far as the account relies on it."""
+        return self.spent(self.rounds).sampling
+
+    @property
+    def relation(self) -> str:
+        """What two neighbouring sets of data differ in: a key of `NEIGHBOURS`."""
+        if self.mechanism.honest:
+            return "zero one"
+        return "replace one" if accountant.replaces(self.sampling) else "add or remove one"
+
+    def _trusted(self) -> str:
+        honest = self.mechanism.honest
+        if not honest:
+            return (
+                "Who is trusted: the one who runs the rounds, who sees the updates and adds the noise."
+                " Protected against: everybody who gets the adapters, scores and logs of the run."
+            )
+        if not self.secure:
+            return (
+                "Who is trusted: the one who runs the rounds, who sees each update with the noise of its"
+                f" client alone, which has 1 / {honest} of the variance; [secure] would show sums alone."
+                " Protected against: everybody who gets the adapters, scores and logs of the run."
+            )
+        return (
+            f"Who is trusted: of the clients in a sum, {honest} that add their shares of the noise and tell"
+            " nobody what they added. Protected against: the one who runs the rounds and all other clients,"
+            " together, as far as secure aggregation shows them sums alone; and everybody who gets the"
+            " adapters, scores and logs of the run."
+        )
 
 
 @cache
@@ -145,7 +179,7 @@ def of_run(
     if selection.sampling is None:
         raise SettingsError(
             f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
-            ' known; set [selection] name = "poisson"'
+            f' known; set [selection] name = "{"uniform" if mechanism.honest else "poisson"}"'
         )
     sampling = selection.sampling(clients)
     mechanism.spent(sampling, settings.federation.rounds)
@@ -157,6 +191,7 @@ def of_run(
         delta=delta_of(settings.privacy.delta, clients, "clients"),
         budget=settings.privacy.epsilon,
         noise=noise,
+        secure=settings.secure is not None,
     )
 
 

@@ -71,6 +71,8 @@ class RoundLog:
     bytes_up: int = 0
     waited: float = 0.0
     """Seconds of waiting for answers."""
+    merged: bool = False
+    """Whether an update was of several clients, of which single ones are not known."""
     infos: dict[str, ClientInfo] = field(default_factory=dict)
     """Information on each client, filled at the first answer: a site may have joined for this round."""
 
@@ -113,21 +115,37 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
     """Yield the answers that are usable updates, decoded; count every other one as a failure."""
     for answer in answers:
         if isinstance(answer, Update):
-            log.bytes_up += answer.nbytes
+            log.bytes_up += _bytes_up(request.federation, answer)
         names = answer.clients if isinstance(answer, Update) else (answer.client,)
         try:
             update = _accept_one(request, answer, names, log)
         except UpdateRefused as refusal:
-            log.failures.setdefault(answer.client, str(refusal))
+            of_all = _merges(request.federation) and set(names) <= set(request.cohort)
+            for name in names if of_all else (answer.client,):
+                log.failures.setdefault(name, str(refusal))
             if request.method.is_private:  # for who looks for a fault: nothing else says it
                 logger.debug("client %s: no usable update (%s)", answer.client, refusal)
         else:
             part = update.weight / len(names)
             log.weights.update(dict.fromkeys(names, part))
-            log.metrics[update.client] = dict(update.metrics)
+            if len(names) == 1:
+                log.metrics[update.client] = dict(update.metrics)
+            log.merged |= len(names) > 1
             yield update
             del update
         del answer
+
+
+def _merges(federation: Federation) -> bool:
+    """Whether a federation itself merges updates, so that one may be of several clients."""
+    return getattr(federation, "merges", False)
+
+
+def _bytes_up(federation: Federation, update: Update) -> int:
+    """Bytes that the clients of an update sent: of a sum, each client as many numbers as the sum has."""
+    if len(update.clients) == 1:
+        return update.nbytes
+    return update.nbytes * len(update.clients) * getattr(federation, "ring_bits", 64) // 64
 
 
 def cap_weights(
@@ -174,7 +192,7 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
     _require_asked(request, names, log)
     if isinstance(answer, Failure):
         raise UpdateRefused(answer.reason)
-    if len(names) > 1 and not getattr(request.federation, "merges", False):
+    if len(names) > 1 and not _merges(request.federation):
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
     infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
@@ -323,7 +341,9 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
         if client not in log.weights:
             log.failures.setdefault(client, "it gave no answer")
     number, count = request.broadcast.round + 1, len(log.weights)
-    if request.method.is_private:
+    mechanism = request.method.transform.mechanism
+    if mechanism is not None:
+        _require_shares(mechanism.honest, request, log)
         _require_own_cohorts(request, log)
         return
     least = needed(request.quorum, len(request.cohort))
@@ -353,6 +373,16 @@ def needed(quorum: float, cohort: int) -> int:
     55
     """
     return max(1, math.ceil(quorum * cohort - 1e-9))
+
+
+def _require_shares(honest: int, request: RoundRequest, log: RoundLog) -> None:
+    """Raise QuorumNotMet unless enough clients are in the sum, where each adds a share of its noise."""
+    if len(log.weights) < honest:
+        raise QuorumNotMet(
+            f"round {request.broadcast.round + 1}: {len(log.weights)} of {len(request.cohort)} clients gave a"
+            f" usable update, and the shares of noise of at least {honest} (honest under [[transforms]]) hide"
+            " one of them, so nothing of the round is released; resume to repeat it, or raise selection.share"
+        )
 
 
 def _require_own_cohorts(request: RoundRequest, log: RoundLog) -> None:

@@ -123,7 +123,8 @@ def rounds(
             allow=allow,
             quorum=quorum,
         )
-        log, seen_by = RoundLog(), observers(method, broadcast, context, Seeded(secret))
+        log, merges = RoundLog(), getattr(federation, "merges", False)
+        seen_by = observers(method, broadcast, context, Seeded(secret), merges)
         if cohort:
             updates = seen_by.passing(usable_updates(request, Shares(max_share), log))
             # pulls the clients through one at a time
@@ -148,6 +149,7 @@ def rounds(
                 federation_seconds=log.waited,
                 seconds=perf_counter() - began,
                 private=private,
+                merged=log.merged,
             ),
         )
 

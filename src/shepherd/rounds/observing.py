@@ -51,12 +51,15 @@ class Observers:
         return grown(self.bases, self.settle(update))
 
 
-def observers(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observers:
+def observers(
+    method: Method, broadcast: Broadcast, context: Context, draws: Draws, merges: bool = False
+) -> Observers:
     """The observers of a round.
 
-    There are none under noise, since what they report would not be covered by the mechanism.
+    There are none under noise, since what they report would not be covered by the mechanism, and none where
+    updates are merged before they arrive, since they compare single ones.
     """
-    if method.algorithm.observe is None or method.transform.mechanism is not None:
+    if merges or method.algorithm.observe is None or method.transform.mechanism is not None:
         return Observers()
     if method.aggregation.side_rank:  # the adapter is longer than its rank without stacking experts
         context = replace(context, rank=None)

@@ -43,13 +43,17 @@ class RoundReport:
     private: bool = False
     """Whether noise hides each client. What the report says of the cohort is then for the server alone: who
     was asked, who answered, how many and how fast are covered by no noise."""
+    merged: bool = False
+    """Whether updates arrived as a sum. `weights` then says which clients are in it, and not what each
+    counted for."""
 
 
 def report_row(report: RoundReport) -> dict[str, Any]:
     """A round's report as a row of rounds.jsonl, without tensors or texts of examples.
 
     A client whose owner does not release its metrics counts in the weights only. Where noise hides each
-    client, the row has the round's number alone.
+    client, the row has the round's number alone; where updates arrived as a sum, the names of its clients,
+    and no number of any of them.
     """
     if report.private:
         return {"round": report.round}
@@ -65,7 +69,8 @@ def report_row(report: RoundReport) -> dict[str, Any]:
     return {
         "round": report.round,
         "cohort": list(report.cohort),
-        "weights": {client: weight / total for client, weight in report.weights.items()},
+        "weights": {} if report.merged else {name: part / total for name, part in report.weights.items()},
+        **({"summed": list(report.weights)} if report.merged else {}),
         "capped": list(report.capped),
         "loss": nats / tokens if tokens else None,
         "losses": losses,

@@ -13,7 +13,6 @@ from typing import Any
 
 from shepherd.errors import FolderError
 from shepherd.io.atomic import secret
-from shepherd.privacy.accountant import replaces
 from shepherd.privacy.client_level import ClientPrivacy, described
 from shepherd.run.folder import RunFolder
 
@@ -28,9 +27,9 @@ def write(holder: RunFolder, privacy: ClientPrivacy, *, begun: int, finished: in
     kept = {
         "unit": "client",
         "clients": privacy.clients,
-        "relation": "replace one" if replaces(privacy.sampling) else "add or remove one",
+        "relation": privacy.relation,
         "noise": spent.noise,
-        "sampling": described(privacy.sampling),
+        "sampling": described(privacy.counted),
         "rounds": privacy.rounds,
         "begun": begun,
         "finished": finished,

@@ -39,6 +39,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.ranks import ranks_of
+from shepherd.rounds.ring import require_sums
 from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
@@ -118,6 +119,7 @@ def _start(
     _require_contribution(settings, method, prepared)
     ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    require_sums(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)
     cohort = selection.size(len(prepared.clients))
@@ -284,6 +286,7 @@ def _continue(
     if saved is not None:
         _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)
     context = context_of(settings, selection, fresh, len(prepared.clients))
+    require_sums(settings, method, selection, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
     if said := changes.remark(settings, holder.path):
         changes.require_extendable(method)

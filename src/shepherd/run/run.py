@@ -21,7 +21,17 @@ from time import perf_counter
 from typing import Any
 
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, FromSystem, Method, Scoped, Seeded, Selection, ServerState, Update
+from shepherd.core import (
+    Adapter,
+    Federation,
+    FromSystem,
+    Method,
+    Scoped,
+    Seeded,
+    Selection,
+    ServerState,
+    Update,
+)
 from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.data.pipeline import TokenisedData
@@ -31,6 +41,7 @@ from shepherd.evaluate import answers, contribution, loss, personal
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
+from shepherd.federation.summed import Summed
 from shepherd.io.progress import many, stage
 from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.machine.plan import Plan
@@ -100,6 +111,8 @@ class Run(HeldRun):
                 truncates=self.method.aggregation.truncates,
                 privacy=self.settings.privacy.examples,
                 account=self.account,
+                # noise that protects a person must not be reproducible
+                draws=FromSystem() if self.method.is_private else None,
             ),
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
@@ -127,12 +140,12 @@ class Run(HeldRun):
         """
         self._require_open()
         self._complete_saved()
-        held = contribution.Held(self._scores_contribution)
+        held, federation = contribution.Held(self._scores_contribution), self._federation()
         done = rounds(
             contribution.recorded(self.method, held)
             if self.settings.evaluation.contribution
             else self.method,
-            self.simulation,
+            federation,
             self.state,
             context=context_of(self.settings, self.selection, self.state.adapter, len(self.prepared.clients)),
             until=self.until,
@@ -204,6 +217,12 @@ class Run(HeldRun):
             raise FolderError(
                 f"the run in {self.folder} is closed; continue it with shepherd.resume({str(self.folder)!r})"
             )
+
+    def _federation(self) -> Federation:
+        """The clients; under [secure], what is known of them is a sum."""
+        if self.settings.secure is None:
+            return self.simulation
+        return Summed(federation=self.simulation, ring_bits=self.settings.secure.ring_bits)
 
     def _secret(self) -> int:
         """The seed of the cohorts, where noise hides clients."""

@@ -49,6 +49,7 @@ from shepherd.privacy import client_level
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
+from shepherd.rounds.ring import require_sums
 from shepherd.run import card, changes, checkpoint, folder, ledger, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
@@ -283,6 +284,8 @@ def open_run(
     sites = _choose_sites(settings, kit, echo)
     aggregation = plugins.aggregation(settings.aggregation, consent.plugins)
     require_for_sites(settings.adapter, aggregation, sites)
+    method = plugins.method(settings, consent.plugins)
+    require_sums(settings, method, plugins.selection(settings, consent.plugins), len(sites))
     base = load_base(settings, consent)
     if warning := files.rehearse(base):
         echo(warning)

@@ -213,6 +213,7 @@ _HELDOUT: Mapping[str, Check] = {
 _ROW: Mapping[str, Check] = {
     "cohort": _list_of(schema.label),
     "weights": _BY_NAME,
+    "summed": _list_of(schema.label),
     "capped": _list_of(schema.label),
     "loss": _finite_or_none,
     "losses": _BY_NAME,

@@ -17,7 +17,8 @@ from shepherd.silos.protocol.schema import label
 RUN_ID = "[0-9a-f]{16}"
 MAX_SITES = 1000
 SITE_TABLES = (
-    *("model", "adapter", "federation", "tuning", "algorithm", "transforms", "privacy", "evaluation"),
+    *("model", "adapter", "federation", "tuning", "algorithm", "transforms", "privacy", "secure"),
+    "evaluation",
 )
 """Tables of the run file that are sent to sites."""
 SITE_DATA_KEYS = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
@@ -101,7 +102,8 @@ def settings_for_site(settings: RunSettings) -> dict[str, Any]:
     """The part of the run file that sites receive: no path of the coordinator's but the base's name."""
     whole = plain(published(settings))
     data = {key: whole["data"][key] for key in SITE_DATA_KEYS if key in whole["data"]}
-    sent = {table: _without(whole[table], OMITTED_KEYS.get(table, ())) for table in SITE_TABLES}
+    there = [table for table in SITE_TABLES if table in whole]  # [secure] may not be
+    sent = {table: _without(whole[table], OMITTED_KEYS.get(table, ())) for table in there}
     return {**sent, "data": {"source": "the site's own", **data}}
 
 

@@ -48,6 +48,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
+from shepherd.rounds.ring import require_sums
 from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
@@ -166,6 +167,7 @@ class ServerRun:
         require_for_sites(self.settings.adapter, aggregation, self.order.sites)
         self.silos.ranks = site_ranks(self.settings.adapter, aggregation, self.order.sites)
         method = plugins.method(self.settings, self.trusted.all)
+        require_sums(self.settings, method, self._selection(), len(self.order.sites))
         self._privacy = client_level.of_run(
             self.settings, method, self._selection(), len(self.order.sites), self._noise()
         )

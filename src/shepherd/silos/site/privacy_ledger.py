@@ -14,11 +14,11 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shepherd.core.spending import FixedSize, Poisson, Sampling, Shuffled, Spending, Turns
+from shepherd.core.spending import FixedSize, Poisson, Shuffled, Spending, Turns
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors
@@ -51,6 +51,8 @@ class Entry:
         """The entry as a line of the ledger."""
         sampling = {"kind": type(self.spent.sampling).__name__, **asdict(self.spent.sampling)}
         spent = {"noise": self.spent.noise, "sampling": sampling, "steps": self.spent.steps}
+        if self.spent.levels:
+            spent["levels"] = self.spent.levels
         plain = {name: getattr(self, name) for name in ("when", "run", "round", "id", "unit", "examples")}
         return json.dumps({**plain, **spent}, allow_nan=False)
 
@@ -162,11 +164,11 @@ def _refusal(
 
 def _merged(spent: Sequence[Spending]) -> tuple[Spending, ...]:
     """Steps of one kind together, in a fixed order, so that equal ledgers are counted once."""
-    steps: dict[tuple[float, Sampling], int] = {}
+    steps: dict[Spending, int] = {}
     for each in spent:
-        key = (each.noise, each.sampling)
+        key = replace(each, steps=0)
         steps[key] = steps.get(key, 0) + each.steps
-    merged = [Spending(noise=n, sampling=s, steps=count) for (n, s), count in steps.items()]
+    merged = [replace(each, steps=count) for each, count in steps.items()]
     return tuple(sorted(merged, key=repr))
 
 
@@ -186,7 +188,12 @@ def _entry(path: Path, number: int, line: bytes) -> Entry:
             id=str(row["id"]),
             unit=unit,
             examples=_whole(row.get("examples", 0)),
-            spent=Spending(noise=float(row["noise"]), sampling=kind(**sampling), steps=_whole(row["steps"])),
+            spent=Spending(
+                noise=float(row["noise"]),
+                sampling=kind(**sampling),
+                steps=_whole(row["steps"]),
+                levels=_whole(row.get("levels", 0)),
+            ),
         )
     except (ValueError, TypeError, KeyError, AttributeError, SettingsError) as error:
         raise FolderError(f"line {number} of privacy ledger {path} cannot be read; {_CLOSED}") from error
