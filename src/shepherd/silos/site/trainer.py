@@ -37,7 +37,7 @@ from shepherd.core import (
 )
 from shepherd.data import cursor, pipeline
 from shepherd.data.pipeline import TokenisedData
-from shepherd.errors import ShepherdError
+from shepherd.errors import ShepherdError, UpdateRefused
 from shepherd.evaluate import loss
 from shepherd.federation.clients import Batches, LocalClients
 from shepherd.io.atomic import disk_errors
@@ -454,15 +454,16 @@ class Trainer:
         before = self.store.before(request.run, request.round)
         if before is None and start:
             log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
-        with redaction.of_the_examples():
-            tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
-            answer = clients.update(request.broadcast, tuned)
         examples, position = clients.size(name), batches.position
         try:
+            with redaction.of_the_examples():
+                tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
+                answer = clients.update(request.broadcast, tuned)
             request_checks.require_finite(answer)
-        except redaction.Diverged:  # reveals something about the examples, so never repeated
+        except (redaction.Diverged, UpdateRefused) as error:
+            # reveals something about the examples, so never repeated
             self.store.spend(request.run, request.round, request.id, position)
-            raise
+            raise redaction.Diverged(str(error)) from error
         metrics = released.of_a_visit(
             answer.metrics,
             comparable=self._is_comparable(settings, examples, start, position),

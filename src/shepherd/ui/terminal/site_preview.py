@@ -88,10 +88,8 @@ def _what_leaves(found: Found) -> Iterable[str]:
         " program."
     )
     secure = found.run.secure
-    if found.leaving is not None and secure is None:
-        yield from _tensors(found.leaving)
-    elif found.leaving is not None:
-        yield from _masked(found.leaving, secure.ring_bits)
+    if found.leaving is not None:
+        yield from _tensors(found.leaving) if secure is None else _masked(found.leaving, secure.ring_bits)
     names = [name for name in policy.metrics if name != "heldout"]
     if secure is None:
         yield f"With each update, one weight and these numbers: {', '.join(names) or 'none'}."
@@ -109,8 +107,8 @@ def _what_leaves(found: Found) -> Iterable[str]:
     yield (
         "No message contains text of an example. But an update is computed from your examples: analysing it"
         " may reveal what some of them say, or whether one was among them. Your policy bounds how many"
-        " examples are behind an update and how often one is asked for; only noise bounds what it reveals, and"
-        " secure sums ([secure] in a run) show it to nobody alone."
+        " examples are behind an update and how often one is asked for; only noise bounds what it reveals,"
+        " and secure sums ([secure] in a run) show it to nobody alone."
     )
 
 
