@@ -10,11 +10,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
+from tests.silos.flare import federations
 
 from shepherd.errors import SecureError
 from shepherd.silos.flare import kits, tls
 from shepherd.silos.flare.kit_identity import KitDirectory, KitIdentity
-from tests.silos.flare import federations
 
 MESSAGE = b"what is signed"
 
@@ -74,7 +74,11 @@ def _of_another_federation(federation: Path, other: Path, kit: Path) -> Path:
 
 @pytest.mark.parametrize("make", [_self_signed, _of_another_federation])
 def test_another_authority_is_refused(
-    federation: Path, other_federation: Path, directory: KitDirectory, tmp_path: Path, make: Callable[..., Path]
+    federation: Path,
+    other_federation: Path,
+    directory: KitDirectory,
+    tmp_path: Path,
+    make: Callable[..., Path],
 ) -> None:
     kit = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
     made = make(federation, other_federation, kit) / "startup"

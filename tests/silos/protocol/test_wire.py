@@ -546,7 +546,9 @@ def test_a_phase_that_cannot_be_is_refused(changed: dict[str, Any], key: str) ->
         wire.decode_asked(wire.encode_sum_request(sum_request(**changed)))
 
 
-@pytest.mark.parametrize("content", [np.zeros(3, np.int8), np.zeros((1, 3), np.uint8), {"x": np.zeros(1)}, None])
+@pytest.mark.parametrize(
+    "content", [np.zeros(3, np.int8), np.zeros((1, 3), np.uint8), {"x": np.zeros(1)}, None]
+)
 def test_content_that_is_no_row_of_bytes_is_refused(content: Any) -> None:
     plain = {name: getattr(sum_request(), name) for name in schema.SUM_REQUEST}
     parts = {} if content is None else {"content": content}

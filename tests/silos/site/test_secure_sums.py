@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.silos.masking import PHASES, POLICY, TABLES, Site, codes, directory
 
 from shepherd.config import validated
 from shepherd.core import Adapter, Broadcast, Failure, Update
@@ -24,6 +23,7 @@ from shepherd.silos.site import secure_sums
 from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.secure_sums import require_no_downgrade, require_trainable
 from shepherd.silos.site.site_store import Store, SumRecord
+from tests.silos.masking import PHASES, POLICY, TABLES, Site, codes, directory
 
 RUN, A = "0123456789abcdef", "q.lora_A.weight"
 ADAPTER = Adapter({A: np.zeros((2, 5), np.float32)})
