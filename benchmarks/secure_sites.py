@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import common, setting, silos_same, silos_setting, silos_stub
+from benchmarks import common, setting, silos_round, silos_same, silos_setting, silos_stub
 from benchmarks.common import Figures, Table
 from benchmarks.silos_stub import Visit
 from shepherd.run import checkpoint
@@ -84,7 +84,7 @@ def _cost(case: Case, scratch: Path) -> Figures:
                 if last != case.rounds + 2:
                     raise RuntimeError(f"{case}: {last} of {case.rounds + 2} rounds")
                 seen = {site: _visits(made, site)[count:] for site, count in before.items()}
-                seconds[kind] += lengths([visit for visits in seen.values() for visit in visits])
+                seconds[kind] += silos_round.lengths([visit for visits in seen.values() for visit in visits])
                 bytes_[kind] += [a_round(visits) for visits in seen.values()]
     return {
         "title": f"{case.sites} sites, {_size(case.size)}",
@@ -106,20 +106,6 @@ def _cost(case: Case, scratch: Path) -> Figures:
 
 def _visits(made: Loopback, site: str) -> list[Visit]:
     return silos_stub.visits(made.kit(site) / silos_setting.HOME)
-
-
-def lengths(seen: Sequence[Visit]) -> list[float]:
-    """Seconds of each round but the first and the last: from its first request's making to the next one's.
-
-    >>> lengths([Visit("train", round, sent, 9.0, 9.0) for round, sent in enumerate((1.0, 4.0, 6.0, 7.0))])
-    [2.0, 1.0]
-    """
-    began: dict[int, float] = {}
-    for visit in seen:
-        if visit.kind == "train":
-            began[visit.round] = min(visit.sent, began.get(visit.round, visit.sent))
-    times = [began[round] for round in sorted(began)]
-    return [after - before for before, after in zip(times[1:-1], times[2:], strict=True)]
 
 
 def a_round(seen: Sequence[Visit]) -> tuple[int, int]:
@@ -211,9 +197,9 @@ def tables(figures: Figures) -> list[Table]:
         )
     ]
     note = (
-        f"largest difference of the final adapters: {found['largest']:.3g} ({common.count(found['different'])} of"
-        f" {common.count(found['numbers'])} numbers have other bits; the largest number is"
-        f" {found['largest_number']:.3g})"
+        f"largest difference of the final adapters: {found['largest']:.3g}"
+        f" ({common.count(found['different'])} of {common.count(found['numbers'])} numbers have other bits;"
+        f" the largest number is {found['largest_number']:.3g})"
     )
     return [
         Table("Rounds over silos without training, with and without [secure]", columns, rows),

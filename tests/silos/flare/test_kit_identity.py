@@ -99,7 +99,7 @@ def test_a_certificate_out_of_its_time_is_refused(
 
 
 def test_the_server_and_administrators_are_no_sites(federation: Path, directory: KitDirectory) -> None:
-    """The server holds a certificate of the same authority, and could otherwise be a member of its own sums."""
+    """The server has a certificate of the same authority, and could otherwise be in its own sums."""
     for kit in ("server", "admins/ada"):
         found = kits.read(federation / kit)
         theirs = KitIdentity(found)

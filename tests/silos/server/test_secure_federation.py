@@ -226,7 +226,7 @@ def _instead(site: Any, kind: str, change: Any) -> Any:
 
 
 WRONG: dict[str, tuple[str, Any, str]] = {
-    "an update": ("train", lambda asked, reply: plain_update(asked, "site-4", 1.0), "the wrong kind of reply"),
+    "an update": ("train", lambda asked, reply: plain_update(asked, "site-4", 1.0), "the wrong kind of"),
     "a length": ("train", lambda asked, reply: replace(reply, length=3), "has 3 numbers"),
     "a round": ("train", lambda asked, reply: replace(reply, round=2), "for round 2, not 0"),
     "another name": ("keys", lambda asked, reply: replace(reply, client="site-1"), "in the name of 'site-1'"),
@@ -298,7 +298,7 @@ def test_a_killed_server_starts_the_round_anew_with_fresh_keys(tmp_path: Path, k
 
 @pytest.mark.parametrize("kind", ["agree", "reveal"])
 def test_a_sum_that_sites_agreed_to_is_repeated_over_the_same_sites(tmp_path: Path, kind: str) -> None:
-    """One was lost, the server was killed, and the one is back: the others would not agree to a sum with it."""
+    """One was lost, the server was killed, and the one is back: the others agree to no sum with it."""
     there = room(tmp_path, 4, fault={"site-3": failing("site-3", "masked")})
     _killed_at(there, kind, 1)
     with pytest.raises(Killed):
