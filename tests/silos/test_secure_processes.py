@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ pytest.importorskip("nvflare")
 from benchmarks.silos_faults import process
 
 from benchmarks import silos_same
-from shepherd.errors import QuorumNotMet
+from shepherd.errors import FederationError
 from shepherd.machine import memory
 from shepherd.overrides import parse
 from shepherd.run import checkpoint
@@ -55,10 +56,17 @@ def one_thread() -> Iterator[None]:
     memory.use_threads(before)
 
 
+def _followed(run: Any, strike: Callable[[], None]) -> None:
+    """Go through the rounds, and strike soon after the second one has begun."""
+    for _, row in run.rounds():
+        if row["round"] == 1:
+            threading.Timer(0.5, strike).start()
+
+
 def test_a_killed_trainer_fails_the_round_and_a_resumed_run_has_the_bits_of_one_process(
     tmp_path: Path,
 ) -> None:
-    """Of three sites a sum needs all three: the round is counted as failed, and starts anew with fresh keys."""
+    """Of three sites a sum needs all: the round is counted as failed, and starts anew with fresh keys."""
     settings = parse({**RUN, "output": str(tmp_path / "run")}, "the test")
     sites = loopback.write_sites(settings, tmp_path / "sites")
     struck: list[bool] = []
@@ -71,24 +79,18 @@ def test_a_killed_trainer_fails_the_round_and_a_resumed_run_has_the_bits_of_one_
                 struck.append(True)
 
         run = coordinate.open_run(settings, made.admin, lambda line: None)
-        try:
-            with pytest.raises(
-                QuorumNotMet, match="round 2 has no secure sum, and nothing of it is revealed"
-            ):
-                for _, row in run.rounds():
-                    if row["round"] == 1:
-                        threading.Timer(0.5, strike).start()
-        finally:
-            run.close()
+        with (
+            closing(run),
+            pytest.raises(FederationError, match=r"round 2 has no secure sum, .*\(site-2: its trainer"),
+        ):
+            _followed(run, strike)
         assert struck == [True]
         assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1]
 
         run = coordinate.resume(tmp_path / "run", lambda line: None)
-        try:
+        with closing(run):
             assert [row["round"] for _, row in run.rounds()] == [2, 3]
             run.finish()
-        finally:
-            run.close()
         events = {site: audit.events(made.kit(site) / "shepherd" / audit.FILE) for site in sites}
 
     memory.use_threads(1)

@@ -24,7 +24,6 @@ from shepherd.silos.protocol.wire import SumRequest, Trained
 from shepherd.silos.secure import threshold
 from shepherd.silos.server.secure_federation import SecureFederation
 from shepherd.silos.server.site_federation import RequestContext, SiteFederation
-from shepherd.silos.site.site_settings import PolicyTable
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 ADAPTER = Adapter({A: np.zeros((2, 5), np.float32), B: np.zeros((3, 2), np.float32)})
@@ -176,17 +175,22 @@ def test_too_few_sites_are_a_failed_round_that_reveals_nothing(
 
 
 def test_a_sum_that_the_round_could_not_use_is_not_opened(tmp_path: Path) -> None:
-    """A quorum, an aggregation or a site's min_cohort that asks for more than the threshold."""
+    """A quorum or an aggregation that asks for more than the threshold."""
     fault = {"site-1": failing("site-1", "masked")}
     with pytest.raises(QuorumNotMet, match="3 sites are left, and its sum needs 4"):
         ran(tmp_path / "quorum", there := room(tmp_path / "quorum", 4, fault=fault), fewest=4)
     assert "agree" not in dict(there.asked)
-    there = room(tmp_path / "own", 4, fault=fault)
+
+
+def test_a_site_that_says_a_min_cohort_above_the_threshold_is_lost_and_nobody_else(tmp_path: Path) -> None:
+    """Or one site could have every round thrown away."""
+    there = room(tmp_path, 4)
     joined = there.sites["site-2"]
     there.sites["site-2"] = lambda message: _asks_for_four(joined, message)
-    with pytest.raises(QuorumNotMet, match="3 sites are left, and its sum needs 4"):
-        ran(tmp_path / "own", there)
-    assert "agree" not in dict(there.asked)
+    lost, update = ran(tmp_path, there)
+    assert "its min_cohort is 4, and 3 sites can open the sum" in lost["site-2"]
+    assert update.clients == ("site-1", "site-3", "site-4")
+    assert ("keys", "site-2") not in there.asked
 
 
 def _asks_for_four(site: Any, message: bytes) -> bytes:
@@ -376,14 +380,6 @@ def test_vectors_come_in_waves(tmp_path: Path) -> None:
     there.ask_each = counted
     ran(tmp_path, there)
     assert waves == [2, 2, 1]
-
-
-def test_a_site_with_a_stricter_min_cohort_than_the_threshold_is_lost(tmp_path: Path) -> None:
-    strict = PolicyTable(transforms=("fixed_point",), min_cohort=4)
-    there = room(tmp_path, 4, policy={"site-1": strict})
-    lost, update = ran(tmp_path, there)
-    assert update.clients == ("site-2", "site-3", "site-4")
-    assert "policy min_cohort = 4 of site-1 refuses a sum that 3 of 4 sites can open" in lost["site-1"]
 
 
 def test_a_reply_to_train_is_no_update_and_no_number_of_a_visit(tmp_path: Path) -> None:

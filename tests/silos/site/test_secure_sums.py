@@ -264,7 +264,7 @@ def test_phases_out_of_their_order_are_refused(tmp_path: Path, now: str, asked: 
     there = Coordinator(tmp_path)
     there.train()
     session = there.attempt()
-    _, waiting = there.up_to(now, session)
+    there.up_to(now, session)
     if asked == now:
         return
     answer = there.ask("site-1", asked, session, b"y")

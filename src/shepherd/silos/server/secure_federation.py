@@ -9,6 +9,7 @@ members of the sum, whether or not they have trained, so that the threshold is t
 from __future__ import annotations
 
 import json
+import logging
 import math
 import secrets
 import time
@@ -34,6 +35,8 @@ from shepherd.silos.server.site_federation import (
     SiteFederation,
     unexpected,
 )
+
+log = logging.getLogger(__name__)
 
 BYTES_PER_MEMBER = 2048
 """Largest part of a reply that is about one member, in bytes: shares take some hundreds."""
@@ -95,9 +98,14 @@ class SecureFederation:
 
     def _trained(self, broadcast: Broadcast, cohort: Sequence[str], length: int) -> list[str]:
         """The sites of the cohort that have trained on the broadcast."""
-        found = []
+        found, opening = [], threshold(len(cohort))
         for reply in self.silos.train(broadcast, cohort):
             match reply:
+                case Trained() if self._min_cohort(reply.client) > opening:
+                    self._lost[reply.client] = (
+                        f"its min_cohort is {self._min_cohort(reply.client)}, and {opening} sites can open"
+                        " the sum; raise selection.share, or add sites"
+                    )
                 case Trained() if reply.length == length:
                     found.append(reply.client)
                 case Trained():
@@ -136,7 +144,7 @@ class SecureFederation:
         survivors = server.survivors()
         names = survivors_of(survivors)
         self._lost |= {site: reason for site, reason in server.dropped.items() if site not in self._lost}
-        _require_enough(names, max(least, *(self._min_cohort(site) for site in names)))
+        _require_enough(names, least)
         if before is None:
             self._keep(session.round, names)
         signed = self._answers(session, "agree", dict.fromkeys(names, survivors))
@@ -144,7 +152,10 @@ class SecureFederation:
         if before not in (None, set(names)):
             self._keep(session.round, names)
         opened = self._answers(session, "reveal", dict.fromkeys(signed, signatures))
-        return names, server.total(opened)
+        total = server.total(opened)
+        for site, fault in server.faulty.items():
+            log.warning("round %d: %s is in the sum, and %s", session.round + 1, site, fault)
+        return names, total
 
     def _min_cohort(self, site: str) -> int:
         joined = self.silos.joined.get(site)

@@ -240,7 +240,8 @@ def require_trainable(name: str, settings: RunSettings, policy: PolicyTable) -> 
 def require_no_downgrade(name: str, request: Request, store: Store) -> None:
     """Raise RequestRefused if a run whose updates left under masks asks for one without."""
     before = store.kept(request.run)
-    if before and is_secure(before[-1].settings) and not is_secure(request.settings):
+    was = bool(store.record(request.run).sums) or (bool(before) and is_secure(before[-1].settings))
+    if was and not is_secure(request.settings):
         raise RequestRefused(
             RULE,
             f"{name} has sent its updates of this run under masks, and is asked for one without; put [secure]"
