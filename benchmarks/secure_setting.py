@@ -91,6 +91,8 @@ class Federation:
     seed: object
     """Decides every member's secrets."""
     seen: Seen = field(default_factory=Seen)
+    changes: dict[tuple[Phase, str], Callable[[bytes], bytes]] = field(default_factory=dict)
+    """(phase, member) -> what a dishonest member makes of its answer."""
 
     def ask(self, phase: Phase, name: str, *more: object) -> bytes:
         """A member's answer in a phase; the server sees it."""
@@ -102,7 +104,7 @@ class Federation:
             Phase.AGREE: member.agree,
             Phase.REVEAL: member.reveal,
         }
-        answer = answers[phase](*more)
+        answer = self.changes.get((phase, name), bytes)(answers[phase](*more))
         self.seen.sent[phase][name] = answer
         return answer
 
@@ -141,9 +143,9 @@ def play(made: Federation, lost: Mapping[str, Phase] | None = None) -> Codes:
 
     members = [name for name in made.members if heard(Phase.KEYS, name)]
     seen.roster = server.roster({name: made.ask(Phase.KEYS, name) for name in members})
-    members = [name for name in members if heard(Phase.SHARES, name)]
+    members = [name for name in members if heard(Phase.SHARES, name) and name not in server.dropped]
     seen.delivered = server.deliveries({name: made.ask(Phase.SHARES, name, seen.roster) for name in members})
-    for name in members:
+    for name in seen.delivered:
         if heard(Phase.MASKED, name):
             server.add(name, made.ask(Phase.MASKED, name, seen.delivered[name], made.codes[name]))
     seen.survivors = server.survivors()

@@ -150,6 +150,8 @@ class Member:
                 if pair is None:
                     raise self._refusal(f"the shares from {dealer} were changed, or are not meant for it")
                 self._held[dealer] = self._pair(pair)
+                if not all(map(shamir.is_share, self._held[dealer].values())):
+                    raise self._refusal(f"what {dealer} sent it are no shares")
             self._require_enough(self._held, "sent shares")
             self._dealers_hash = transcript.dealers_hash(self._roster_hash, self._held)
             masks.mask(
@@ -170,7 +172,7 @@ class Member:
         """
         with self._answering(Phase.AGREE):
             names = messages.decode_survivors(survivors, self._digest)
-            self._require_known(names, self._held, "in the sum")
+            self._require_known(names, self._held, "in the sum, which sent it no shares")
             self._require_enough(names, "are in the sum")
             if self._name not in names:
                 raise self._refusal("it is not in the sum itself")

@@ -239,7 +239,9 @@ class SumServer:
             if self._fits(dealer, which, secret):
                 wrong = shamir.disagreeing(by_number, used) if tried else []
                 for number in wrong:
-                    self._faulty[self._session.members[number - 1]] = f"revealed a wrong share of {dealer}'s"
+                    self._faulty[self._session.members[number - 1]] = (
+                        f"its share of a secret of {dealer} is wrong: one of the two sent another"
+                    )
                 return secret
         what = "self-mask" if which is Secret.SELF_MASK else "mask key"
         raise SecureError(

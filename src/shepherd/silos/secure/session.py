@@ -17,7 +17,7 @@ MIN_MEMBERS = 3
 MAX_MEMBERS = 1_000
 MAX_CODES = 2**30
 MAX_NAME_BYTES = 255
-MAX_TEXT_BYTES = 1_000
+MAX_TEXT_CHARS = 1_000
 
 
 def threshold(members: int) -> int:
@@ -83,8 +83,11 @@ class Session:
         if not re.fullmatch(r"[0-9a-f]{32}", self.attempt):
             raise SecureError(f"the attempt {shown_line(self.attempt)!s:.40} is not 32 hex digits")
         for text in (self.run, self.request):
-            if not 0 < len(text.encode(errors="replace")) <= MAX_TEXT_BYTES:
-                raise SecureError(f"the run or request of a secure sum has no 1 to {MAX_TEXT_BYTES} bytes")
+            if not re.fullmatch(rf"[!-~]{{1,{MAX_TEXT_CHARS}}}", text):
+                raise SecureError(
+                    f"{shown_line(text)!s:.80} is no id of a run or request: give 1 to {MAX_TEXT_CHARS} ASCII"
+                    " characters without spaces"
+                )
 
     @property
     def threshold(self) -> int:
