@@ -9,10 +9,11 @@ one, whose B is zero. Each figure is the mean over `--repeats` batches, no two o
 
 from __future__ import annotations
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from statistics import fmean
 from time import perf_counter
@@ -28,7 +29,7 @@ from shepherd.algorithms import fedavg
 from shepherd.audit import inversion
 from shepherd.audit.inversion import Inversion
 from shepherd.audit.inversion_spans import BFLOAT16_ROUNDING, FLOAT16_ROUNDING, FLOAT32_ROUNDING
-from shepherd.core import Adapter, Broadcast
+from shepherd.core import Adapter, Broadcast, Payload, Seeded, Update
 from shepherd.data import pipeline
 from shepherd.data.tokens import Tokens
 from shepherd.model import base as bases
@@ -40,6 +41,7 @@ from shepherd.training import tune
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.objectives import sft
 from shepherd.training.optimisers import sgd
+from shepherd.transforms import fixed_point
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 RANKS = (1, 4, 8, 16, 32, 64)
@@ -48,6 +50,7 @@ POINTS = ((1, 16), (4, 64))
 SGD = LocalTraining(sgd.build(sgd.Config()), sft.build(sft.Config()))
 SGD_RATE, ADAMW_RATE = 0.4, 4e-3
 BEGUN_STEPS, BEGUN_BATCH = 4, 8
+BITS = fixed_point.Config().bits
 ORDERING_S = 6.0
 """Most seconds for putting the tokens of one update in order."""
 
@@ -67,6 +70,8 @@ class Case:
     """Number type that the update travels in."""
     computed_as: str = "float32"
     """Number type of the base."""
+    bits: int = 0
+    """Bits of the whole numbers that the attacker sees the sum of, as under [secure]; 0 for none."""
 
 
 CASES: Mapping[str, Case] = {
@@ -84,6 +89,10 @@ CASES: Mapping[str, Case] = {
     "mean of 2 clients": Case(clients=2),
     "mean of 4 clients": Case(clients=4),
     "mean of 10 clients": Case(clients=10),
+    "1 client in whole numbers": Case(bits=BITS),
+    "sum of 3 clients in whole numbers": Case(clients=3, bits=BITS),
+    "sum of 10 clients in whole numbers": Case(clients=10, bits=BITS),
+    "sum of 30 clients in whole numbers": Case(clients=30, bits=BITS),
     "4 steps of SGD": Case(steps=4),
     "12 steps of SGD": Case(steps=12),
     "1 step of AdamW": Case(adamw=True),
@@ -109,7 +118,11 @@ def measure(options: Namespace) -> Figures:
     victims = Victims(options)
     batches, ranks = ((1, 4), (4, 64)) if options.quick else (BATCHES, RANKS)
     points = ((1, 64),) if options.quick else POINTS
-    names = ("nothing", "noise multiplier 1") if options.quick else tuple(CASES)
+    names = (
+        ("nothing", "noise multiplier 1", "sum of 3 clients in whole numbers")
+        if options.quick
+        else tuple(CASES)
+    )
     grids = {
         begun: [
             {"batch": batch, "rank": rank, **victims.mean(Case(), batch, rank, begun == "begun")}
@@ -192,7 +205,9 @@ class Victims:
             for client, part in zip(count(), data.split([each] * case.clients), strict=False)
         ]
         deltas = _tuned(base, start, visits, adamw=case.adamw)
-        mean = Adapter({name: np.mean([delta[name] for delta in deltas], axis=0) for name in deltas[0]})
+        mean, rounded = (
+            _summed(deltas, case.bits, self.options.seed) if case.bits else (_mean_of(deltas), 0.0)
+        )
         noise = case.noise * mean.norm()
         rng = np.random.default_rng(self.options.seed)
         sent = Adapter(
@@ -203,7 +218,7 @@ class Victims:
         )
         rounding = ROUNDINGS[case.sent_as]
         return inversion.recovered(
-            base, start, sent, data, noise=noise, rounding=rounding, seconds=ORDERING_S
+            base, start, sent, data, noise=noise + rounded, rounding=rounding, seconds=ORDERING_S
         )
 
 
@@ -218,6 +233,30 @@ def _tuned(base: Base, start: Adapter, visits: Sequence[tune.Visit], *, adamw: b
         training=DEFAULT_TRAINING if adamw else SGD,
     )
     return [result.delta for result in tune.tune(base, job)]
+
+
+def _mean_of(deltas: Sequence[Adapter]) -> Adapter:
+    return Adapter({name: np.mean([delta[name] for delta in deltas], axis=0) for name in deltas[0]})
+
+
+def _summed(deltas: Sequence[Adapter], bits: int, seed: int) -> tuple[Adapter, float]:
+    """The mean that is decoded from the sum of these clients' codes, and its deviation from rounding.
+
+    The norm is that of the longest change, so that nothing is clipped.
+    """
+    norm = max(delta.norm() for delta in deltas)
+    transform = fixed_point.build(fixed_point.Config(norm=norm, bits=bits))
+    coded = [
+        transform.on_client(
+            Update(round=1, clients=(f"client-{k}",), delta=delta, weight=1.0), {}, Seeded(seed + k)
+        )
+        for k, delta in enumerate(deltas)
+    ]
+    total = Payload({name: sum(each.delta[name] for each in coded) for name in deltas[0]})
+    names = tuple(each.client for each in coded)
+    arrived = transform.on_arrival(replace(coded[0], clients=names, delta=total), {})
+    # a rounding that is equally often up and down by any part of a step has a variance of 1 / 6
+    return Adapter(arrived.delta), norm / fixed_point.levels(bits) / math.sqrt(6 * len(deltas))
 
 
 def _as(dtype: torch.dtype, array: NDArray[Any]) -> NDArray[np.float32]:

@@ -135,5 +135,7 @@ def test_inversion(tmp_path: Path) -> None:
     cells = {(row["batch"], row["rank"]): row for row in figures["begun"]}
     assert cells[1, 64]["recall"] == cells[1, 64]["precision"] == 1.0
     assert cells[4, 4]["found"] == 0
-    plain, noised = figures["cases"]
+    plain, noised, summed = figures["cases"]
     assert (plain["recall"], noised["recall"], noised["precision"]) == (1.0, 0.0, None)
+    assert summed["batch_tokens"] > plain["batch_tokens"]
+    assert summed["auc"] > noised["auc"]  # a sum is no noise

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from shepherd.core import FixedSize, Poisson, Shuffled, Spending, Turns
 from shepherd.errors import SettingsError
-from shepherd.privacy.accountant import epsilon, noise_for
+from shepherd.privacy.accountant import ORDERS, epsilon, noise_for, renyi_divergence
 
 
 def one(noise, sampling, steps):
@@ -167,3 +169,91 @@ def test_the_rounds_of_a_shuffled_epoch_are_accounted_for_once(monkeypatch):
     for steps in (11, 12, 20):
         epsilon(one(1.25, Shuffled(steps=10), steps), 1e-4)
     assert [each["num_epochs"] for each in asked] == [2]
+
+
+# --- Skellam noise on whole numbers
+
+
+def whole(noise, levels, steps=1, sampling=None):
+    return [Spending(noise=noise, sampling=sampling or Turns(every=1), steps=steps, levels=levels)]
+
+
+def exact_divergence(order, shift, variance):
+    """The Rényi divergence of Skellam noise from itself shifted by a whole number, by its probabilities."""
+    reach = math.ceil(shift * order + 60 + 12 * math.sqrt(variance) * order)
+    values = np.arange(-reach, reach + 1)
+    here = stats.skellam.logpmf(values, variance / 2, variance / 2)
+    there = stats.skellam.logpmf(values - shift, variance / 2, variance / 2)
+    both = np.isfinite(here) & np.isfinite(there)
+    terms = order * here[both] - (order - 1) * there[both]
+    top = terms.max()
+    return (top + math.log(np.exp(terms - top).sum())) / (order - 1)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 8])
+@pytest.mark.parametrize("noise", [0.5, 0.8, 1.0, 2.0])
+@pytest.mark.parametrize("order", [2, 3, 6])
+def test_the_bound_is_above_the_divergence_of_one_number_and_near_it(levels, noise, order):
+    """Of one number the L1 norm is the L2 norm, and the bound has its square: it is near for few levels."""
+    exact = exact_divergence(order, levels, (noise * levels) ** 2)
+    bound = renyi_divergence(order, noise, levels)
+    assert exact < bound
+    if (noise * levels) ** 2 >= 4:
+        assert bound < 2.5 * exact
+
+
+def test_the_bound_holds_for_many_numbers_of_one_step_each():
+    """Four numbers that are one step off: twice the L2 norm of one, four times the divergence."""
+    for noise in (0.5, 1.0, 2.0):
+        for order in (2, 4, 8):
+            exact = 4 * exact_divergence(order, 1, (2 * noise) ** 2)
+            assert exact < renyi_divergence(order, noise, 2)
+
+
+@given(noise=st.floats(0.1, 50.0), order=st.sampled_from(ORDERS))
+def test_the_bound_falls_to_that_of_gaussian_noise_as_the_steps_become_finer(noise, order):
+    gaussian = renyi_divergence(order, noise, 0)
+    assert gaussian == pytest.approx(order / (2 * noise**2))
+    found = [renyi_divergence(order, noise, levels) for levels in (7, 127, 32767, 2**23)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] >= gaussian
+    assert found[-1] == pytest.approx(gaussian, rel=1e-6 + 2e-12 / noise**2)
+
+
+def test_fine_steps_spend_what_gaussian_noise_does_by_renyi_divergences():
+    """And so a little more than by the exact account of Gaussian noise."""
+    for noise, steps in ((1.0, 1), (2.0, 20), (5.0, 100)):
+        skellam = epsilon(whole(noise, 2**20, steps), 1e-5)
+        exact = epsilon(one(noise, Turns(every=1), steps), 1e-5)
+        assert exact < skellam < 1.12 * exact
+    coarse = epsilon(whole(1.0, 7), 1e-5)
+    assert coarse > 1.01 * epsilon(whole(1.0, 2**20), 1e-5)
+
+
+def test_a_value_by_hand_for_skellam_noise():
+    """Order 5 of 3 steps at noise 1 and 10 levels: 3 (5/2 + 15/400), converted as in Canonne et al. 2020."""
+    assert 3 * renyi_divergence(5, 1.0, 10) == pytest.approx(3 * (2.5 + 0.0375))
+    orders = np.array(ORDERS, float)
+    spent = 3 * (orders / 2 + np.minimum((2 * orders + 5) / 400, 1.5))
+    converted = spent + np.log1p(-1 / orders) - (math.log(1e-5) + np.log(orders)) / (orders - 1)
+    assert epsilon(whole(1.0, 10, 3), 1e-5) == pytest.approx(converted.min(), rel=1e-9)
+
+
+def test_nothing_is_gained_by_a_draw_and_both_kinds_of_noise_add_up():
+    drawn = epsilon(whole(1.0, 127, 4, Poisson(chance=0.1)), 1e-5)
+    assert drawn == epsilon(whole(1.0, 127, 4), 1e-5)
+    both = epsilon([*whole(1.0, 127), *one(1.0, Turns(every=1), 1)], 1e-5)
+    assert epsilon(whole(1.0, 127), 1e-5) < both < epsilon(whole(1.0, 127, 2), 1e-5)
+
+
+def test_the_noise_for_an_epsilon_is_found_for_skellam_noise_too():
+    for levels in (127, 2**15):
+        found = noise_for(2.0, 1e-5, Turns(every=1), 10, levels)
+        assert epsilon(whole(found, levels, 10), 1e-5) <= 2.0
+        assert epsilon(whole(found * 0.998, levels, 10), 1e-5) > 2.0
+
+
+def test_little_skellam_noise_is_none():
+    assert epsilon(whole(1e-4, 127), 1e-5) == math.inf
+    with pytest.raises(SettingsError, match="steps of a grid"):
+        whole(1.0, -1)

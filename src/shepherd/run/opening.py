@@ -134,10 +134,12 @@ def _start(
     sample = next(iter(prepared.clients.values()))
     tokens = _round_tokens(settings, prepared, cohort)
     _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method)))
+    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    context = context_of(settings, selection, adapter, len(prepared.clients))
+    state = start(method, adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         pipeline.save(holder.path / "data", prepared)
-        adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
         run = Run(
             settings=settings,
             plan=plan,
@@ -147,7 +149,7 @@ def _start(
             method=method,
             training=training,
             selection=selection,
-            state=start(method, adapter, context_of(settings, selection, adapter, len(prepared.clients))),
+            state=state,
             trackers=tracking.start(plan.over(settings), holder),
             consent=consent,
             account=account,

@@ -55,6 +55,7 @@ def build(config: Config) -> Transform:
     step = config.norm / most
 
     def on_client(update: Update, public: Any, draws: Draws) -> Update:
+        require_real(update)
         for name in (*not_finite(update.delta), *not_finite(update.extra)):
             raise UpdateRefused(f"tensor {name} is not finite; lower the learning rate or clip the gradient")
         short = clipped(update, config.norm)
@@ -109,27 +110,26 @@ def weight_code(weight: float, largest: float, most: int) -> int:
     return max(1, round(min(weight / largest, 1.0) * most))
 
 
-def rounded(update: Update, step: float, most: int, rng: np.random.Generator) -> Update:
-    """The update as codes within +-`most`: each number in steps, rounded up or down at random without a bias.
+def require_real(update: Update) -> None:
+    """Raise UpdateRefused, naming the tensor, unless all tensors hold floating-point numbers."""
+    for name, tensor in (*update.delta.items(), *update.extra.items()):
+        if tensor.dtype.kind != "f":
+            raise UpdateRefused(
+                f"tensor {name} has dtype {tensor.dtype}, which cannot be rounded; remove the transform that"
+                " encoded it from the run file"
+            )
 
-    Raises:
-        UpdateRefused: a tensor holds no real numbers.
-    """
+
+def rounded(update: Update, step: float, most: int, rng: np.random.Generator) -> Update:
+    """The update as codes within +-`most`: numbers in steps, rounded up or down at random without a bias."""
 
     def codes(tensors: Mapping[str, NDArray[Any]]) -> Payload:
-        return Payload({name: _codes(name, tensor, step, most, rng) for name, tensor in tensors.items()})
+        return Payload({name: _codes(tensor, step, most, rng) for name, tensor in tensors.items()})
 
     return replace(update, delta=codes(update.delta), extra=codes(update.extra))
 
 
-def _codes(
-    name: str, tensor: NDArray[Any], step: float, most: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    if tensor.dtype.kind != "f":
-        raise UpdateRefused(
-            f"tensor {name} has dtype {tensor.dtype}, which cannot be rounded; remove the transform that"
-            " encoded it from the run file"
-        )
+def _codes(tensor: NDArray[Any], step: float, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     steps = np.clip(tensor.astype(np.float64) / step, -most, most)
     below = np.floor(steps)
     up = rng.random(steps.shape) < steps - below

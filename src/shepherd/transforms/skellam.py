@@ -34,7 +34,7 @@ from shepherd.core import Context, Draws, Mechanism, Payload, Sampling, Spending
 from shepherd.core.payload import not_finite
 from shepherd.errors import SettingsError, UpdateRefused
 from shepherd.transforms.clip import clipped
-from shepherd.transforms.fixed_point import decoded, levels, require_codes, rounded
+from shepherd.transforms.fixed_point import decoded, levels, require_codes, require_real, rounded
 from shepherd.transforms.gaussian import Positive, bare
 
 NAME = "skellam"
@@ -44,7 +44,9 @@ TAIL_NATS = 80.0
 """Noise beyond `tail` has a chance of at most 2 exp(-80) < 4e-35 for each number."""
 DIRECT = 2.0**24
 """Largest mean of Poisson draws that numpy makes itself. Its rejection method evaluates k ln(mean) - mean -
-ln(k!) in float64, whose error is about mean ln(mean) 2^-53: 3e-8 here, and 1e-3 at a mean of 1e12."""
+ln(k!) in float64, whose error is about mean ln(mean) 2^-53: 3e-8 here, and 2e-3 at a mean of 1e12."""
+BELOW = 10
+"""Deviations below the mean of the number of the arrival that is drawn; a late one has a chance of 1e-23."""
 LARGEST_MEAN = 2.0**50
 """Means of Poisson draws up to which float64 holds each whole number."""
 
@@ -90,6 +92,7 @@ def build(config: Config) -> Transform:
         return {}
 
     def on_client(update: Update, public: Any, draws: Draws) -> Update:
+        require_real(update)
         update = finite_or_zero(bare(update))
         size = sum(tensor.size for tensor in (*update.delta.values(), *update.extra.values()))
         if not room(most, size) > 0:
@@ -181,14 +184,14 @@ def skellam(rng: np.random.Generator, variance: float, shape: tuple[int, ...]) -
 def poisson(rng: np.random.Generator, mean: float, shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Poisson draws, whose distribution is right at large means as well, up to `LARGEST_MEAN`.
 
-    Arrival number m of a process of rate 1 comes at a time T of the gamma distribution of shape m. With m ten
-    deviations below the mean, what arrives between T and `mean` is Poisson of mean `mean` - T, which is
+    Arrival number m of a process of rate 1 comes at a time T of the gamma distribution of shape m. With m
+    some deviations below the mean, what arrives between T and `mean` is Poisson of mean `mean` - T, which is
     small. If T is later, the m - 1 arrivals before it are uniform in (0, T). Ahrens and Dieter, Computing 12
     (1974).
     """
     if mean <= DIRECT:
         return np.asarray(rng.poisson(mean, shape), np.int64)
-    first = math.floor(mean - 10 * math.sqrt(mean))
+    first = math.floor(mean - BELOW * math.sqrt(mean))
     time = rng.standard_gamma(first, shape)
     drawn = np.array(first + rng.poisson(np.maximum(mean - time, 0.0)), np.int64)
     late = time > mean

@@ -455,6 +455,20 @@ def test_a_site_that_requires_privacy_as_a_client_asks_the_mechanism() -> None:
     assert "gets no noise" in str(refused(table, in_turns))
 
 
+def test_the_noise_that_clients_add_counts_as_what_it_is() -> None:
+    table = {"require_privacy": ("client",), "max_epsilon": 8.0, "transforms": ("skellam", "fixed_point")}
+    keys = {"federation": {"rounds": 5, "weights": "equal"}, "secure": {"ring_bits": 32}}
+    noisy = request(transforms=[{"name": "skellam", "noise": 1.0}], **keys)
+    assert refused(table, noisy) is None
+    assert refused({"require_noise": True, "transforms": ("skellam",)}, noisy) is None
+    ((unit, spent),) = policy.spending(PolicyTable(**table), parse_request(noisy.settings), examples=100)
+    assert (unit, spent.noise, spent.levels, spent.steps) == ("client", 1.0, 2**15 - 1, 1)
+    little = request(transforms=[{"name": "skellam", "noise": 0.1}], **keys)
+    assert "min_noise = 0.3 of site-1 refuses a noise multiplier of 0.1" in str(refused(table, little))
+    none = request(transforms=[{"name": "fixed_point"}], **keys)
+    assert "gets no noise; add" in str(refused(table, none))
+
+
 def test_both_may_be_required_and_then_both_are_asked_for() -> None:
     both = {**PRIVATE, "require_privacy": ("example", "client"), "transforms": (MECHANISM,)}
     assert "gets no noise" in str(refused(both, request(**NOISY)))

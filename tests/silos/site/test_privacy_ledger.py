@@ -52,6 +52,18 @@ def test_what_was_entered_is_read_again(path, sampling) -> None:
     assert ledger.read(path) == [ENTRY, entry, ENTRY]
 
 
+def test_noise_on_whole_numbers_is_read_again_and_counted_apart(path) -> None:
+    spent = Spending(noise=1.5, sampling=Turns(every=1), steps=1, levels=127)
+    entry = replace(ENTRY, unit="client", spent=spent)
+    gaussian = replace(entry, spent=replace(spent, levels=0))
+    for each in (entry, entry, gaussian):
+        assert spend(path, (), each) is None
+    assert ledger.read(path) == [entry, entry, gaussian]
+    assert '"levels"' not in path.read_text().splitlines()[2]
+    both = [replace(spent, steps=2), gaussian.spent]
+    assert ledger.epsilon(ledger.read(path), "client", DELTA) == accountant.epsilon(both, DELTA)
+
+
 def test_it_is_for_its_owner_alone(path) -> None:
     spend(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

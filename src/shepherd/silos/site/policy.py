@@ -39,7 +39,10 @@ MAX_TRIES = 5  # of one request in a month, for killed processes and full disks
 SHORTEN_VISIT = "lower tuning.max_steps or tuning.epochs"
 DEFAULT_SCORING = ScoringTable()
 ADD_EXAMPLE_NOISE = "add [privacy.examples] with a norm and a noise multiplier to the run file"
-ADD_CLIENT_NOISE = 'add [[transforms]] name = "gaussian" to the run file, and to the transforms of the site'
+ADD_CLIENT_NOISE = (
+    'add [[transforms]] name = "gaussian", or "skellam" with [secure], to the run file, and to the'
+    " transforms of the site"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""Whether the sums of a run fit, and what wraps around."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shepherd import plugins
+from shepherd.errors import SettingsError
+from shepherd.overrides import parse
+from shepherd.rounds.ring import centred, fewest_in_sum, require_sums
+from shepherd.transforms.fixed_point import levels
+
+
+def settings(clients=10, *, transform=None, ring_bits=32, secure=True, **tables):
+    given = {
+        "model": {"base": "tiny"},
+        "data": {"source": "world"},
+        "federation": {"weights": "equal"},
+        "transforms": [transform or {"name": "fixed_point"}],
+        **({"secure": {"ring_bits": ring_bits}} if secure else {}),
+        **tables,
+    }
+    made = parse(given)
+    return made, plugins.method(made), plugins.selection(made), clients
+
+
+def refused(*parts):
+    with pytest.raises(SettingsError) as refusal:
+        require_sums(*parts)
+    return str(refusal.value)
+
+
+@given(
+    ring_bits=st.sampled_from([32, 64]),
+    codes=st.lists(st.integers(-(2**31) // 12, 2**31 // 12), min_size=1, max_size=12),
+)
+def test_a_sum_that_fits_comes_back_whole(ring_bits, codes):
+    total = np.zeros(1, np.uint64)
+    for code in codes:
+        total = total + np.array([code], np.int64).view(np.uint64)
+    assert centred(total % np.uint64(2**32) if ring_bits == 32 else total, ring_bits).tolist() == [sum(codes)]
+
+
+@pytest.mark.parametrize("edge", [2**31 - 1, -(2**31)])
+def test_the_edges_of_a_ring(edge):
+    assert centred(np.array([edge], np.int64).view(np.uint64), 32).tolist() == [edge]
+
+
+@given(st.integers(1, 1000))
+def test_more_than_two_thirds_are_in_a_sum_so_two_sums_share_more_than_a_third(asked):
+    assert 3 * fewest_in_sum(asked) > 2 * asked
+    assert fewest_in_sum(asked) <= asked
+    assert 2 * fewest_in_sum(asked) - asked > asked / 3
+
+
+def test_a_ring_has_room_for_the_largest_codes_of_all_clients_of_a_round_and_not_for_one_more():
+    clients = (2**31 - 1) // levels(22)  # 1024
+    require_sums(*settings(clients))
+    why = refused(*settings(clients + 1))
+    assert why.startswith(f"secure.ring_bits = 32 is too small: {clients + 1} clients may add up to")
+    assert "set secure.ring_bits = 64, or lower bits" in why
+    require_sums(*settings(clients + 1, ring_bits=64))
+    require_sums(*settings(clients + 1, secure=False))
+
+
+def test_the_noise_needs_room_too():
+    part = {"name": "skellam", "bits": 22, "noise": 2.0}
+    assert "secure.ring_bits = 32 is too small" in refused(*settings(100, transform=part))
+    require_sums(*settings(100, transform={**part, "bits": 16}))
+    require_sums(*settings(100, transform=part, ring_bits=64))
+
+
+def test_two_clients_hide_nothing():
+    assert "[secure] needs 3 clients in a round" in refused(*settings(2))
+    assert "a round asks 2 clients" in refused(*settings(10, selection={"share": 0.2}))
+    require_sums(*settings(2, secure=False))
+
+
+def test_there_are_as_many_shares_of_noise_as_a_sum_may_have_clients():
+    def parts(honest, clients, **keys):
+        return settings(clients, transform={"name": "skellam", "honest": honest}, **keys)
+
+    assert "honest = 11 shares of noise hide a client, and a round asks 10 clients" in refused(*parts(11, 10))
+    assert "honest = 11" in refused(*parts(11, 10, secure=False))
+    assert "opens when 7 are in it; set honest = 7 or less" in refused(*parts(8, 10))
+    require_sums(*parts(7, 10))
+    require_sums(*parts(10, 10, secure=False))
