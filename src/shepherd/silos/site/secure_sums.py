@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from shepherd import plugins
 from shepherd.core import Transform, Update
 from shepherd.errors import SecureError
+from shepherd.io.atomic import disk_errors
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol.wire import Request, SumAnswer, SumRequest, Trained
 from shepherd.silos.site.request_checks import RequestRefused
@@ -299,11 +300,12 @@ def kit_signer(home: Path, policy: PolicyTable) -> tuple[Identity, Directory]:
     """The key of the kit whose folder of Shepherd's files is `home`, and the sites of its federation.
 
     Raises:
-        SilosError: the kit cannot be used.
+        SilosError, FolderError: the kit cannot be used.
     """
     from shepherd.silos.flare import kits
     from shepherd.silos.flare.kit_identity import KitDirectory, KitIdentity
 
-    kit = kits.read(home.parent, "site")
+    with disk_errors(home.parent):
+        kit = kits.read(home.parent, "site")
     allowed = {*policy.secure_with, kit.name} if policy.secure_with else ()
     return KitIdentity(kit), KitDirectory(kit, allowed)
