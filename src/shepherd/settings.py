@@ -556,6 +556,7 @@ class RunSettings(Table):
     transforms: tuple[PartTable, ...] = ()
     privacy: PrivacyTable = PrivacyTable()
     secure: SecureTable | None = None
+    """Have sites mask their updates, so that the server sees sums alone: a table, which may be empty."""
     evaluation: EvaluationTable = EvaluationTable()
     compare: CompareTable = CompareTable()
     judge: JudgeTable = JudgeTable()
