@@ -34,7 +34,7 @@ from shepherd.silos.secure.messages import Secret
 
 SITES = 7
 Refusals = dict[str, str]
-"""Honest member -> the sentence with which it refused."""
+"""Honest member that was asked -> the sentence with which it refused; "" if it answered."""
 Attack = Callable[[Federation], Refusals]
 
 
@@ -52,7 +52,8 @@ def measure(options: Namespace) -> Figures:
         "threshold": secure_setting.session(SITES).threshold,
         "rows": rows,
         "passed": all(
-            row["bared"] == row["expected"] and (row["refused_by"] or row["unnoticed"]) for row in rows
+            row["bared"] == row["expected"] and row["refused_by"] == (not row["unnoticed"]) * row["asked"]
+            for row in rows
         ),
     }
 
@@ -66,7 +67,8 @@ def outcome(attack: Attack, seed: int) -> Figures:
     return {
         "attack": " ".join((attack.__doc__ or "").split()).rstrip("."),
         "name": attack.__name__,
-        "refused_by": len(refusals),
+        "asked": len(refusals),
+        "refused_by": sum(map(bool, refusals.values())),
         "sentence": next(iter(refusals.values()), ""),
         "unnoticed": attack in UNNOTICED,
         "bared": sorted(bared),
@@ -77,7 +79,7 @@ def outcome(attack: Attack, seed: int) -> Figures:
 def tables(figures: Figures) -> list[Table]:
     """Attack, what the server got, and what the first site that refused said."""
     rows = [
-        (row["attack"], ", ".join(row["bared"]) or "nothing", str(row["refused_by"]))
+        (row["attack"], ", ".join(row["bared"]) or "nothing", f"{row['refused_by']} of {row['asked']}")
         for row in figures["rows"]
     ]
     title = (
@@ -85,7 +87,7 @@ def tables(figures: Figures) -> list[Table]:
         f" {len(BRIBED)} bribed"
     )
     note = "Where no site refuses, none can notice; but for the last attack, a mask still covers all codes."
-    return [Table(title, ("the server", "bares", "sites that refuse"), rows, (note,))]
+    return [Table(title, ("the server", "bares", "refuse"), rows, (note,))]
 
 
 # the protocol, as far as an attack lets it go --------------------------------------------------------------
@@ -100,14 +102,12 @@ def honest(made: Federation) -> list[str]:
 
 
 def refused(made: Federation, phase: Phase, shown: Mapping[str, bytes], *more: object) -> Refusals:
-    """Ask honest members in a phase, and note who refuses."""
+    """Ask honest members in a phase, and note what they say."""
     found = {}
     for name in honest(made):
         if name in shown:
             codes = (made.codes[name],) if phase is Phase.MASKED else ()
-            sentence = refusal(lambda name=name, codes=codes: made.ask(phase, name, shown[name], *codes))  # type: ignore[misc]
-            if sentence:
-                found[name] = sentence
+            found[name] = refusal(lambda name=name, codes=codes: made.ask(phase, name, shown[name], *codes))  # type: ignore[misc]
     return found
 
 

@@ -61,6 +61,7 @@ def test_it_bares_nobody(attack: Attack) -> None:
         assert row["refused_by"] == 0
     else:
         assert SENTENCES[attack.__name__] in row["sentence"]
+        assert row["refused_by"] == row["asked"] > 0
 
 
 def test_the_table_would_show_bared_codes() -> None:
