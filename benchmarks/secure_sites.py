@@ -72,7 +72,11 @@ def measure(options: Namespace) -> Figures:
 
 def _cost(case: Case, scratch: Path) -> Figures:
     sites = silos_setting.names(case.sites)
-    state = silos_setting.first(scratch / "first", silos_setting.adapter(case.size))
+    adapter = silos_setting.adapter(case.size)
+    states = {
+        "plain": silos_setting.first(scratch / "plain", adapter),
+        "secure": silos_setting.first(scratch / "secure", adapter, ({},)),
+    }
     seconds: dict[str, list[float]] = {kind: [] for kind in NAMES}
     bytes_: dict[str, list[tuple[int, int]]] = {kind: [] for kind in NAMES}
     with silos_setting.running(scratch / "federation", sites) as made:
@@ -80,7 +84,7 @@ def _cost(case: Case, scratch: Path) -> Figures:
             for kind, tables in (("plain", {}), ("secure", SECURE)):
                 before = {site: len(_visits(made, site)) for site in sites}
                 order = silos_setting.order(sites, case.rounds + 2, tables=tables)
-                *_, last = silos_setting.followed(made, order, state, scratch / f"job-{kind}-{turn}")
+                *_, last = silos_setting.followed(made, order, states[kind], scratch / f"job-{kind}-{turn}")
                 if last != case.rounds + 2:
                     raise RuntimeError(f"{case}: {last} of {case.rounds + 2} rounds")
                 seen = {site: _visits(made, site)[count:] for site, count in before.items()}

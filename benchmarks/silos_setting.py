@@ -70,11 +70,13 @@ def order(
     )
 
 
-def first(folder: Path, adapter: Adapter) -> Path:
-    """The checkpoint that a run begins with."""
+def first(folder: Path, adapter: Adapter, transforms: tuple[object, ...] = ()) -> Path:
+    """The checkpoint that a run begins with; `transforms` are the states of its transforms."""
     notes: dict[str, object] = {"positions": {}, "row": None, "base": "stub"}
     return checkpoint.save(
-        folder, Checkpoint(state=ServerState(round=0, adapter=adapter), notes=notes), keep=1
+        folder,
+        Checkpoint(state=ServerState(round=0, adapter=adapter, transforms=transforms), notes=notes),
+        keep=1,
     )
 
 

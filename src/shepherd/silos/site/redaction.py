@@ -19,7 +19,6 @@ from shepherd.errors import (
     DataError,
     FolderError,
     PluginError,
-    SecureError,
     SettingsError,
     ShepherdError,
     SilosError,
@@ -72,7 +71,7 @@ def server_message(error: BaseException) -> str:
     match error:
         case PluginError():  # its message quotes an error in a module of the site
             return PLUGIN
-        case Cancelled() | WireError() | AdapterError() | SecureError() | SettingsError():
+        case Cancelled() | WireError() | AdapterError() | SettingsError():
             return str(error)
         case Diverged():
             return DIVERGED
