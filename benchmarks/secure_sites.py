@@ -156,7 +156,7 @@ def _difference(options: Namespace, scratch: Path) -> Figures:
 
 
 def _settings(options: Namespace, scratch: Path, kind: str) -> Any:
-    rounds, steps, limit = (2, 1, 90) if options.quick else (options.rounds, 8, 240)
+    rounds, steps, limit = (2, 2, 90) if options.quick else (options.rounds, 8, 240)
     return setting.settings(
         "world",
         {
