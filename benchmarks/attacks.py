@@ -237,6 +237,10 @@ class Asked:
         for name in sites:
             yield name, self.sites[name](message)
 
+    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
+        for site, message in messages.items():
+            yield from self.ask(message, [site], seconds)
+
     def late(self) -> int:
         return 0
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -144,6 +144,10 @@ class Direct:
             for clock, stood in zip(self.stopped, before, strict=True):
                 clock.seconds = stood
             yield site, answer
+
+    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
+        for site, message in messages.items():
+            yield from self.ask(message, [site], seconds)
 
 
 PARTS: tuple[tuple[str, Any, str], ...] = (

@@ -23,10 +23,11 @@ from safetensors.numpy import load_file
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd import plugins, world
-from shepherd.core import ServerState
+from shepherd.core import Federation, ServerState
 from shepherd.data import pipeline
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
+from shepherd.federation.summed import Summed
 from shepherd.machine import memory
 from shepherd.machine.executors import Inline
 from shepherd.model import files, lora
@@ -170,7 +171,9 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         cap_nats=released.CAP_NATS,
         ranks=_fewer_ranks(settings, configs),
     )
-    simulation = Simulation(local=local, executor=Inline(base), stack_size=1)
+    simulation: Federation = Simulation(local=local, executor=Inline(base), stack_size=1)
+    if settings.secure is not None:
+        simulation = Summed(federation=simulation, ring_bits=settings.secure.ring_bits)
     adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     yield from rounds(
         method,

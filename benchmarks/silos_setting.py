@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from shepherd.version import version
 RANK = 16
 MODULES = 224  # those of a base with 32 layers of seven
 HOME = "shepherd"
+NO_TABLES: Mapping[str, object] = {}
 
 
 def adapter(size: int) -> Adapter:
@@ -44,17 +45,20 @@ def adapter(size: int) -> Adapter:
     return Adapter(tensors)
 
 
-def order(sites: Sequence[str], rounds: int, wave: int = 4) -> JobSpec:
-    """A run in which nothing is scored, so that every request is one to train."""
+def order(
+    sites: Sequence[str], rounds: int, wave: int = 4, tables: Mapping[str, object] = NO_TABLES
+) -> JobSpec:
+    """A run in which nothing is scored, so that every request is one to train; `tables` are added to it."""
     settings = {
         "output": "unused",
         "model": {"base": "stub"},
         "data": {"source": "stub", "holdout": 0.0},
         "adapter": {"rank": RANK},
-        "federation": {"rounds": rounds},
+        "federation": {"rounds": rounds, "weights": "equal" if "secure" in tables else "examples"},
         "silos": {"max_in_flight": wave, "deadline_s": 300.0, "sites": list(sites)},
         "tuning": {"max_steps": 1},
         "evaluation": {"answers": 0},
+        **tables,
     }
     return JobSpec(
         run=secrets.token_hex(8),
@@ -66,11 +70,13 @@ def order(sites: Sequence[str], rounds: int, wave: int = 4) -> JobSpec:
     )
 
 
-def first(folder: Path, adapter: Adapter) -> Path:
-    """The checkpoint that a run begins with."""
+def first(folder: Path, adapter: Adapter, transforms: tuple[object, ...] = ()) -> Path:
+    """The checkpoint that a run begins with; `transforms` are the states of its transforms."""
     notes: dict[str, object] = {"positions": {}, "row": None, "base": "stub"}
     return checkpoint.save(
-        folder, Checkpoint(state=ServerState(round=0, adapter=adapter), notes=notes), keep=1
+        folder,
+        Checkpoint(state=ServerState(round=0, adapter=adapter, transforms=transforms), notes=notes),
+        keep=1,
     )
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.silos_stub NAME HOME
 
 It does all that a site's trainer does with a message but train: it reads it, looks whether it is finite,
-answers with a change of the broadcast's shapes, keeps the answer on its disk, and writes the audit log.
+answers with a change of the broadcast's shapes, keeps the answer on its disk, and writes the audit log. Under
+[secure] the change is of whole numbers, and is sent under masks as any site does.
 Each answer leaves a line in HOME/times.jsonl, in seconds of this machine's clock.
 """
 
@@ -20,12 +21,14 @@ from time import time
 
 import numpy as np
 
-from shepherd.core import Adapter, Broadcast, Update
+from shepherd.core import Adapter, Broadcast, Payload, Update
 from shepherd.machine import malloc
 from shepherd.silos.protocol import ipc, wire
-from shepherd.silos.protocol.wire import Ready, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Request, Scores, SumRequest
 from shepherd.silos.site import audit
 from shepherd.silos.site.audit import Released
+from shepherd.silos.site.secure_sums import SecureSums, is_secure, kit_signer
+from shepherd.silos.site.site_settings import PolicyTable
 from shepherd.silos.site.site_store import AnsweredRound, Store
 
 TIMES = "times.jsonl"
@@ -41,6 +44,8 @@ class Visit:
     sent: float
     came: float
     left: float
+    bytes_in: int = 0
+    bytes_out: int = 0
 
 
 class Stub:
@@ -50,17 +55,29 @@ class Stub:
         self.name, self.home = name, home
         home.mkdir(parents=True, exist_ok=True)
         self.store = Store(home)
+        policy = PolicyTable(transforms=("fixed_point",))
+        self.sums = SecureSums(name, self.store, policy, lambda: kit_signer(home, policy))
         self._change = Adapter()
 
     def handle(self, message: bytes) -> bytes:
         """The reply to a request."""
         came = time()
-        request = wire.decode_request(message)
-        audit.record(self.home / audit.FILE, audit.granted_event(request, datetime.now()))
-        reply = self._reply(request)
-        left = Released(bytes=len(reply), tensors=_tensors(reply))
-        audit.record(self.home / audit.FILE, audit.answered_event(request, datetime.now(), left))
-        self._note(Visit(request.kind, request.round, request.sent, came, time()))
+        request = wire.decode_asked(message)
+        if isinstance(request, SumRequest):
+            reply = self._summed(request)
+        else:
+            audit.record(self.home / audit.FILE, audit.granted_event(request, datetime.now()))
+            reply = self._reply(request)
+            left = Released(bytes=len(reply), tensors=_tensors(reply))
+            audit.record(self.home / audit.FILE, audit.answered_event(request, datetime.now(), left))
+        self._note(Visit(request.kind, request.round, request.sent, came, time(), len(message), len(reply)))
+        return reply
+
+    def _summed(self, request: SumRequest) -> bytes:
+        answer, sites = self.sums.answer(request)
+        reply = wire.encode_reply(answer)
+        left = Released(bytes=len(reply), masked=request.kind == "masked")
+        audit.record(self.home / audit.FILE, audit.sum_event(request, datetime.now(), left, sites))
         return reply
 
     def _reply(self, request: Request) -> bytes:
@@ -69,16 +86,19 @@ class Stub:
         if request.kind == "score":
             return wire.encode_reply(Scores(client=self.name, round=request.round, categories={}))
         kept = self.store.answered(request.run, request.id)
-        return wire.encode_reply(kept.update) if kept else self._trained(request, request.broadcast)
+        update = kept.update if kept else self._trained(request, request.broadcast)
+        if is_secure(request.settings):
+            return wire.encode_reply(self.sums.trained(request, update))
+        return wire.encode_reply(update)
 
-    def _trained(self, request: Request, broadcast: Broadcast) -> bytes:
+    def _trained(self, request: Request, broadcast: Broadcast) -> Update:
         for name, tensor in broadcast.adapter.items():
             if not np.isfinite(tensor).all():
                 raise ValueError(f"tensor {name} is not finite")
         update = Update(
             round=broadcast.round,
             clients=(self.name,),
-            delta=self._changed(broadcast.adapter),
+            delta=self._sent(request, broadcast.adapter),
             weight=1.0,
             metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},
         )
@@ -93,9 +113,16 @@ class Stub:
             memory=Adapter(),
             moved=0.0,
             adapter=broadcast.adapter,
+            settings=request.settings,
         )
         self.store.save(request.run, kept)
-        return wire.encode_reply(update)
+        return update
+
+    def _sent(self, request: Request, adapter: Adapter) -> Payload:
+        change = self._changed(adapter)
+        if not is_secure(request.settings):
+            return change
+        return Payload({name: np.rint(t / STEP).astype(np.int64) for name, t in change.items()})
 
     def _changed(self, adapter: Adapter) -> Adapter:
         """A change of the adapter's shapes, made once: the same in every round, another at every site."""

@@ -347,24 +347,33 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
         _require_shares(mechanism.honest, request, log)
         _require_own_cohorts(request, log)
         return
-    needed = max(1, math.ceil(request.quorum * len(request.cohort) - 1e-9))  # 0.55 of 100 is 55, not 56
+    least = needed(request.quorum, len(request.cohort))
     have = f"round {number}: {count} of {len(request.cohort)} clients gave a usable update"
-    if count < needed:
+    if count < least:
         raise QuorumNotMet(
-            f"{have} and federation.quorum = {request.quorum:g} requires {needed} "
-            f"({_failure_list(log.failures)}); fix those clients or lower federation.quorum"
+            f"{have} and federation.quorum = {request.quorum:g} requires {least} "
+            f"({failure_list(log.failures)}); fix those clients or lower federation.quorum"
         )
     if count < (smallest := request.method.aggregation.smallest_cohort):
         raise QuorumNotMet(
-            f"{have} and the aggregation requires {smallest} ({_failure_list(log.failures)}); fix those"
+            f"{have} and the aggregation requires {smallest} ({failure_list(log.failures)}); fix those"
             " clients, raise selection.share or choose another aggregation"
         )
     strictest = max(log.weights, key=lambda client: log.info(request.federation, client).min_cohort)
     if count < (fewest := log.info(request.federation, strictest).min_cohort):
         raise QuorumNotMet(
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
-            f" mean is discarded ({_failure_list(log.failures)}); fix those clients or add clients"
+            f" mean is discarded ({failure_list(log.failures)}); fix those clients or add clients"
         )
+
+
+def needed(quorum: float, cohort: int) -> int:
+    """Fewest usable updates of a cohort of this size; 1 or more.
+
+    >>> needed(0.55, 100)
+    55
+    """
+    return max(1, math.ceil(quorum * cohort - 1e-9))
 
 
 def _require_shares(honest: int, request: RoundRequest, log: RoundLog) -> None:
@@ -407,7 +416,7 @@ def _require_own_cohorts(request: RoundRequest, log: RoundLog) -> None:
         )
 
 
-def _failure_list(failures: Mapping[str, str], most: int = 5) -> str:
+def failure_list(failures: Mapping[str, str], most: int = 5) -> str:
     if not failures:
         return "no other client was asked"
     shown = [f"{client}: {reason}" for client, reason in list(failures.items())[:most]]

@@ -107,6 +107,18 @@ def test_answers_are_passed_on_as_they_come_and_no_longer_waited_for() -> None:
     assert flare.cancelled == 1
 
 
+def test_each_site_gets_its_own_message() -> None:
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        (site,) = sites
+        put(answer(site, b"about " + data))
+
+    flare = Flare(send)
+    asked = {"a": b"one", "b": b"two"}
+    assert dict(flare.ask_each(asked, 30.0)) == {"a": b"about one", "b": b"about two"}
+    assert flare.cancelled == 1
+    assert list(Flare(lambda *given: None).ask_each(asked, 0.1)) == []
+
+
 def test_the_next_question_waits_until_flare_has_let_go_of_the_last_one() -> None:
     """Of a wave of which all have answered nobody asks for the end; two questions would be held at once."""
     flare = Flare(lambda data, sites, put: put(answer("a")))

@@ -26,6 +26,9 @@ from shepherd.silos.protocol.wire import (
     Ready,
     Request,
     Scores,
+    SumAnswer,
+    SumRequest,
+    Trained,
     decode_reply,
     decode_request,
     encode_reply,
@@ -471,3 +474,83 @@ def test_codes_and_indices_travel_in_their_own_dtype() -> None:
     assert isinstance(back, Update)
     assert (back.delta, back.extra) == (coded, coded)
     assert len(encode_reply(some_update(delta=coded))) < len(encode_reply(some_update()))
+
+
+# secure sums -----------------------------------------------------------------------------------------------
+
+
+def sum_request(**more: object) -> SumRequest:
+    given = {
+        "kind": "shares",
+        "run": RUN,
+        "id": "0" * 32,
+        "round": 3,
+        "attempt": "f" * 32,
+        "members": ("a", "b", "c"),
+        "length": 7,
+        "ring_bits": 32,
+        "deadline": 60.0,
+        "sent": 1.8e9,
+        "version": "0.1.0",
+        "content": b"roster",
+    }
+    return SumRequest(**{**given, **more})
+
+
+@given(
+    st.sampled_from(schema.PHASES),
+    st.binary(max_size=40),
+    st.lists(NAMES, min_size=1, max_size=4).map(tuple),
+    st.integers(1, schema.MAX_CODES),
+    st.sampled_from([32, 64]),
+)
+def test_a_phase_of_a_sum_comes_back(kind, content, members, length, ring_bits) -> None:
+    asked = sum_request(kind=kind, content=content, members=members, length=length, ring_bits=ring_bits)
+    assert wire.decode_asked(wire.encode_sum_request(asked)) == asked
+    answer = SumAnswer(client="a", round=length, kind=kind, attempt="0" * 32, content=content)
+    assert decode_reply(encode_reply(answer)) == answer
+    trained = Trained(client="a", round=3, length=length)
+    assert decode_reply(encode_reply(trained)) == trained
+
+
+def test_a_request_is_told_from_a_phase_of_a_sum() -> None:
+    asked = request(some_broadcast())
+    assert isinstance(wire.decode_asked(encode_request(asked)), Request)
+    with pytest.raises(WireError, match="the message is not a request but 'sum'"):
+        decode_request(wire.encode_sum_request(sum_request()))
+    with pytest.raises(WireError, match="the message is not a sum but 'request'"):
+        wire.decode_sum_request(encode_request(asked))
+    with pytest.raises(WireError):
+        wire.decode_asked(b"\x00" * 30)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"kind": "train"}, "kind"),
+        ({"run": "x"}, "run"),
+        ({"attempt": "f" * 31}, "attempt"),
+        ({"members": ()}, "members"),
+        ({"members": ("a\n",)}, "members"),
+        ({"members": tuple(map(str, range(1001)))}, "members"),
+        ({"length": 0}, "length"),
+        ({"length": 2**30 + 1}, "length"),
+        ({"ring_bits": 33}, "ring_bits"),
+        ({"ring_bits": 32.0}, "ring_bits"),
+        ({"deadline": 0.0}, "deadline"),
+        ({"round": -1}, "round"),
+    ],
+)
+def test_a_phase_that_cannot_be_is_refused(changed: dict[str, Any], key: str) -> None:
+    with pytest.raises(WireError, match=f"key {key} of the message"):
+        wire.decode_asked(wire.encode_sum_request(sum_request(**changed)))
+
+
+@pytest.mark.parametrize(
+    "content", [np.zeros(3, np.int8), np.zeros((1, 3), np.uint8), {"x": np.zeros(1)}, None]
+)
+def test_content_that_is_no_row_of_bytes_is_refused(content: Any) -> None:
+    plain = {name: getattr(sum_request(), name) for name in schema.SUM_REQUEST}
+    parts = {} if content is None else {"content": content}
+    with pytest.raises(WireError):
+        wire.decode_asked(wire._message_bytes("sum", plain, parts))

@@ -36,6 +36,10 @@ class Letters:
             if answer is not None:
                 yield site, answer
 
+    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
+        for site, message in messages.items():
+            yield from self.ask(message, [site], seconds)
+
 
 def honest(
     name: str,

@@ -173,9 +173,18 @@ def test_a_rule_refuses_by_its_name_with_what_is_allowed_and_asked(rule: str) ->
     assert "; " in str(found)  # and the mend
 
 
+def test_secure_aggregation_is_asked_of_the_table_and_not_of_a_name() -> None:
+    asks = {"require_secure_aggregation": True}
+    assert refused(asks, request(secure={"ring_bits": 32})) is None
+    for kind in ("join", "train", "score"):
+        found = refused({**asks, "metrics": ("heldout",)}, request(kind))
+        assert found is not None
+        assert found.sentence.endswith("without secure aggregation; add [secure] to the run file")
+
+
 def test_every_key_of_the_policy_refuses_something() -> None:
-    by_the_ledger = {"max_epsilon", "delta"}
-    keys = set(PolicyTable.model_fields) - {"metrics"} - by_the_ledger
+    by_the_ledger, by_certificates = {"max_epsilon", "delta"}, {"secure_with"}
+    keys = set(PolicyTable.model_fields) - {"metrics"} - by_the_ledger - by_certificates
     assert keys == set(REFUSED) - {"trust_remote_code", "bases"}
 
 
@@ -599,7 +608,7 @@ STRICTNESS = {  # from loose to strict
     "min_cohort": [1, 2, 5],
     "min_examples": [1, 16, 200],
     "algorithms": [("fedavg", "fedprox"), ("fedavg",), ()],
-    "transforms": [("clip", MECHANISM, "secure"), ("clip", MECHANISM), ("clip",), ()],
+    "transforms": [("clip", MECHANISM, "fixed_point"), ("clip", MECHANISM), ("clip",), ()],
     "dates": [("2026-11-27", "2026-11-28"), ("2026-11-28",), ()],
     "loss_on": [("responses", "all"), ("responses",), ()],
     "require_noise": [False, True],
@@ -609,8 +618,9 @@ STRICTNESS = {  # from loose to strict
 }
 LEVELS = st.fixed_dictionaries({key: st.integers(0, len(steps) - 1) for key, steps in STRICTNESS.items()})
 ASKED = st.builds(
-    lambda kind, rank, tuning, rounds, algorithm, transforms, cohort, day: request(
+    lambda kind, rank, tuning, rounds, algorithm, transforms, cohort, day, secure: request(
         kind,
+        **secure,
         data={"template": "chat", "date": day},
         adapter={"rank": rank},
         tuning=tuning,
@@ -629,9 +639,10 @@ ASKED = st.builds(
     ),
     st.integers(1, 30),
     st.sampled_from(["fedavg", "fedprox"]),
-    st.lists(st.sampled_from(["clip", MECHANISM, "secure"]), max_size=3, unique=True),
+    st.lists(st.sampled_from(["clip", MECHANISM, "fixed_point"]), max_size=3, unique=True),
     st.integers(1, 6),
     st.sampled_from(["", "2026-11-28", "2026-11-27"]),
+    st.sampled_from([{}, {"secure": {"ring_bits": 64}}]),
 )
 
 

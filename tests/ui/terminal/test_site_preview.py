@@ -61,3 +61,22 @@ def test_a_site_with_something_to_fix() -> None:
         READY, data=None, leaving=None, faults=("base other has another digest",), notes=("A [note].",)
     )
     require_golden("site_preview_faults", printed(found))
+
+
+def test_under_masks_neither_tensors_nor_numbers_of_a_visit_leave() -> None:
+    secure = parse(
+        {
+            "model": {"base": "tiny"},
+            "data": {"source": "/data/notes.csv", "template": "plain"},
+            "secure": {"ring_bits": 64},
+        }
+    )
+    text = " ".join(printed(replace(READY, run=secure)).split())
+    numbers = 3 * 8 * 64
+    assert f"{numbers:,} whole numbers of 64 bits" in text
+    assert f"under masks: {8 * numbers:,} bytes" in text
+    assert "no weight and no number of a visit is sent" in text
+    assert "tensors of float32" not in text
+    assert "With each update" not in text
+    assert "A loss is a mean" not in text
+    assert "For a score, once a round" in text  # which the owner allows apart from it

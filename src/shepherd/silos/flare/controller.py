@@ -21,8 +21,9 @@ from nvflare.app_common.workflows.model_controller import ModelController
 from shepherd.errors import FederationError, ShepherdError, WireError
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.machine import malloc
-from shepherd.silos.flare import known_sites, message, tls
+from shepherd.silos.flare import kits, known_sites, message, tls
 from shepherd.silos.flare.job import ORDER, PAYLOAD, TASK
+from shepherd.silos.flare.kit_identity import KitDirectory
 from shepherd.silos.flare.patches.server_job import outlive_updates
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.server import run_status, trusted_modules
@@ -93,6 +94,7 @@ class Rounds(ModelController):  # type: ignore[misc]
             self,
             known=known_sites.read(kit).union(client.name for client in self.engine.get_clients()),
             trusted=trusted_modules.read(kit / "local"),
+            directory=lambda: KitDirectory(kits.read(kit, "server")),
         )
         served.require_sound()
         _require_same_submitter(served.home, submitted["submitter_name"], submitted["submitter_role"])
@@ -105,16 +107,26 @@ class Rounds(ModelController):  # type: ignore[misc]
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send to the sites; yield answers as they come; see `site_federation.Transport`."""
+        yield from self._ask([(message_, sites)], seconds)
+
+    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
+        """Send each site its own message; yield answers as they come."""
+        yield from self._ask([(message_, [site]) for site, message_ in messages.items()], seconds)
+
+    def _ask(
+        self, messages: Sequence[tuple[bytes, Sequence[str]]], seconds: float
+    ) -> Iterator[tuple[str, bytes]]:
         malloc.release_free_memory()  # so that the peak is that of one wave
         inbox: queue.Queue[FLModel] = queue.Queue()
-        self.send_model(
-            task_name=TASK,
-            data=message.wrapped(message_),
-            targets=list(sites),
-            timeout=math.ceil(seconds) + 1,
-            callback=inbox.put,
-        )
-        unanswered = set(sites)
+        for message_, sites in messages:
+            self.send_model(
+                task_name=TASK,
+                data=message.wrapped(message_),
+                targets=list(sites),
+                timeout=math.ceil(seconds) + 1,
+                callback=inbox.put,
+            )
+        unanswered = {site for _, sites in messages for site in sites}
         try:
             yield from self._answers(inbox, unanswered, time.monotonic() + seconds)
         finally:  # also if the caller stops early

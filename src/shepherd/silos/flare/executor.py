@@ -41,7 +41,7 @@ class Door(Executor):  # type: ignore[misc]
         home = Path(fl_ctx.get_engine().get_workspace().get_root_dir()) / HOME
         try:
             asked = message.unwrapped(FLModelUtils.from_shareable(shareable))
-            request = wire.decode_request(asked)
+            request = wire.decode_asked(asked)
             answer = _answer(home, asked, request.deadline, abort_signal)
         except Exception as error:
             # stays at the site: our own errors may name a path; other errors may say anything, so only their

@@ -17,6 +17,8 @@ MAX_NAME_CHARS, MAX_SENTENCE_CHARS = 200, 2000  # characters
 MAX_REPLY_NAMES = 1000  # metrics or categories of a reply; every row of a run's log repeats them
 MAX_RANK = 10**6  # of an adapter
 MAX_COHORT = 10**6  # sites of a round, or the fewest that a site may require
+MAX_CODES = 2**30  # whole numbers in an update that is sent under masks
+PHASES = ("keys", "shares", "masked", "agree", "reveal")
 LAST_CLOCK_S = 4_102_444_800.0  # in Unix seconds: the year 2100
 # characters that could end a line of a log, or reverse a terminal's text
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -149,6 +151,18 @@ def _kind(value: Any) -> str:
     return str(value)
 
 
+def _phase(value: Any) -> str:
+    if value not in PHASES:
+        raise ValueError(f"is not one of {', '.join(PHASES)}")
+    return str(value)
+
+
+def _ring_bits(value: Any) -> int:
+    if value not in (32, 64) or isinstance(value, float):
+        raise ValueError("is not 32 or 64")
+    return int(value)
+
+
 def _metrics(value: Any) -> dict[str, float]:
     return {label(name): _number(number) for name, number in _bounded_mapping(value).items()}
 
@@ -195,3 +209,22 @@ READY: Mapping[str, Check] = {
     "rank": _none_or(_at_most(MAX_RANK, 1)),
 }
 SCORES: Mapping[str, Check] = {"client": label, "round": whole_number, "categories": _categories}
+TRAINED: Mapping[str, Check] = {"client": label, "round": whole_number, "length": _at_most(MAX_CODES, 1)}
+SUM_REQUEST: Mapping[str, Check] = {
+    "kind": _phase,
+    "run": _hex(16),
+    "id": _hex(32),
+    "round": whole_number,
+    "attempt": _hex(32),
+    "members": _labels,
+    "length": _at_most(MAX_CODES, 1),
+    "ring_bits": _ring_bits,
+    "deadline": _deadline,
+    "sent": _clock,
+}
+SUM_ANSWER: Mapping[str, Check] = {
+    "client": label,
+    "round": whole_number,
+    "kind": _phase,
+    "attempt": _hex(32),
+}

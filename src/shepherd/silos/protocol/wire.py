@@ -45,6 +45,7 @@ MIN_LINK_BYTES_PER_S = 125_000
 """Slowest link that timeouts allow for (1 Mbit/s)."""
 
 Kind = Literal["join", "train", "score"]
+Phase = Literal["keys", "shares", "masked", "agree", "reveal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,38 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SumRequest:
+    """One phase of a secure sum over the updates that answer one request to train; see `silos.secure`."""
+
+    kind: Phase
+    run: str
+    """The run's id."""
+    id: str
+    """The `request_id` of the request to train."""
+    round: int
+    """Rounds finished before this one."""
+    attempt: str
+    """32 hex digits, drawn by the server for each attempt at the sum."""
+    members: tuple[str, ...]
+    """The round's cohort, sorted."""
+    length: int
+    """Number of whole numbers in each site's update."""
+    ring_bits: int
+    """The sum is modulo 2 to this power."""
+    deadline: float
+    """Seconds from receipt until the reply is due."""
+    sent: float
+    """Time of sending by the server's clock, in Unix seconds."""
+    version: str
+    """Version of shepherd-fit at the server."""
+    content: bytes
+    """The protocol's own message, which the protocol checks; empty in the first phase."""
+
+
+Asked: TypeAlias = Request | SumRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """Reply of a site that has loaded its base and its data."""
 
@@ -99,7 +132,29 @@ class Scores:
     """Category -> (summed loss in nats, response tokens)."""
 
 
-Reply: TypeAlias = Update | Failure | Ready | Scores
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """Reply of a site that has trained and keeps its update, to send it under masks."""
+
+    client: str
+    round: int
+    length: int
+    """Number of whole numbers in its update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumAnswer:
+    """Reply of a site to one phase of a secure sum."""
+
+    client: str
+    round: int
+    kind: Phase
+    attempt: str
+    content: bytes
+    """The protocol's own message."""
+
+
+Reply: TypeAlias = Update | Failure | Ready | Scores | Trained | SumAnswer
 
 
 def request_id(request: Request) -> str:
@@ -134,6 +189,12 @@ def encode_request(request: Request) -> bytes:
     return _message_bytes("request", plain, _broadcast_parts(sent) if sent else {}, request.version)
 
 
+def encode_sum_request(request: SumRequest) -> bytes:
+    """The request as bytes; `decode_asked` returns an equal one."""
+    plain = {name: getattr(request, name) for name in schema.SUM_REQUEST}
+    return _message_bytes("sum", plain, {"content": _as_array(request.content)}, request.version)
+
+
 def encode_reply(reply: Reply) -> bytes:
     """The reply as bytes; a Failure's reason becomes one line (`schema.sentence`)."""
     match reply:
@@ -150,6 +211,15 @@ def encode_reply(reply: Reply) -> bytes:
             )
         case Scores():
             return _message_bytes("scores", {name: getattr(reply, name) for name in schema.SCORES})
+        case Trained():
+            return _message_bytes("trained", {name: getattr(reply, name) for name in schema.TRAINED})
+        case SumAnswer():
+            plain = {name: getattr(reply, name) for name in schema.SUM_ANSWER}
+            return _message_bytes("summand", plain, {"content": _as_array(reply.content)})
+
+
+def _as_array(content: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(content, np.uint8)
 
 
 def _broadcast_parts(broadcast: Broadcast) -> dict[str, Tree]:
@@ -176,6 +246,31 @@ def _to_python_number(scalar: Any) -> Any:
 
 
 # reading ---------------------------------------------------------------------------------------------------
+
+
+def decode_asked(data: bytes) -> Asked:
+    """Decode a request, or one phase of a secure sum.
+
+    Raises:
+        WireError: the bytes are neither in this format.
+    """
+    with _decoding_errors_as_wire_error():
+        is_sum = _head(data)["what"] == "sum"
+    return decode_sum_request(data) if is_sum else decode_request(data)
+
+
+def decode_sum_request(data: bytes) -> SumRequest:
+    """Decode one phase of a secure sum.
+
+    Raises:
+        WireError: the bytes are not one in this format.
+    """
+    with _decoding_errors_as_wire_error():
+        head, tree = _read(data)
+        if head["what"] != "sum":
+            raise WireError(f"the message is not a sum but {head['what']!r:.40}; check what sends it")
+        plain = schema.read(head["plain"], schema.SUM_REQUEST)
+        return SumRequest(**plain, version=head["version"], content=_content(tree))
 
 
 def decode_request(data: bytes) -> Request:
@@ -217,18 +312,22 @@ def decode_reply(data: bytes, *, max_bytes: int | None = None) -> Reply:
     with _decoding_errors_as_wire_error():
         head, tree = _read(data)
         what, plain = head["what"], head["plain"]
-        if what not in ("update", "failure", "joined", "scores"):
+        if what not in ("update", "failure", "joined", "scores", "trained", "summand"):
             raise WireError(f"the message is not a reply but {what!r:.40}; check what sends it")
         if what == "update":
             schema.require_keys(tree, ("delta", "extra"), "the update's tensors")
             delta, extra = _payload(tree["delta"]), _payload(tree["extra"])
             return Update(delta=delta, extra=extra, **schema.read(plain, schema.UPDATE))
+        if what == "summand":
+            return SumAnswer(**schema.read(plain, schema.SUM_ANSWER), content=_content(tree))
         schema.require_keys(tree, (), "the tensors")
         match what:
             case "failure":
                 return Failure(**schema.read(plain, schema.FAILURE))
             case "joined":
                 return Ready(**schema.read(plain, schema.READY), version=head["version"])
+            case "trained":
+                return Trained(**schema.read(plain, schema.TRAINED))
             case _:
                 return Scores(**schema.read(plain, schema.SCORES))
 
@@ -305,6 +404,14 @@ def _require_names(shape: Any) -> None:
             raise WireError(
                 f"the name of a tensor {error}; use the names of the base's own layers"
             ) from error
+
+
+def _content(tree: dict[str, Tree]) -> bytes:
+    schema.require_keys(tree, ("content",), "the tensors")
+    content = tree["content"]
+    if not isinstance(content, np.ndarray) or content.dtype != np.uint8 or content.ndim != 1:
+        raise WireError("the content of a secure sum's message is not a row of bytes; check what sends it")
+    return content.tobytes()
 
 
 def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:

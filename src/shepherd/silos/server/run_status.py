@@ -11,7 +11,7 @@ from typing import Any
 from shepherd.core import Adapter, Failure, Update
 from shepherd.errors import ShepherdError
 from shepherd.rounds.acceptance import MAX_METRIC
-from shepherd.silos.server.site_federation import Reply
+from shepherd.silos.protocol.wire import Reply, Trained
 
 Row = dict[str, Any]
 MAX_ROWS_PER_ANSWER = 100
@@ -61,7 +61,7 @@ class RunStatus:
 
     def on_reply(self, reply: Reply) -> None:
         """Count a reply of the round under way."""
-        if isinstance(reply, Update | Failure):
+        if isinstance(reply, Update | Failure | Trained):
             with self.lock:
                 self.replies.append(_without_tensors(reply))
 
@@ -108,7 +108,7 @@ def failed_status(error: ShepherdError) -> RunStatus:
     return book
 
 
-def _without_tensors(reply: Update | Failure) -> Update | Failure:
+def _without_tensors(reply: Update | Failure | Trained) -> Update | Failure | Trained:
     """The reply without its tensors, so that they can be freed."""
     return replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
 

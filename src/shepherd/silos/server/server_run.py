@@ -8,6 +8,7 @@ RUN_ID/
   rounds.jsonl    one line for each finished round
   checkpoints/    the last server states
   secret          seed of cohorts and noise
+  agreed.json     the sites that were asked to agree to a secure sum last, and its round
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,16 @@ from threadpoolctl import threadpool_limits
 
 from shepherd import plugins
 from shepherd.config import validated
-from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, ServerState
+from shepherd.core import (
+    ClientInfo,
+    Context,
+    Failure,
+    FromSystem,
+    Method,
+    Seeded,
+    Selection,
+    ServerState,
+)
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
@@ -36,19 +46,21 @@ from shepherd.io.atomic import disk_errors, secret
 from shepherd.privacy import client_level, example_level
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
+from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
 from shepherd.rounds.ring import require_sums
 from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, SecureTable
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
-from shepherd.silos.protocol.wire import Scores
+from shepherd.silos.protocol.wire import Reply, Scores
+from shepherd.silos.secure import Directory
 from shepherd.silos.server import trusted_modules as trusted
 from shepherd.silos.server.pooling import pooled
 from shepherd.silos.server.run_status import RunStatus
+from shepherd.silos.server.secure_federation import SecureFederation
 from shepherd.silos.server.site_federation import (
-    Reply,
     RequestContext,
     SiteFederation,
     Transport,
@@ -66,6 +78,8 @@ LOCK_TIMEOUT_S = 90.0
 """How long to wait for the lock while an orphaned server process still holds it."""
 SECRET_FILE = "secret"
 """The file, in the folder of the run, with the seed of this server's random draws."""
+AGREED_FILE = "agreed.json"
+"""The file, in the folder of the run, with the sites of the last secure sum."""
 KEPT_CHECKPOINTS = 2
 """Checkpoints kept at the server; `checkpoints.keep` is for the coordinator's run folder."""
 MAX_REASON_CHARS = 300  # why a site is left out of a score
@@ -85,6 +99,8 @@ class ServerRun:
     """All sites of the federation, connected or not; None where no list is kept."""
     trusted: Trusted = NO_OTHERS
     """Modules outside the package that a run may name."""
+    directory: Callable[[], Directory] | None = None
+    """Reads what verifies the certificates of sites in secure sums; None leaves that to the sites."""
     settings: RunSettings = field(init=False)
     silos: SiteFederation = field(init=False)
     _privacy: ClientPrivacy | None = None
@@ -217,7 +233,7 @@ class ServerRun:
         secret = self._secret(state.round)
         return rounds(
             method,
-            self.silos,
+            self.silos if self.settings.secure is None else self._secure(method, self.settings.secure),
             state,
             secret=secret,
             # a mechanism's noise must not be reproducible; otherwise a restarted job repeats its round
@@ -229,6 +245,20 @@ class ServerRun:
             seed=self.settings.seed,
             allow=weights.allowed_by(self.settings),
             max_share=self.settings.federation.max_share,
+        )
+
+    def _secure(self, method: Method, table: SecureTable) -> SecureFederation:
+        """The sites as a federation that learns their sums alone."""
+        anyone = ClientInfo(name="anyone", examples=1)
+        quorum = 0.0 if method.is_private else self.settings.federation.quorum
+        return SecureFederation(
+            silos=self.silos,
+            ring_bits=table.ring_bits,
+            layout=lambda broadcast: method.expects(broadcast, anyone),
+            fewest=lambda cohort: max(needed(quorum, cohort), method.aggregation.smallest_cohort),
+            agreed=self.home / AGREED_FILE,
+            directory=self.directory() if self.directory else None,
+            names_sites=not method.is_private,
         )
 
     def _secret(self, finished: int) -> int:
@@ -271,9 +301,8 @@ class ServerRun:
         return {
             **report_row(report),
             **scored,
-            "taken": dict(taken),
+            **({} if self.settings.secure else _coverage(held, taken)),
             **({"ranks": fewer} if (fewer := self.silos.fewer()) else {}),
-            "coverage": {site: cursor.coverage(held[site], taken.get(site, 0)) for site in sorted(held)},
             "seconds": {
                 "round": report.seconds + scoring,
                 "tuning": report.federation_seconds,
@@ -348,6 +377,12 @@ def _add_taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]
     """Examples that each site reports to have trained on, over all rounds."""
     new = {site: max(0, int(metrics.get("examples", 0))) for site, metrics in report.metrics.items()}
     return {site: before.get(site, 0) + new.get(site, 0) for site in sorted({*before, *new})}
+
+
+def _coverage(held: Mapping[str, int], taken: Mapping[str, int]) -> Row:
+    """How far each site has gone through its examples, by what it reports of its visits."""
+    shares = {site: cursor.coverage(held[site], taken.get(site, 0)) for site in sorted(held)}
+    return {"taken": dict(taken), "coverage": shares}
 
 
 @contextmanager

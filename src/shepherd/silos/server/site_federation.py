@@ -16,7 +16,7 @@ from shepherd.errors import WireError
 from shepherd.rounds.ranks import SiteRanks
 from shepherd.settings import SilosTable
 from shepherd.silos.protocol import schema, wire
-from shepherd.silos.protocol.wire import Ready, Request, Scores
+from shepherd.silos.protocol.wire import Asked, Ready, Reply, Request, Scores, SumAnswer, Trained
 
 LEAST_SHORT_DEADLINE_S = 300.0
 """Lower bound of the default deadline for joining and scoring, unless silos.deadline_s is shorter."""
@@ -26,8 +26,6 @@ than they receive, and scores are sent by category."""
 MAX_EXAMPLES = 100_000_000
 """Largest number of examples that a site may report."""
 NOT_CONNECTED = "it is not connected; start `shepherd silos site` there"
-
-Reply = Update | Failure | Ready | Scores
 
 
 class Transport(Protocol):
@@ -41,6 +39,9 @@ class Transport(Protocol):
 
         Ends when all have replied, when the others have disconnected, or after `seconds`.
         """
+
+    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
+        """Like `ask`, with a message of its own for each site."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,15 +119,24 @@ class SiteFederation:
         A site of the cohort that has connected since joins first. The request names the number of sites
         asked: those that have joined and are connected.
         """
+        for reply in self.train(broadcast, cohort):
+            yield reply if isinstance(reply, Update | Failure) else unexpected(reply)
+
+    def train(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Reply]:
+        """Like `run`, with each site's reply as it is."""
         late = [site for site in self._connected_sites() if site in cohort and site not in self.joined]
         list(self._join(broadcast.round, late))
         asked, others = self._split_reachable(cohort)
-        request = self._request(
-            "train", broadcast.round, broadcast, len(asked), self.request_context.deadline_s
-        )
-        for reply in self._ask_in_waves(request, cohort, others):
+        for reply in self._ask_in_waves(self._train_request(broadcast, len(asked)), cohort, others):
             self.on_reply(reply)
-            yield reply if isinstance(reply, Update | Failure) else _unexpected(reply)
+            yield reply
+
+    def train_id(self, broadcast: Broadcast) -> str:
+        """The id of the request to train on a broadcast."""
+        return self._train_request(broadcast, 0).id
+
+    def _train_request(self, broadcast: Broadcast, cohort: int) -> Request:
+        return self._request("train", broadcast.round, broadcast, cohort, self.request_context.deadline_s)
 
     def join(self, round: int) -> list[Ready | Failure]:
         """Have every connected site load its base and its data."""
@@ -145,7 +155,7 @@ class SiteFederation:
         asked, others = self._split_reachable(sites)
         request = self._request("score", round, broadcast, len(asked), self.request_context.short_deadline_s)
         replies = self._ask_in_waves(request, sites, others)
-        return [reply if isinstance(reply, Scores | Failure) else _unexpected(reply) for reply in replies]
+        return [reply if isinstance(reply, Scores | Failure) else unexpected(reply) for reply in replies]
 
     def _connected_sites(self) -> list[str]:
         here = set(self.transport.present())
@@ -158,7 +168,7 @@ class SiteFederation:
                 self.joined[reply.client] = reply
                 yield reply
             else:
-                failure = reply if isinstance(reply, Failure) else _unexpected(reply)
+                failure = reply if isinstance(reply, Failure) else unexpected(reply)
                 self._refused[failure.client] = failure.reason
                 yield failure
 
@@ -233,9 +243,11 @@ class SiteFederation:
                 came[arrived[0]] = arrived[1]
                 del arrived  # frees the last reply
             # popped, so that only replies that wait for their turn are held
-            yield self._read_reply(site, came.pop(site, None), request, len(message))
+            most = MAX_REPLY_RATIO * len(message) + MAX_REPLY_EXTRA_BYTES
+            yield self.read_reply(site, came.pop(site, None), request, most)
 
-    def _read_reply(self, site: str, answer: bytes | None, request: Request, asked: int) -> Reply:
+    def read_reply(self, site: str, answer: bytes | None, request: Asked, most: int) -> Reply:
+        """A site's reply, or a Failure: it did not come, is longer than `most` bytes, or cannot be right."""
         if answer is None:
             self.unresponsive.add(site)
             return Failure(
@@ -245,19 +257,25 @@ class SiteFederation:
             )
         self.unresponsive.discard(site)
         try:
-            reply = wire.decode_reply(answer, max_bytes=MAX_REPLY_RATIO * asked + MAX_REPLY_EXTRA_BYTES)
+            reply = wire.decode_reply(answer, max_bytes=most)
         except WireError as error:
             return Failure(client=site, reason=schema.sentence(f"its reply cannot be read ({error})"))
         if isinstance(reply, Scores) and reply.round != request.round:
             return Failure(client=site, reason=f"its scores are of round {reply.round}, not {request.round}")
-        names = reply.clients if isinstance(reply, Update) else (reply.client,)
-        if names != (site,):  # its certificate says who it is
-            return Failure(client=site, reason=f"it replied in the name of {reply.client!r}; check its kit")
+        if isinstance(reply, Trained | SumAnswer) and reply.round != request.round:
+            return Failure(client=site, reason=f"it replies for round {reply.round}, not {request.round}")
+        return _of_itself(reply, site)
+
+
+def _of_itself(reply: Reply, site: str) -> Reply:
+    names = reply.clients if isinstance(reply, Update) else (reply.client,)
+    if names == (site,):  # its certificate says who it is
         return reply
+    return Failure(client=site, reason=f"it replied in the name of {reply.client!r}; check its kit")
 
 
-def _deadline_key(request: Request) -> str:
-    return "deadline_s" if request.kind == "train" else "short_deadline_s"
+def _deadline_key(request: Asked) -> str:
+    return "deadline_s" if request.kind in ("train", "masked") else "short_deadline_s"
 
 
 def _client_info(name: str, joined: Ready | None, usual: int) -> ClientInfo:
@@ -266,7 +284,8 @@ def _client_info(name: str, joined: Ready | None, usual: int) -> ClientInfo:
     return ClientInfo(name=name, examples=joined.examples, min_cohort=joined.min_cohort)
 
 
-def _unexpected(reply: Reply) -> Failure:
+def unexpected(reply: Reply) -> Failure:
+    """The failure of a site that sent another kind of reply than it was asked for."""
     return Failure(
         client=reply.client,
         reason="it sent the wrong kind of reply; install the server's version of shepherd-fit there",

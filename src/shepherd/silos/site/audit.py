@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -28,11 +28,12 @@ import numpy as np
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.settings import RunSettings
+from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site.policy import MAX_SHOWN_CHARS, MonthUsage, Refusal, Visit
 from shepherd.silos.site.site_settings import ScoringTable, parse_request
 
 if TYPE_CHECKING:
-    from shepherd.silos.protocol.wire import Request
+    from shepherd.silos.protocol.wire import Asked, SumRequest
 
 FILE = "audit.jsonl"
 FILE_MODE = 0o600
@@ -76,6 +77,8 @@ class Released:
     tensors: int = 0
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    masked: bool = False
+    """Whether an update left, under masks that only the sum over the sites of a round lets go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +127,11 @@ def granted_event(
     return Event(what="granted", asked=comes_to, **_event_fields(request, now))
 
 
-def refused_event(request: Request, now: datetime, refusal: Refusal) -> Event:
+def refused_event(request: Asked, now: datetime, refusal: Refusal) -> Event:
     """The event of a request that the policy refuses; unreadable settings are left out."""
     of = _event_fields(request, now)
     try:
-        comes_to = summary(request)
+        comes_to = summary(request) if isinstance(request, Request) else _sum_summary(request, ())
     except SettingsError:  # such as another version's, which is refused for its version
         comes_to = {}
     return Event(what="refused", asked=comes_to, rule=refusal.rule, sentence=refusal.sentence, **of)
@@ -139,7 +142,19 @@ def answered_event(request: Request, now: datetime, left: Released) -> Event:
     return Event(what="answered", left=left, **_event_fields(request, now))
 
 
-def failed_event(request: Request, now: datetime, error: BaseException) -> Event:
+def sum_event(request: SumRequest, now: datetime, left: Released, sites: Collection[str]) -> Event:
+    """The event of an answer to one phase of a secure sum, and the sites that it is about."""
+    return Event(
+        what="answered", asked=_sum_summary(request, sites), left=left, **_event_fields(request, now)
+    )
+
+
+def _sum_summary(request: SumRequest, sites: Collection[str]) -> dict[str, Any]:
+    named = {"sites": [_short(site) for site in sites]} if sites else {}
+    return {"attempt": request.attempt, **named}
+
+
+def failed_event(request: Asked, now: datetime, error: BaseException) -> Event:
     """The event of a failed request, with only the class of the error, whose message may quote data."""
     return Event(what="failed", fault=type(error).__name__, **_event_fields(request, now))
 
@@ -198,7 +213,7 @@ def _finite(number: float) -> float | str:
     return float(f"{number:.6g}") if abs(number) < float("inf") else str(number)
 
 
-def _event_fields(request: Request, now: datetime) -> dict[str, Any]:
+def _event_fields(request: Asked, now: datetime) -> dict[str, Any]:
     return {
         "when": now.isoformat(timespec="seconds"),
         "kind": request.kind,
@@ -275,7 +290,8 @@ def _without_empty(event: Event) -> dict[str, Any]:
     if not event.more:
         del kept["more"]
     if event.left is not None:
-        kept["left"] = {name: value for name, value in kept["left"].items() if value != {}}
+        left = kept["left"].items()
+        kept["left"] = {name: value for name, value in left if value != {} and value is not False}
     return {"what": kept.pop("what"), **kept}
 
 
@@ -432,7 +448,7 @@ def month_usage(
         # counted from what was granted, since a killed process leaves no other line
         failures=sum(tries[each] for each in of_run)
         - answers
-        + sum(times[each] for each in early if each.kind != "join"),
+        + sum(times[each] for each in early if each.kind in ("train", "score")),
         answers=times.get(EventClass("answered", kind, *asked), 0),
     )
 

@@ -38,7 +38,6 @@ CLIENT_DELTA = 1e-5  # of a site as a whole, among sites whose number it does no
 MAX_TRIES = 5  # of one request in a month, for killed processes and full disks
 SHORTEN_VISIT = "lower tuning.max_steps or tuning.epochs"
 DEFAULT_SCORING = ScoringTable()
-SECURE_TRANSFORM = "secure"  # name of a transform
 ADD_EXAMPLE_NOISE = "add [privacy.examples] with a norm and a noise multiplier to the run file"
 ADD_CLIENT_NOISE = (
     'add [[transforms]] name = "gaussian", or "skellam" with [secure], to the run file, and to the'
@@ -313,11 +312,9 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Violatio
     for name in transforms:
         if name not in policy.transforms:
             yield Violation("transforms", policy.transforms, f"transform {_toml(name)}", fix)
-    if policy.require_secure_aggregation and SECURE_TRANSFORM not in transforms:
+    if policy.require_secure_aggregation and run.secure is None:
         got = "a run without secure aggregation"
-        yield Violation(
-            "require_secure_aggregation", True, got, f"add the transform {_toml(SECURE_TRANSFORM)}"
-        )
+        yield Violation("require_secure_aggregation", True, got, "add [secure] to the run file")
 
 
 def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple[Unit, Spending]]:

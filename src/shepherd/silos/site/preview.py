@@ -278,6 +278,11 @@ def in_words(policy: PolicyTable) -> list[str]:
         f" {_listed(policy.objectives)}.",
         f"A run {noise} add noise.",
         f"A run {secure} secure aggregation; without it the server sees this site's own update.",
+        *(
+            [f"A secure sum may be over this site and these only: {_listed(policy.secure_with)}."]
+            if policy.secure_with
+            else []
+        ),
         *_privacy_in_words(policy),
         "Code that comes with a base is never run.",
     ]

@@ -21,6 +21,7 @@ from shepherd.errors import (
     PluginError,
     SettingsError,
     ShepherdError,
+    SilosError,
     WireError,
 )
 from shepherd.silos.protocol.schema import sentence
@@ -85,7 +86,7 @@ def server_message(error: BaseException) -> str:
         return FULL
     if any(_is_of_memory(each) for each in causes):
         return MEMORY
-    if isinstance(error, FolderError):
+    if isinstance(error, FolderError | SilosError):
         return FOLDER
     return OTHER
 

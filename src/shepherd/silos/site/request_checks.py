@@ -11,7 +11,7 @@ from shepherd.errors import AdapterError, SettingsError
 from shepherd.model.base import Base
 from shepherd.privacy import accountant
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Request
+from shepherd.silos.protocol.wire import Asked, Request
 from shepherd.silos.site.policy import Refusal
 from shepherd.silos.site.redaction import Diverged
 
@@ -47,7 +47,7 @@ def require_accountant(name: str) -> None:
         ) from error
 
 
-def require_version(request: Request, name: str) -> None:
+def require_version(request: Asked, name: str) -> None:
     """Raise Refused if the server has another minor version of shepherd-fit."""
     here = wire.version()
     if request.version.split(".")[:2] != here.split(".")[:2]:
@@ -68,7 +68,7 @@ def require_id(request: Request, name: str) -> None:
         )
 
 
-def require_clock(request: Request, size: int) -> None:
+def require_clock(request: Asked, size: int) -> None:
     """Raise Refused if the request was not sent just now, by this site's clock.
 
     Args:

@@ -225,7 +225,11 @@ class PolicyTable(Table):
     min_noise: PositiveFloat = 0.3
     """Smallest noise multiplier of a run that is to protect somebody."""
     require_secure_aggregation: Switch = False
-    """Refuse a run that has no transform called "secure": without it the server sees each update."""
+    """Refuse a run without [secure]: without it the server sees each update of this site, and with it only
+    sums over sites."""
+    secure_with: tuple[str, ...] = ()
+    """The only sites that may be in a secure sum with this one, by name, and this one; empty for every site
+    of the federation. Whoever controls the server and a third of the sites of a sum may learn the others."""
     hours: Annotated[str, AfterValidator(_check_window)] | None = Field(
         default=None, examples=["18:00-06:00"]
     )

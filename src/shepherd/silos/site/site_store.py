@@ -74,6 +74,17 @@ class AnsweredRound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SumRecord:
+    """Which sites the secure sum of a round is of; it never changes once it is written."""
+
+    round: int
+    members: tuple[str, ...]
+    """The sites that the sum may be of; written before an update leaves under masks."""
+    survivors: tuple[str, ...] = ()
+    """The sites that this site agreed to; written before it agrees, and empty until then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """The record of a run, kept for a year. Rounds are -1 before the first."""
 
@@ -93,6 +104,8 @@ class RunRecord:
     """The score released then, by category."""
     scored_adapter: str = ""
     """Digest of the file of the adapter that was scored; "" if it is not kept."""
+    sums: tuple[SumRecord, ...] = ()
+    """The secure sums of the rounds whose answers are kept, by round."""
 
 
 @dataclass(slots=True)
@@ -181,6 +194,26 @@ class Store:
             scored = replace(known, scored=round, scored_id=id, score=score, scored_adapter=digest)
             self._write(run, scored)
 
+    def sum_of(self, run: str, round: int) -> SumRecord | None:
+        """What is recorded of a round's secure sum; None before an update has left under masks.
+
+        Raises:
+            FolderError: the record exists and cannot be read.
+        """
+        return next((each for each in self.record(run).sums if each.round == round), None)
+
+    def save_sum(self, run: str, kept: SumRecord) -> None:
+        """Record a round's secure sum, flushed to disk on return; the caller changes no recorded set.
+
+        Raises:
+            FolderError: the disk is full or cannot be written.
+        """
+        with self._lock:
+            known = _read_record(self._place(run))
+            others = [each for each in known.sums if each.round != kept.round]
+            sums = sorted([*others, kept], key=lambda each: each.round)
+            self._write(run, replace(known, sums=tuple(sums[-KEPT_ROUNDS:])))
+
     def runs(self) -> list[str]:
         """The runs of which answered rounds are kept, the one answered last at the end."""
         folder = self.home / "state"
@@ -236,14 +269,21 @@ def _read_record(place: Path) -> RunRecord:
         table = json.loads(place.read_text(encoding="utf8"))
         score = table.pop("score", None)
         scores = None if score is None else {name: Score(**each) for name, each in score.items()}
-        return RunRecord(**table, score=scores)
+        sums = tuple(_read_sum(each) for each in table.pop("sums", ()))
+        return RunRecord(**table, score=scores, sums=sums)
     except FileNotFoundError:
         return RunRecord()
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FolderError(
             f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run starts again"
             " at the beginning of the data"
         ) from error
+
+
+def _read_sum(table: Mapping[str, Any]) -> SumRecord:
+    return SumRecord(
+        round=table["round"], members=tuple(table["members"]), survivors=tuple(table["survivors"])
+    )
 
 
 def _with_answer(record: RunRecord, kept: AnsweredRound) -> RunRecord:

@@ -37,7 +37,7 @@ from shepherd.core import (
 )
 from shepherd.data import cursor, pipeline
 from shepherd.data.pipeline import TokenisedData
-from shepherd.errors import ShepherdError
+from shepherd.errors import ShepherdError, UpdateRefused
 from shepherd.evaluate import loss
 from shepherd.federation.clients import Batches, LocalClients
 from shepherd.io.atomic import disk_errors
@@ -48,7 +48,7 @@ from shepherd.privacy import accountant
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
-from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
+from shepherd.silos.protocol.wire import Asked, Ready, Reply, Request, Scores, SumRequest
 from shepherd.silos.site import (
     allowed_bases,
     audit,
@@ -57,11 +57,13 @@ from shepherd.silos.site import (
     redaction,
     released,
     request_checks,
+    secure_sums,
 )
 from shepherd.silos.site.audit import Released
 from shepherd.silos.site.data_cache import DataCache
 from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
 from shepherd.silos.site.released import Score
+from shepherd.silos.site.secure_sums import SecureSums
 from shepherd.silos.site.site_settings import (
     SiteSettings,
     parse_request,
@@ -97,6 +99,9 @@ class Trainer:
             home.mkdir(parents=True, exist_ok=True)
             home.chmod(0o700)
         self.store, self.cache = Store(home), DataCache(home, name)
+        self.sums = SecureSums(
+            name, self.store, settings.policy, lambda: secure_sums.kit_signer(home, settings.policy)
+        )
         self._allowed = allowed_bases.allowed(settings.bases)
         self._worker = ThreadPoolExecutor(1)  # a single thread, so one visit at a time
         self._lock = threading.Lock()
@@ -107,13 +112,16 @@ class Trainer:
         """Answer a request, both as bytes; never raises."""
         received = monotonic()
         try:
-            request = wire.decode_request(message)
+            request = wire.decode_asked(message)
         except Exception as error:
             log.error("a message was refused: %s", redaction.log_message(error))
             return self._failure(redaction.server_message(error))
         try:
-            answer = self._answer(request, received, len(message))
-            self._record(audit.answered_event(request, _now(), answer.left))
+            if isinstance(request, SumRequest):
+                answer = self._summed(request, len(message))
+            else:
+                answer = self._answer(request, received, len(message))
+                self._record(audit.answered_event(request, _now(), answer.left))
             size = len(answer.message)
             log.info("%s answered in %.1f s: %d bytes", _request_name(request), monotonic() - received, size)
             return answer.message
@@ -136,6 +144,8 @@ class Trainer:
         request_checks.require_id(request, self.name)
         request_checks.require_sound(request)
         self._require_allowed(request)
+        secure_sums.require_trainable(self.name, parse_request(request.settings), self.settings.policy)
+        secure_sums.require_no_downgrade(self.name, request, self.store)
         if request.kind == "join":
             self._require_few_joins()
         kept = self._kept_answer(request)
@@ -148,6 +158,16 @@ class Trainer:
             return _to_answer(self._ready(request, examples))
         task = self._submit(request, received + request.deadline)
         return wait_for(task, received + request.deadline)
+
+    def _summed(self, request: SumRequest, size: int) -> Answer:
+        """Answer a phase of a secure sum at once, whatever is being trained."""
+        request_checks.require_version(request, self.name)
+        request_checks.require_clock(request, size)
+        reply, sites = self.sums.answer(request)
+        message = wire.encode_reply(reply)
+        left = Released(bytes=len(message), masked=request.kind == "masked")
+        self._record(audit.sum_event(request, _now(), left, sites))
+        return Answer(message, left)
 
     def _require_allowed(
         self,
@@ -231,7 +251,7 @@ class Trainer:
         if kept is None:
             return None
         self._require_allowed(request, kept.examples, kept.different)
-        return _to_answer(self._releasable(kept.update))
+        return self._trained(request, kept.update)
 
     def _kept_score(self, request: Request, record: RunRecord) -> Answer | None:
         """Like `_kept_answer`, with one request a round: scores of two similar adapters reveal much."""
@@ -434,15 +454,16 @@ class Trainer:
         before = self.store.before(request.run, request.round)
         if before is None and start:
             log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
-        with redaction.of_the_examples():
-            tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
-            answer = clients.update(request.broadcast, tuned)
         examples, position = clients.size(name), batches.position
         try:
+            with redaction.of_the_examples():
+                tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
+                answer = clients.update(request.broadcast, tuned)
             request_checks.require_finite(answer)
-        except redaction.Diverged:  # reveals something about the examples, so never repeated
+        except (redaction.Diverged, UpdateRefused) as error:
+            # reveals something about the examples, so never repeated
             self.store.spend(request.run, request.round, request.id, position)
-            raise
+            raise redaction.Diverged(str(error)) from error
         metrics = released.of_a_visit(
             answer.metrics,
             comparable=self._is_comparable(settings, examples, start, position),
@@ -464,7 +485,7 @@ class Trainer:
             settings=request.settings,
         )
         self.store.save(request.run, kept)
-        return _to_answer(self._releasable(kept.update))
+        return self._trained(request, kept.update)
 
     def _tuned(
         self, task: Task, clients: LocalClients, base: Base, batches: Batches, memory: Payload
@@ -481,8 +502,12 @@ class Trainer:
             (tuned,) = tune.tune(base, clients.job(broadcast, [visit]), watch)
         return tuned
 
-    def _releasable(self, update: Update) -> Update:
-        return replace(update, metrics=released.released_metrics(self.settings.policy, update.metrics))
+    def _trained(self, request: Request, update: Update) -> Answer:
+        """The answer to a request to train: the update, or under [secure] nothing of it but its length."""
+        if parse_request(request.settings).secure is not None:
+            return _to_answer(self.sums.trained(request, update))
+        metrics = released.released_metrics(self.settings.policy, update.metrics)
+        return _to_answer(replace(update, metrics=metrics))
 
     def _is_comparable(self, settings: RunSettings, examples: int, start: int, end: int) -> bool:
         """Whether the visit's metrics reveal nothing in combination with other released numbers."""
@@ -553,12 +578,12 @@ class Trainer:
 
     # refusals, failures and the audit log -----------------------------------------------------------------
 
-    def _refused(self, request: Request, refusal: Refusal) -> bytes:
+    def _refused(self, request: Asked, refusal: Refusal) -> bytes:
         log.warning("%s refused: %s", _request_name(request), refusal.sentence)
         self._record_if_possible(lambda: audit.refused_event(request, _now(), refusal))
         return self._failure(refusal.sentence)
 
-    def _failed(self, request: Request, error: Exception) -> bytes:
+    def _failed(self, request: Asked, error: Exception) -> bytes:
         log.error("%s failed: %s", _request_name(request), redaction.log_message(error))
         self._record_if_possible(lambda: audit.failed_event(request, _now(), error))
         return self._failure(redaction.server_message(error))
@@ -602,7 +627,7 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
-def _request_name(request: Request) -> str:
+def _request_name(request: Asked) -> str:
     return f"run {request.run}, round {request.round + 1}, {request.kind}:"
 
 

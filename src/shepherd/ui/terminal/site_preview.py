@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
-from shepherd.silos.site import released
+from shepherd.silos.site import preview, released
 from shepherd.silos.site.preview import BasePreview, DataPreview, Found, OutgoingUpdate
 from shepherd.ui.terminal.console import PlainConsole, styled
 from shepherd.ui.terminal.data_tables import print_lint_report
@@ -87,11 +87,13 @@ def _what_leaves(found: Found) -> Iterable[str]:
         "On joining: this site's name, how many examples and at what rank it trains, and the version of this"
         " program."
     )
+    secure = found.run.secure
     if found.leaving is not None:
-        yield from _tensors(found.leaving)
+        yield from _tensors(found.leaving) if secure is None else _masked(found.leaving, secure.ring_bits)
     names = [name for name in policy.metrics if name != "heldout"]
-    yield f"With each update, one weight and these numbers: {', '.join(names) or 'none'}."
-    if "loss" in policy.metrics:
+    if secure is None:
+        yield f"With each update, one weight and these numbers: {', '.join(names) or 'none'}."
+    if "loss" in policy.metrics and secure is None:
         yield (
             f"A loss is a mean over {policy.min_examples} examples or more, to {released.LOSS_DIGITS} digits"
             f" after the point; each token counts at most {released.CAP_NATS:g} nats in it."
@@ -105,8 +107,22 @@ def _what_leaves(found: Found) -> Iterable[str]:
     yield (
         "No message contains text of an example. But an update is computed from your examples: analysing it"
         " may reveal what some of them say, or whether one was among them. Your policy bounds how many"
-        " examples are behind an update and how often one is asked for; only noise or secure aggregation"
-        " would bound what it reveals."
+        " examples are behind an update and how often one is asked for; only noise bounds what it reveals,"
+        " and secure sums ([secure] in a run) show it to nobody alone."
+    )
+
+
+def _masked(leaving: OutgoingUpdate, ring_bits: int) -> Iterable[str]:
+    count = leaving.bytes // preview.FLOAT32_BYTES
+    yield (
+        f"Each round, {count:,} whole numbers of {ring_bits} bits, the change of the adapter at rank"
+        f" {leaving.rank} over {leaving.base} under masks: {count * ring_bits // 8:,} bytes. The server can"
+        " take the masks off the sum over the sites of the round, and off nothing else; no weight and no"
+        " number of a visit is sent with it."
+    )
+    yield (
+        "Each round, this site's certificate and two keys of this round, and for each other site shares of"
+        " their secrets, which that site alone can read."
     )
 
 
