@@ -9,6 +9,14 @@ import click
 from shepherd.ui.cli.options import overrides, run_folder
 from shepherd.ui.cli.silos import agreed, echo, into, plugin, trust
 
+results_option = click.option(
+    "--results",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What `shepherd evaluate --json` printed, for the model card; repeatable.",
+)
+
 
 @click.command(short_help="Write a run's adapter for other programs.")
 @run_folder
@@ -23,6 +31,7 @@ from shepherd.ui.cli.silos import agreed, echo, into, plugin, trust
 @into
 @click.option("--round", type=click.IntRange(min=1), help="Round of a kept checkpoint.  [default: the last]")
 @click.option("--client", metavar="NAME", help="Client whose own model is written, where each has one.")
+@results_option
 @trust
 @plugin
 def export(
@@ -32,18 +41,24 @@ def export(
     output: Path,
     round: int | None,
     client: str | None,
+    results: tuple[Path, ...],
     remote_code: bool,
     plugins: tuple[str, ...],
 ) -> None:
-    """Write the adapter of a run for other programs: merged into its base, or in PEFT's layout.
+    """Write the adapter of a run for other programs, with its model card.
 
-    Keys are those of the exporter: dtype=float16
+    In PEFT's layout, merged into its base, as GGUF for llama.cpp, or with a Modelfile for Ollama. Keys are
+    those of the exporter: dtype=float16
     """
     from shepherd.run.export import export as write
 
     consent = agreed(remote_code, plugins)
-    write(folder, output, to, overrides, round=round, client=client, consent=consent)
+    serve = write(
+        folder, output, to, overrides, round=round, client=client, results=results, consent=consent
+    )
     echo(f"wrote {output}")
+    if serve:
+        echo(f"to use it: {serve}")
 
 
 @click.command("plugins", short_help="List every plug-in, with its keys.")
