@@ -30,7 +30,13 @@ def jinja(template: Template, tokenizer: Tokenizer) -> str:
     system = style.system if template.system is None else template.system
     lead, between, before, after, space = (
         json.dumps(text, ensure_ascii=False)
-        for text in (system + style.gap if system else "", style.between, style.user, style.answer, style.space)
+        for text in (
+            system + style.gap if system else "",
+            style.between,
+            style.user,
+            style.answer,
+            style.space,
+        )
     )
     gap = json.dumps(style.gap, ensure_ascii=False)
     return (
@@ -101,8 +107,8 @@ def turn_texts(template: Template, tokenizer: Tokenizer) -> TurnTexts:
         if _prompt(template, tokenizer, chat) != found.text(chat):
             raise TemplateError(
                 f'the template "{template.name}" writes a turn otherwise where other turns differ, which'
-                " Ollama's templates do not say; export --to gguf, and serve it with llama-server, which reads"
-                " the chat template itself"
+                " Ollama's templates do not say; export --to gguf, and serve it with llama-server, which"
+                " reads the chat template itself"
             )
     return found
 

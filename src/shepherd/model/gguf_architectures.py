@@ -79,8 +79,8 @@ def of(config: Any, name: str) -> Architecture:
     if kind not in VERIFIED:
         raise BaseError(
             f"base {name} is of type {kind}, which is not verified as GGUF (verified are"
-            f" {', '.join(sorted(VERIFIED))}); export it --to merged, and convert that folder with llama.cpp's"
-            " convert_hf_to_gguf.py"
+            f" {', '.join(sorted(VERIFIED))}); export it --to merged, and convert that folder with"
+            " llama.cpp's convert_hf_to_gguf.py"
         )
     found = VERIFIED[kind]
     if reason := found.unfit(config):
@@ -105,7 +105,8 @@ def rope_factors(config: Any) -> Array | None:
 def _rope(config: Any) -> Mapping[str, Any]:
     """Rotary parameters of the layers that see everything."""
     rope: Mapping[str, Any] = config.rope_parameters
-    return rope.get("full_attention", rope)
+    whole: Mapping[str, Any] = rope.get("full_attention", rope)
+    return whole
 
 
 def _decoder(config: Any) -> dict[str, Value]:
@@ -205,8 +206,10 @@ def _unfit_gemma(config: Any, every: int) -> str:
         return f"has hidden_activation = {config.hidden_activation!r}"
     if config.query_pre_attn_scalar != config.head_dim:
         return f"scales its queries by {config.query_pre_attn_scalar}, not by the width of a head"
-    usual = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(len(config.layer_types))]
-    return "" if list(config.layer_types) == usual else f"has windows elsewhere than in all but each {every}th layer"
+    for place, kind in enumerate(config.layer_types, 1):
+        if (kind == "full_attention") != (place % every == 0):
+            return f"has {kind} in layer {place}, where every {every}th sees everything"
+    return ""
 
 
 def _unfit_gpt2(config: Any) -> str:

@@ -97,7 +97,9 @@ def write_adapter(path: Path, trained: Trained, number: Number) -> None:
     weights = {target: f"{target.module}.weight" for target in base.targets}
     named = gguf_file.names(how.name, config.num_hidden_layers, weights.values())
     if strange := sorted(set(weights.values()) - named.keys()):
-        raise AdapterError(f"{strange[0]} of base {base.name} has no name in GGUF; export the adapter --to peft")
+        raise AdapterError(
+            f"{strange[0]} of base {base.name} has no name in GGUF; export the adapter --to peft"
+        )
     ranks = lora.ranks(base.targets, adapter)
     usual = max(ranks.values(), key=list(ranks.values()).count)
 

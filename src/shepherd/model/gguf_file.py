@@ -33,7 +33,9 @@ def require_installed() -> None:
     try:
         import gguf  # noqa: F401
     except ModuleNotFoundError as error:
-        raise BaseError(f"GGUF files need the package gguf, which is not installed: {install('gguf')}") from error
+        raise BaseError(
+            f"GGUF files need the package gguf, which is not installed; run {install('gguf')}"
+        ) from error
 
 
 def names(architecture: str, blocks: int, modules: Iterable[str]) -> dict[str, str]:
@@ -117,4 +119,3 @@ def _add(writer: GGUFWriter, key: str, value: Value) -> None:
 
 def _fits(shape: tuple[int, ...], number: Number) -> bool:
     return len(shape) > 1 and (number != "q8_0" or shape[-1] % 32 == 0)
-

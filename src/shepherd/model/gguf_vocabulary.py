@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata: byte-level BPE by its merges, SentencePiece's BPE by the scores of its tokens.
+"""A tokenizer as GGUF metadata: byte-level BPE by its merges, SentencePiece's BPE by its tokens' scores.
 
 llama.cpp splits text before byte-level BPE by a rule that the file only names. SentencePiece's BPE joins the
 two neighbours whose token has the highest score; a fast tokenizer joins those that come first in its list
@@ -54,12 +54,10 @@ def metadata(
     if max(found.values()) >= size:
         raise _unknown(name, f"its tokenizer has {max(found.values()) + 1} tokens, and the model {size}")
     by_id = {place: token for token, place in found.items()}
-    added = {each["id"]: each["special"] for each in whole["added_tokens"]}
     tokens = [by_id.get(place, f"[PAD{place}]") for place in range(size)]
-    kinds = [
-        (CONTROL if added[place] else USER_DEFINED) if place in added else NORMAL if place in by_id else UNUSED
-        for place in range(size)
-    ]
+    kinds = [NORMAL if place in by_id else UNUSED for place in range(size)]
+    for each in whole["added_tokens"]:
+        kinds[each["id"]] = CONTROL if each["special"] else USER_DEFINED
     own = _sentencepiece if model.get("byte_fallback") else _byte_level
     keys = {
         **own(whole, tokens, kinds, tokenizer, name),
@@ -129,7 +127,8 @@ def _sentencepiece(
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges; older files hold "a b" for ("a", "b")."""
-    return [tuple(each.split(" ", 1)) if isinstance(each, str) else tuple(each) for each in model["merges"]]
+    pairs = (each.split(" ", 1) if isinstance(each, str) else each for each in model["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _special(tokenizer: Any, stop: Sequence[int]) -> dict[str, Value]:

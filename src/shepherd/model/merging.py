@@ -74,8 +74,8 @@ def merged(trained: Trained, dtype: torch.dtype) -> Any:
                 part[1].copy_(part[0].double() + (delta.T if flips else delta))
                 if not bool(part[1].isfinite().all()):
                     raise AdapterError(
-                        f"the adapter cannot be merged into {base.name} in {str(dtype).removeprefix('torch.')}"
-                        f" ({name} would not be finite); merge it with dtype=float32"
+                        f"the adapter cannot be merged into {base.name}: {name} would not be finite in"
+                        f" {str(dtype).removeprefix('torch.')}; merge it with dtype=float32"
                     )
             weights[name].data = changed[name]
             progress.advance()

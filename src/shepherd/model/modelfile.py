@@ -39,7 +39,7 @@ def write(folder: Path, content: str) -> Path:
 def _quoted(value: str) -> str:
     if '"""' in value or value.endswith('"'):
         raise TemplateError(
-            'the prompt template holds three quotes, or ends in one, which a Modelfile cannot quote; export'
+            "the prompt template holds three quotes, or ends in one, which a Modelfile cannot quote; export"
             " --to gguf"
         )
     return f'"""{value}"""'

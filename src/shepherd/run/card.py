@@ -133,7 +133,7 @@ def exported(card: str, *, library: str, holds_base: bool, serve: str, results: 
         results: results of `shepherd evaluate --json`, which are added to the metadata.
     """
     read = ModelCard(card, ignore_metadata_errors=True)
-    data = read.data
+    data: Any = read.data
     name = data.model_name or _title(read.text)
     found = [*(data.eval_results or []), *(each for row in results for each in _measured(row))]
     data.library_name = library
@@ -170,7 +170,8 @@ def _results(settings: RunSettings, rows: Sequence[Row], answers: Mapping[str, P
     loss = _losses(scored[-1]).get("all") if scored else None
     values = [("loss", "Held-out loss, nats a token", loss)]
     values += [
-        ("accuracy", f"Right answers, {shown_line(name)}", right) for name, (_, right) in sorted(answers.items())
+        ("accuracy", f"Right answers, {shown_line(name)}", right)
+        for name, (_, right) in sorted(answers.items())
     ]
     own = _id(settings.data.source, WORLD, MEMORY)
     return [
@@ -208,7 +209,8 @@ def _measured(row: Row) -> Iterator[EvalResult]:
 def _metadata(settings: RunSettings, results: list[EvalResult]) -> ModelCardData:
     data = _id(settings.data.source, WORLD, MEMORY)
     return ModelCardData(
-        **({"eval_results": results, "model_name": Path(settings.output).name} if results else {}),
+        eval_results=results or None,
+        model_name=Path(settings.output).name if results else None,
         base_model=_id(settings.model.base, TINY),
         datasets=[data] if data else None,
         library_name="peft",

@@ -66,7 +66,9 @@ def export(
     folder.require_free(output)
     base = load_base(settings, consent)
     adapter = (
-        adapter_of(path, base, round) if client is None else own_adapter_of(path, base, client, round, consent)
+        adapter_of(path, base, round)
+        if client is None
+        else own_adapter_of(path, base, client, round, consent)
     )
     template = Template.of(folder.planned(path).data)
     stop = stop_ids(template, base.tokenizer)
@@ -117,11 +119,13 @@ def _read_results(file: Path) -> Mapping[str, Any]:
             numbers = [measure["run"][key] for key in ("value", "low", "high")] + [measure["base"]["value"]]
             texts = [row["data"], measure["name"], measure["label"]]
             whole = all(isinstance(each, float | int | None) for each in numbers)
-            if not (whole and all(isinstance(each, str) for each in texts) and type(measure["share"]) is bool):
+            if not (
+                whole and all(isinstance(each, str) for each in texts) and type(measure["share"]) is bool
+            ):
                 raise ValueError(measure)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file} holds no result of an evaluation; write one with `shepherd evaluate RUN_FOLDER --data FILE"
-            " --json`"
+            f"{file} holds no result of an evaluation; write one with `shepherd evaluate RUN_FOLDER --data"
+            " FILE --json`"
         ) from error
     return dict(row)

@@ -25,7 +25,7 @@ from shepherd.ui.cli.audit_commands import audit
 from shepherd.ui.cli.compare_commands import compare, judge, report, watch
 from shepherd.ui.cli.data_commands import data
 from shepherd.ui.cli.evaluate_commands import evaluate
-from shepherd.ui.cli.export_commands import export, list_plugins
+from shepherd.ui.cli.export_commands import export, list_plugins, push
 from shepherd.ui.cli.privacy_commands import privacy
 from shepherd.ui.cli.run_commands import new, resume, run
 from shepherd.ui.cli.silos import silos
@@ -105,7 +105,7 @@ def main() -> None:
 for command in (
     *(new, run, resume, data, privacy),
     *(evaluate, compare, judge, audit, report, watch),
-    *(generate, chat, export, list_plugins, silos),
+    *(generate, chat, export, push, list_plugins, silos),
 ):
     main.add_command(command)
 
