@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from shepherd.errors import BaseError
@@ -102,8 +103,10 @@ def _sentencepiece(
 ) -> dict[str, Value]:
     model = whole["model"]
     first: dict[str, int] = {}
-    for place, (left, right) in enumerate(_pairs(model)):
-        first.setdefault(left + right, place)
+    for place, pair in enumerate(pairs := _pairs(model)):
+        first.setdefault("".join(pair), place)
+    if not _joins_by_token(pairs, model["vocab"]):
+        raise _unknown(name, "its merges are not those that SentencePiece's scores of tokens give")
     unknown = model.get("unk_token")
     for place, token in enumerate(tokens):
         if token == unknown:
@@ -123,6 +126,19 @@ def _sentencepiece(
         ],
         "ggml.add_space_prefix": first_token.startswith(SPACE),
     }
+
+
+def _joins_by_token(pairs: Sequence[tuple[str, str]], vocabulary: Mapping[str, int]) -> bool:
+    """Whether merges are in the order of their tokens, and any two tokens that join are among them."""
+    tokens = ["".join(pair) for pair in pairs]
+    runs = sum(1 for before, after in pairwise(["", *tokens]) if before != after)
+    known = set(pairs)
+    return runs == len(set(tokens)) and all(
+        (token[:cut], token[cut:]) in known
+        for token in set(tokens)
+        for cut in range(1, len(token))
+        if token[:cut] in vocabulary and token[cut:] in vocabulary
+    )
 
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
