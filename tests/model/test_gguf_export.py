@@ -27,8 +27,8 @@ from tests.model.in_peft import in_peft
 
 IDS = torch.tensor([[1, 40, 77, 300, 5, 9, 260, 301, 41, 42, 200, 13]])
 KINDS = list(gguf_bases.CONFIGS)
-# the reader takes no scaling of positions, and no scale of Gemma's queries, from the file
-OWN_CONFIG = {"gemma2", "gemma3_text", "llama, llama3 positions"}
+# the reader takes no scaling of positions, scale of Gemma's queries or size of GPT-2's table from a file
+OWN_CONFIG = {"gemma2", "gemma3_text", "gpt2", "llama, llama3 positions"}
 MIXED = {"rank": 3, "alpha": 6, "rank_stabilised": True}
 
 

@@ -90,8 +90,8 @@ def turn_texts(template: Template, tokenizer: Tokenizer) -> TurnTexts:
     to_first, _, rest = rest.partition(FIRST)
     after_user, _, rest = rest.partition(ANSWER)
     to_later, _, after_last_user = rest.partition(LATER)
-    before_user = _common_end(to_first, to_later)
     without = _prompt(template, tokenizer, [first]).partition(FIRST)[0]
+    before_user = _common_end(without, _common_end(to_first, to_later))
     found = TurnTexts(
         without_system=without.removesuffix(before_user),
         before_system=before_system,
