@@ -105,7 +105,8 @@ def _sentencepiece(
     first: dict[str, int] = {}
     for place, pair in enumerate(pairs := _pairs(model)):
         first.setdefault("".join(pair), place)
-    if not _joins_by_token(pairs, model["vocab"]):
+    added = {each["content"] for each in whole["added_tokens"]}  # found in the text before any merge
+    if not _joins_by_token([pair for pair in pairs if "".join(pair) not in added], model["vocab"]):
         raise _unknown(name, "its merges are not those that SentencePiece's scores of tokens give")
     unknown = model.get("unk_token")
     for place, token in enumerate(tokens):
