@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import HubError, ShepherdError
 from shepherd.io import paths
-from shepherd.io.atomic import disk_errors, write_atomic
+from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many, stage
 from shepherd.model import files
 from shepherd.run.export import CARD, export
@@ -150,7 +150,7 @@ def publish(publication: Publication, *, update: bool = False) -> str:
         )
     repo = publication.repo
     api = HfApi(endpoint=os.environ.get(ENDPOINT) or None, token=token)
-    with _hub_errors(repo), disk_errors(publication.folder):
+    with _hub_errors(repo):
         try:
             found = api.model_info(repo)
         except RepositoryNotFoundError:
