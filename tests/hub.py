@@ -70,11 +70,21 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, {"errors": [], "warnings": []})
 
     def do_PUT(self) -> None:
-        content = self.rfile.read(int(self.headers["content-length"]))
+        if "content-length" in self.headers:
+            content = self.rfile.read(int(self.headers["content-length"]))
+        else:
+            content = b"".join(self.chunks())
         digest = hashlib.sha256(content).hexdigest()
         assert self.path == f"/lfs/{digest}"
         self.hub.large[digest] = content
         self.send(200, {})
+
+    def chunks(self) -> Iterator[bytes]:
+        """The parts of a body that comes in chunks."""
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
 
     def commit(self, repo: str, body: bytes) -> None:
         for line in body.splitlines():

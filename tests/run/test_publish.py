@@ -18,6 +18,8 @@ from shepherd.ui.cli.main import main
 from tests import runs
 from tests.hub import Hub, serving
 
+# how the hub's library uses httpx
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
 BASE = ("--base", "org/base")
 
 

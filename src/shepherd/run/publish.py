@@ -194,5 +194,5 @@ def _hub_errors(repo: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "server_message", None) or str(error)
+    said = getattr(error, "server_message", None) or str(error.__cause__ or error)
     return " ".join(said.split())[:200] or type(error).__name__
