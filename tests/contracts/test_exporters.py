@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from tests.contracts.filling import built
-from tests.model import bases, gguf_bases
+from tests.model import bases
 
+from benchmarks import gguf_bases
 from shepherd import plugins
 from shepherd.core import Adapter
 from shepherd.data.template import Template

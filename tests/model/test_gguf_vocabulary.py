@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from benchmarks import gguf_bases
 from shepherd.errors import BaseError
 from shepherd.model import gguf_file, gguf_vocabulary
-from tests.model import gguf_bases
 
 TEXTS = (*gguf_bases.TEXTS[:3], "a</s>b <think>c", "  two  spaces", "\u00e9\u4f60 unseen: \U0001f980")
 

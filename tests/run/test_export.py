@@ -13,13 +13,13 @@ from gguf import GGUFReader
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
+from benchmarks import gguf_bases
 from shepherd.errors import BaseError, DataError, FolderError, PluginError, SettingsError
 from shepherd.run import folder
 from shepherd.run.export import export
 from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
 from tests import runs
-from tests.model import gguf_bases
 
 
 @pytest.fixture(scope="module")
