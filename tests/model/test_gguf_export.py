@@ -286,7 +286,8 @@ def test_llama_cpp_computes_the_same(kind: str, folders: Any, tmp_path: Path) ->
         model.eval(IDS[0].tolist())
         return torch.tensor(np.array(model.scores[: IDS.shape[1]]))[None]
 
+    by = 1e-5 if hasattr(base.model.config, "hidden_act") else 2e-3  # its GELU is a table of float16
     expected = logits(in_peft(base, adapter, tmp_path / "peft"))
-    close(there("model.gguf"), expected)
-    close(there("base.gguf", str(tmp_path / "adapter.gguf")), expected)
-    close(there("base.gguf"), logits(merging.merged(trained(base, base.zero), torch.float32)))
+    close(there("model.gguf"), expected, by)
+    close(there("base.gguf", str(tmp_path / "adapter.gguf")), expected, by)
+    close(there("base.gguf"), logits(merging.merged(trained(base, base.zero), torch.float32)), by)
