@@ -63,12 +63,13 @@ def byte_level(split: str = "gpt-2") -> PreTrainedTokenizerFast:
     rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    steps = {
+    known: dict[str, list[Any]] = {
         "gpt-2": [plain],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), plain],
         "qwen2": [pre_tokenizers.Split(Regex(words + r"\p{N}" + rest), "isolated"), bytes_alone],
         "llama-bpe": [pre_tokenizers.Split(Regex(words + r"\p{N}{1,3}" + rest), "isolated"), bytes_alone],
-    }[split]
+    }
+    steps = known[split]
     made = Tokenizer(models.BPE(ignore_merges=split == "llama-bpe"))
     made.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
     made.decoder = decoders.ByteLevel()
