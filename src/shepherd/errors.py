@@ -115,6 +115,10 @@ class JudgeError(ShepherdError):
     """The judge has no key, cannot be reached, or returns no readable verdict."""
 
 
+class HubError(ShepherdError):
+    """The Hugging Face hub refused what was to be published, or was not reached."""
+
+
 class WireError(ShepherdError):
     """A message between server and site is cut, changed, of another format, or not what was asked for."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from click.testing import CliRunner
+from gguf import GGUFReader
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from shepherd.errors import FolderError, PluginError, SettingsError
+from benchmarks import gguf_bases
+from shepherd.errors import BaseError, DataError, FolderError, PluginError, SettingsError
 from shepherd.run import folder
 from shepherd.run.export import export
 from shepherd.run.opening import open_run
@@ -29,6 +33,31 @@ def run(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over a base whose tokenizer llama.cpp knows, and whose folder has a licence."""
+    folder = tmp_path_factory.mktemp("readable")
+    base = gguf_bases.save(gguf_bases.CONFIGS["llama"], folder / "base")
+    (base / "LICENSE").write_text("Do what you like.\n")
+    source = runs.written(folder / "rows.jsonl")
+    tables = {"federation": {"rounds": 1}, "adapter": {"rank": 9}, "data": {"max_tokens": 120}}
+    with open_run(runs.settings(base, source, folder / "run", **tables)) as opened:
+        for _ in opened.rounds():
+            pass
+        opened.finish(answer=False)
+    return folder / "run"
+
+
+def exported(run: Path, output: Path, *words: str) -> str:
+    done = CliRunner().invoke(main, ["export", str(run), *words, "-o", str(output)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def card_of(folder: Path) -> ModelCard:
+    return ModelCard((folder / "README.md").read_text())
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=torch.arange(1, 13)[None], use_cache=False).logits
@@ -36,7 +65,11 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def test_both_forms_are_the_model_that_was_trained(run: Path, llama_folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["export", str(run), "-o", str(tmp_path / "peft")])
-    assert (done.exit_code, done.output) == (0, f"wrote {tmp_path / 'peft'}\n")
+    said = f"wrote {tmp_path / 'peft'}\nto use it: vllm serve {llama_folder} --enable-lora --max-lora-rank 8"
+    assert (done.exit_code, done.output) == (
+        0,
+        f"{said} --lora-modules adapter={tmp_path / 'peft'}\n",
+    )
     done = CliRunner().invoke(
         main, ["export", str(run), "dtype=float32", "--to", "merged", "-o", str(tmp_path / "whole")]
     )
@@ -53,10 +86,10 @@ def test_what_cannot_be_written_is_refused_before_the_base_is_loaded(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shepherd.run.export.load_base", None)
-    with pytest.raises(SettingsError, match="no exporter called 'gguf'; there are merged, peft"):
-        export(run, tmp_path / "out", "gguf")
+    with pytest.raises(SettingsError, match="no exporter called 'onnx'; there are gguf, gguf_adapter, m"):
+        export(run, tmp_path / "out", "onnx")
     with pytest.raises(
-        SettingsError, match=r"the exporter 'peft': unknown key dtype; .*dtype is a key of merged"
+        SettingsError, match=r"the exporter 'peft': unknown key dtype; .*dtype is a key of gguf, .*merged"
     ):
         export(run, tmp_path / "out", "peft", ["dtype=float16"])
     with pytest.raises(PluginError, match=r"--allow-plugin their\.gguf"):
@@ -68,3 +101,89 @@ def test_what_cannot_be_written_is_refused_before_the_base_is_loaded(
     with pytest.raises(FolderError):
         export(tmp_path / "nowhere", tmp_path / "out")
     assert folder.is_run(run)
+
+
+def test_each_form_says_how_to_use_it_and_has_a_card(readable: Path, tmp_path: Path) -> None:
+    for to, file, said in (
+        ("peft", "adapter_model.safetensors", "--max-lora-rank 16 "),
+        ("merged", "model.safetensors", "vllm serve "),
+        ("gguf", "model.gguf", "llama-server --model "),
+        ("gguf-adapter", "adapter.gguf", "llama-server --model BASE.gguf --lora "),
+        ("ollama", "model.gguf", "ollama create NAME -f "),
+    ):
+        output = exported(readable, tmp_path / to, "--to", to)
+        assert said in output
+        assert (tmp_path / to / file).is_file()
+        card = card_of(tmp_path / to)
+        holds_base = to in ("merged", "gguf", "ollama")
+        assert (tmp_path / to / "LICENSE").is_file() == holds_base
+        assert card.data.library_name == {"peft": "peft", "merged": "transformers"}.get(to, "gguf")
+        assert ("holds the weights of its base" in card.text) == holds_base
+        assert ("PeftModel.from_pretrained" in card.text) == (to == "peft")
+        assert str(tmp_path) not in card.content
+        assert "## Training" in card.text
+        assert "Prompts follow the template `plain`" in card.text
+
+
+def test_ollama_reads_the_runs_template_and_stop(readable: Path, tmp_path: Path) -> None:
+    exported(readable, tmp_path / "whole", "--to", "ollama", "dtype=q8_0")
+    lines = (tmp_path / "whole" / "Modelfile").read_text()
+    assert lines.startswith('FROM ./model.gguf\nTEMPLATE """')
+    assert 'PARAMETER stop """</s>"""' in lines
+    assert "{{ .Content }}" in lines
+    kinds = {each.tensor_type.name for each in GGUFReader(tmp_path / "whole" / "model.gguf").tensors}
+    assert "Q8_0" in kinds
+    exported(readable, tmp_path / "alone", "--to", "ollama", "base=smollm2:135m")
+    assert (
+        (tmp_path / "alone" / "Modelfile")
+        .read_text()
+        .startswith("FROM smollm2:135m\nADAPTER ./adapter.gguf\n")
+    )
+    assert not (tmp_path / "alone" / "model.gguf").exists()
+    assert not (tmp_path / "alone" / "LICENSE").exists()
+
+
+def test_results_of_an_evaluation_are_in_the_card_with_their_intervals(run: Path, tmp_path: Path) -> None:
+    data = runs.written(tmp_path / "test.jsonl", runs.rows(count=9, seed=3))
+    found = CliRunner().invoke(main, ["evaluate", str(run), "--data", str(data), "--json"])
+    assert found.exit_code == 0, found.output
+    (tmp_path / "found.json").write_text(found.stdout)
+    exported(run, tmp_path / "out", "--results", str(tmp_path / "found.json"))
+    own, measured = card_of(tmp_path / "out").data.eval_results
+    whole = json.loads(found.stdout)["measures"][0]
+    assert (own.dataset_split, own.metric_type) == ("held-out", "loss")
+    assert (measured.dataset_name, measured.metric_value) == ("test.jsonl", whole["run"]["value"])
+    assert measured.metric_args["interval_95"] == [whole["run"]["low"], whole["run"]["high"]]
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(DataError, match=r"no\.json holds no result of an evaluation; write one with"):
+        export(run, tmp_path / "other", results=[tmp_path / "no.json"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_round_before_the_last_has_a_card_of_its_own(run: Path, tmp_path: Path) -> None:
+    exported(run, tmp_path / "out", "--round", "1")
+    card = card_of(tmp_path / "out")
+    assert "in 1 round." in card.text
+    assert "clients | 4, split by iid" in card.text
+
+
+def test_a_base_that_is_gone_is_named(
+    readable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = folder.read_settings(readable).model.base
+    Path(base).rename(tmp_path / "away")
+    try:
+        with pytest.raises(BaseError, match=f"there is no folder {base}.*put the base there"):
+            export(readable, tmp_path / "out", "gguf_adapter")
+    finally:
+        (tmp_path / "away").rename(base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_llama_cpp_cannot_read_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(main, ["export", str(run), "--to", "gguf", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "its tokenizer is of type WordLevel, and only BPE is verified" in done.output
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -335,8 +335,13 @@ def _require_folder(model: ModelTable, error: Exception) -> None:
         ) from error
 
 
-def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, consent: Consent) -> Any:
+def load_network(
+    model: ModelTable, device: torch.device, dtype: torch.dtype | Literal["auto"], consent: Consent
+) -> Any:
     """The base's network as transformers loads it, after checking what would be loaded.
+
+    Args:
+        dtype: number type of the weights; "auto" keeps the one in which they are stored, unquantised.
 
     Raises:
         BaseError: as `load`, except for adapters and training.
@@ -346,7 +351,7 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
     _require_no_adapter(model)
     _require_safetensors(model)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
-    if model.quantize != "none":
+    if model.quantize != "none" and isinstance(dtype, torch.dtype):
         options["quantization_config"] = _quantisation(model, device, dtype)
     transformers_logging.disable_progress_bar()
     try:

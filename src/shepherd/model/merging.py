@@ -2,54 +2,111 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from peft import PeftModel
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
-from shepherd.errors import AdapterError
+from shepherd.core import Adapter
+from shepherd.errors import AdapterError, BaseError
+from shepherd.io.progress import stage
 from shepherd.model import base as bases
-from shepherd.model import files
+from shepherd.model import files, lora
+from shepherd.model.base import Base
 from shepherd.model.exporting import Trained
 
-log = logging.getLogger(__name__)
+Number = Literal["run", "float32", "bfloat16", "float16"]
+"""Number type of written weights; "run" is the one that the base was tuned in."""
 
 
-def write(folder: Path, trained: Trained, *, dtype: str | None, shard_bytes: int) -> None:
+def write(folder: Path, trained: Trained, *, dtype: Number, shard_bytes: int) -> None:
     """Write a model that gives the same logits as base and adapter, within rounding.
 
-    `AutoModelForCausalLM.from_pretrained(folder)` reads it back. The base is loaded once more, and PEFT
-    merges it.
+    `AutoModelForCausalLM.from_pretrained(folder)` reads it back.
 
     Args:
-        dtype: number type of the written weights, such as "float16"; None for the base's.
+        dtype: number type of the written weights.
         shard_bytes: largest size of one weights file, in bytes.
 
     Raises:
-        AdapterError: PEFT would load a different adapter, or a merged weight would not be finite.
+        BaseError: the base is quantised, or cannot be loaded again.
+        AdapterError: a merged weight would not be finite.
         FolderError: the folder cannot be written.
     """
+    network = merged(trained, number(trained.base, dtype))
+    with files.replacing(folder) as scratch, stage(f"writing {folder}"):
+        network.save_pretrained(scratch, max_shard_size=shard_bytes)
+    files.write_tokenizer(folder, trained.base, trained.stop)
+
+
+def number(base: Base, dtype: Number) -> torch.dtype:
+    """The number type of this name."""
+    return base.dtype if dtype == "run" else bases.pick_dtype(dtype, torch.device("cpu"))
+
+
+def merged(trained: Trained, dtype: torch.dtype) -> Any:
+    """The base's network with W + scale B A as its weights, on the processor.
+
+    The base is loaded once more, in the numbers in which it is stored. Each matrix is merged in float64 and
+    rounded once, to `dtype`.
+
+    Raises:
+        BaseError: the base is quantised, or cannot be loaded again.
+        AdapterError: the adapter does not fit, or a merged weight would not be finite.
+    """
     base = trained.base
-    whole = base.table.model_copy(update={"quantize": "none"})
+    require_whole(base)
+    lora.require_fits(base.targets, trained.adapter, "the adapter to merge")
+    network = bases.load_network(base.table, torch.device("cpu"), "auto", trained.consent)
+    weights = dict(network.named_parameters())
+    changed: dict[str, Tensor] = {}
+    with stage(f"merging the adapter into {base.name}", len(base.targets)) as progress, torch.no_grad():
+        for target in base.targets:
+            module = network.get_submodule(target.module)
+            name = f"{target.module}.{target.parameter or 'weight'}"
+            flips = module.is_transposed if target.parameter else isinstance(module, Conv1D)
+            for expert, delta in enumerate(products(target, trained.adapter, lora.scaling(base.adapter))):
+                whole = changed.setdefault(name, weights[name].to(dtype, copy=True))
+                part = (weights[name][expert], whole[expert]) if target.parameter else (weights[name], whole)
+                part[1].copy_(part[0].double() + (delta.T if flips else delta))
+                if not bool(part[1].isfinite().all()):
+                    raise AdapterError(
+                        f"the adapter cannot be merged into {base.name}: {name} would not be finite in"
+                        f" {str(dtype).removeprefix('torch.')}; merge it with dtype=float32"
+                    )
+            weights[name].data = changed[name]
+            progress.advance()
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return network
+
+
+def products(target: lora.Target, adapter: Adapter, scale: float) -> Iterator[Tensor]:
+    """scale B A, (out, in) in float64, of a linear module; of a stack, that of each expert in turn.
+
+    The rows of A are expert by expert, and the columns of B rank by rank.
+    """
+    a = torch.from_numpy(adapter[target.name_a].copy()).double().view(target.experts, -1, target.inputs)
+    b = torch.from_numpy(adapter[target.name_b].copy()).double().view(target.outputs, -1, target.experts)
+    for expert in range(target.experts):
+        yield scale * (b[:, :, expert] @ a[expert])
+
+
+def require_whole(base: Base) -> None:
+    """Raise BaseError if the base's weights are quantised: a merged weight has no place among them."""
+    own = getattr(base.model.config, "quantization_config", None)
     if base.table.quantize != "none":
-        log.warning(
-            "the adapter was tuned over %s weights and is merged into unquantised ones; answers may differ",
-            base.table.quantize,
-        )
-    device = torch.device("cpu")
-    number = base.dtype if dtype is None else bases.pick_dtype(dtype, device)
-    network = bases.load_network(whole, device, number, trained.consent)
-    with tempfile.TemporaryDirectory() as scratch:
-        files.write(Path(scratch), trained.adapter, base)
-        adapted = PeftModel.from_pretrained(network, scratch)
-        try:
-            merged = adapted.merge_and_unload(safe_merge=True)
-        except ValueError as error:  # a weight that is not finite
-            raise AdapterError(
-                f"the adapter cannot be merged into {base.name} ({error}); merge it with dtype=float32"
-            ) from error
-    with files.replacing(folder) as scratch_folder:
-        merged.save_pretrained(scratch_folder, max_shard_size=shard_bytes)
-    files.write_tokenizer(folder, base, trained.stop)
+        how = f'model.quantize = "{base.table.quantize}"'
+    elif own is not None:
+        method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+        how = f"its config.json, quantization_config: {getattr(method, 'value', method)}"
+    else:
+        return
+    raise BaseError(
+        f"base {base.name} is quantised ({how}), and an adapter tuned over quantised weights cannot be merged"
+        " into them; export the adapter alone, --to peft or --to gguf-adapter, or tune over an unquantised"
+        " base"
+    )

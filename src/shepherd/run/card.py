@@ -1,15 +1,19 @@
-"""Write the model card of the final adapter: its data and training, but no text of any example."""
+"""Write the model card of the final adapter: its data and training, but no text of any example.
+
+Its metadata hold the scores as the hub's `model-index`.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from shepherd.config import PartTable
 from shepherd.data.examples import Turn
@@ -36,13 +40,22 @@ def write(
     data: Mapping[str, Any],
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
+    revision: str | None = None,
 ) -> Path:
     """Write the model card as `README.md` into an adapter's folder; see `text` for the arguments.
 
     Raises:
         FolderError: the disk is full, or the folder cannot be written.
     """
-    card = text(settings, rows=rows, answers=answers, data=data, clients=clients, privacy=privacy)
+    card = text(
+        settings,
+        rows=rows,
+        answers=answers,
+        data=data,
+        clients=clients,
+        privacy=privacy,
+        revision=revision,
+    )
     return write_atomic(folder / "README.md", card)
 
 
@@ -54,6 +67,7 @@ def text(
     data: Mapping[str, Any],
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
+    revision: str | None = None,
 ) -> str:
     """Compose the model card as Markdown, with the metadata that the hub reads.
 
@@ -64,21 +78,26 @@ def text(
         data: numbers of examples by outcome, such as `kept`, `heldout`, `cut`, `dropped`.
         clients: number of training examples of each client.
         privacy: the run's ledger, if noise hides its clients; the card then counts no examples.
+        revision: commit of the base that was loaded; None takes the one in the run file.
     """
     whole, settings = settings, published(settings)  # a card is read on other machines
+    revision = revision or settings.model.revision
+    on_hub = _id(whole.data.source, WORLD, MEMORY)
+    part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
     sections = (
         _intro(settings, rows, clients),
-        _use(settings, _id(whole.model.base, TINY)),
+        _use(settings, _id(whole.model.base, TINY), revision),
         "## Data\n\n"
-        + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy))),
-        "## Training\n\n" + _table(("", ""), _training(settings, rows)),
+        + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy), part)),
+        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision)),
         _privacy(privacy),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
         "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
     )
-    return shown(f"---\n{_metadata(whole).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+    metadata = _metadata(whole, _results(whole, rows, answers))
+    return shown(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
 
 def _privacy(kept: Mapping[str, Any]) -> str:
@@ -104,9 +123,94 @@ _LICENCE = (
 )
 
 
-def _metadata(settings: RunSettings) -> ModelCardData:
+def exported(card: str, *, library: str, holds_base: bool, serve: str, results: Sequence[Row] = ()) -> str:
+    """The card of a run's adapter, for what was exported of it.
+
+    Args:
+        library: the library that reads what was exported, as the hub names it.
+        holds_base: whether it holds the base's weights.
+        serve: the command that answers with it; "" if there is none.
+        results: results of `shepherd evaluate --json`, which are added to the metadata.
+    """
+    read = ModelCard(card, ignore_metadata_errors=True)
+    data: Any = read.data
+    name = data.model_name or _title(read.text)
+    found = [*(data.eval_results or []), *(each for row in results for each in _measured(row))]
+    data.library_name = library
+    data.tags = sorted({*(data.tags or []), *(["gguf"] if library == "gguf" else [])})
+    if data.base_model:
+        data.base_model_relation = "finetune" if holds_base else "adapter"
+    if found:
+        data.eval_results, data.model_name = found, name
+    text = read.text.lstrip("\n")
+    if holds_base:
+        text = text.replace(_LICENCE, _LICENCE_OF_BOTH)
+    if library != "peft":
+        kept = re.search(r"^Prompts follow the template .*$", text, re.MULTILINE)
+        how = f"```sh\n{serve}\n```\n\n" if serve else ""
+        new = f"## Use\n\n{how}{kept[0] if kept else ''}".rstrip() + "\n\n"
+        text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: new, text, count=1, flags=re.MULTILINE | re.DOTALL)
+    return shown(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _title(text: str) -> str:
+    found = re.search(r"^# (.+)$", text, re.MULTILINE)
+    return found[1] if found else "adapter"
+
+
+_LICENCE_OF_BOTH = (
+    "The model holds the weights of its base, changed by an adapter, and no example: the licences of the base"
+    " and of the training data decide what may be done with it. It can still remember what it was trained on."
+)
+
+
+def _results(settings: RunSettings, rows: Sequence[Row], answers: Mapping[str, Pair]) -> list[EvalResult]:
+    """Scores on the run's held-out examples, as the hub's leaderboards read them."""
+    scored = [row["heldout"] for row in rows if row["round"] and "heldout" in row]
+    loss = _losses(scored[-1]).get("all") if scored else None
+    values = [("loss", "Held-out loss, nats a token", loss)]
+    values += [
+        ("accuracy", f"Right answers, {shown_line(name)}", right)
+        for name, (_, right) in sorted(answers.items())
+    ]
+    own = _id(settings.data.source, WORLD, MEMORY)
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=own or "private",
+            dataset_name=own or paths.short(settings.data.source),
+            dataset_split="held-out",
+            metric_type=kind,
+            metric_name=label,
+            metric_value=round(value, 6),
+        )
+        for kind, label, value in values
+        if value is not None and math.isfinite(value)
+    ]
+
+
+def _measured(row: Row) -> Iterator[EvalResult]:
+    """Results of an evaluation with their 95% intervals."""
+    for measure in row["measures"]:
+        run = measure["run"]
+        if run["value"] is None:
+            continue
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type="private",
+            dataset_name=shown_line(Path(row["data"]).name),
+            metric_type="accuracy" if measure["share"] else measure["name"],
+            metric_name=measure["label"],
+            metric_value=run["value"],
+            metric_args={"interval_95": [run["low"], run["high"]], "base": measure["base"]["value"]},
+        )
+
+
+def _metadata(settings: RunSettings, results: list[EvalResult]) -> ModelCardData:
     data = _id(settings.data.source, WORLD, MEMORY)
     return ModelCardData(
+        eval_results=results or None,
+        model_name=Path(settings.output).name if results else None,
         base_model=_id(settings.model.base, TINY),
         datasets=[data] if data else None,
         library_name="peft",
@@ -132,12 +236,12 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
     )
 
 
-def _use(settings: RunSettings, on_hub: str | None) -> str:
+def _use(settings: RunSettings, on_hub: str | None, revision: str | None) -> str:
     """Python code that uses base and adapter without this project; only the embedded base needs it."""
     model = settings.model
     tiny = "from shepherd.world import base_path\n" if model.base == TINY else ""
     base = "base_path()" if tiny else repr(model.base)
-    base += f", revision={model.revision!r}" if model.revision else ""
+    base += f", revision={revision!r}" if revision else ""
     base += ", trust_remote_code=True" if model.trust_remote_code else ""
     return f"""## Use
 
@@ -207,9 +311,10 @@ def _data(
     clients: Mapping[str, int],
     rows: Sequence[Row],
     private: bool,
+    of: str,
 ) -> Iterator[tuple[str, str]]:
     sizes = list(clients.values()) or [0]
-    yield "source", f"`{settings.data.source}`"
+    yield "source", f"`{settings.data.source}`{of}"
     yield "clients", f"{len(clients)}, split by {settings.split.by}"
     if not private:
         yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
@@ -222,8 +327,9 @@ def _data(
         )
 
 
-def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _training(settings: RunSettings, rows: Sequence[Row], revision: str | None) -> Iterator[tuple[str, str]]:
     tuning = settings.tuning
+    yield "base", f"`{settings.model.base}`" + (f" at revision `{revision}`" if revision else "")
     visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
     yield "algorithm", settings.algorithm.name
     yield "aggregation", settings.aggregation.name

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from shepherd import plugins
 from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
+from shepherd.data import pipeline
 from shepherd.data.template import Template, stop_ids
+from shepherd.errors import DataError
+from shepherd.io.atomic import disk_errors, write_atomic
+from shepherd.model import files, licences
+from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import folder
+from shepherd.run import card, folder, ledger
 from shepherd.run.answerer import adapter_of, own_adapter_of
 from shepherd.run.loading import load_base
+from shepherd.run.log import read_rows
+
+CARD = "README.md"
 
 
 def export(
@@ -24,36 +34,98 @@ def export(
     *,
     round: int | None = None,
     client: str | None = None,
+    results: Iterable[str | Path] = (),
     consent: Consent = NOTHING,
-) -> None:
-    """Write the adapter of the run in `path` to the folder `output`.
+) -> str:
+    """Write the adapter of the run in `path` to the folder `output`, with its model card.
+
+    Where the base's weights go along, so do its licence files.
 
     Args:
         to: the format: a file of `shepherd/model/exporters`, or a dotted module outside the package.
         keys: the format's own keys, as "key=value".
         round: round of a kept checkpoint; by default the final adapter, else that of the last checkpoint.
         client: a client whose own model is written, where the algorithm leaves a part of it with each client.
+        results: files that `shepherd evaluate --json` wrote, whose measures go into the card.
         consent: what a person has agreed to: a module outside the package, code that comes with the base.
+
+    Returns:
+        The command that answers with what was written; "" if there is none to name.
 
     Raises:
         FolderError: there is no run, it has no such round or client, or `output` is not empty.
         SettingsError: there is no such format, or a key of it is wrong.
+        DataError: a file of results is none.
         ShepherdError: the base cannot be loaded, or its adapter cannot be written in this format.
     """
+    path, output = Path(path), Path(output)
     settings = folder.read_settings(path)
     table = PartTable.model_validate({**assigned(keys), "name": to})
     exporter: Exporter = plugins.built(EXPORTER, table, consent.plugins)
+    measured = [_read_results(Path(file)) for file in results]
     folder.require_free(output)
     base = load_base(settings, consent)
     adapter = (
-        adapter_of(Path(path), base, round)
+        adapter_of(path, base, round)
         if client is None
-        else own_adapter_of(Path(path), base, client, round, consent)
+        else own_adapter_of(path, base, client, round, consent)
     )
-    trained = Trained(
-        base=base,
-        adapter=adapter,
-        stop=stop_ids(Template.of(settings.data), base.tokenizer),
-        consent=consent,
+    template = Template.of(folder.planned(path).data)
+    stop = stop_ids(template, base.tokenizer)
+    trained = Trained(base=base, adapter=adapter, stop=stop, template=template, consent=consent)
+    exporter.write(output, trained)
+    if exporter.holds_base:
+        licences.copy(base, output)
+    serve = exporter.serve(output, trained)
+    text = card.exported(
+        _card(path, base, round, client),
+        library=exporter.library,
+        holds_base=exporter.holds_base,
+        serve=exporter.serve(Path(), trained),
+        results=measured,
     )
-    exporter.write(Path(output), trained)
+    write_atomic(output / CARD, text)
+    return serve
+
+
+def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
+    """The card of the run's final adapter; without one, a card of what the run has done so far."""
+    written = path / "adapter" / CARD
+    if round is None and client is None and written.is_file():
+        with disk_errors(path):
+            return written.read_text(encoding="utf8")
+    settings = folder.planned(path)
+    rows = [row for row in read_rows(path) if round is None or row["round"] <= round]
+    here = (path / "data").is_dir()
+    prepared = pipeline.load(path / "data") if here else None
+    taken = rows[-1].get("taken", {}) if rows else {}
+    sizes = {name: len(data) for name, data in prepared.clients.items()} if prepared else taken
+    return card.text(
+        settings,
+        rows=rows,
+        answers={},
+        data=prepared.summary if prepared else {},
+        clients=sizes,
+        privacy=ledger.read(path),
+        revision=files.named(base)[1],
+    )
+
+
+def _read_results(file: Path) -> Mapping[str, Any]:
+    """The result of an evaluation, as `shepherd evaluate --json` prints it."""
+    try:
+        row = json.loads(file.read_text(encoding="utf8"))
+        for measure in row["measures"]:
+            numbers = [measure["run"][key] for key in ("value", "low", "high")] + [measure["base"]["value"]]
+            texts = [row["data"], measure["name"], measure["label"]]
+            whole = all(isinstance(each, float | int | None) for each in numbers)
+            if not (
+                whole and all(isinstance(each, str) for each in texts) and type(measure["share"]) is bool
+            ):
+                raise ValueError(measure)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file} holds no result of an evaluation; write one with `shepherd evaluate RUN_FOLDER --data"
+            " FILE --json`"
+        ) from error
+    return dict(row)

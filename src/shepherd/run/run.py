@@ -386,6 +386,7 @@ class Run(HeldRun):
             data=self.prepared.summary,
             clients={name: len(data) for name, data in self.prepared.clients.items()},
             privacy=ledger.read(self.folder),
+            revision=files.named(self.base)[1],
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from shepherd.config import PositiveInt, Table
-from shepherd.model.exporting import Exporter, Trained
+from shepherd.model.exporting import Exporter, Trained, command
 
 
 class Config(Table):
@@ -22,7 +22,9 @@ def build(config: Config) -> Exporter:
     def write(folder: Path, trained: Trained) -> None:
         from shepherd.model import merging  # torch
 
-        dtype = None if config.dtype == "run" else config.dtype
-        merging.write(folder, trained, dtype=dtype, shard_bytes=config.shard_gigabytes * 10**9)
+        merging.write(folder, trained, dtype=config.dtype, shard_bytes=config.shard_gigabytes * 10**9)
 
-    return Exporter(write=write)
+    def serve(folder: Path, trained: Trained) -> str:
+        return command("vllm", "serve", folder)
+
+    return Exporter(write=write, serve=serve, library="transformers", holds_base=True)

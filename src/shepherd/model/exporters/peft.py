@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from shepherd.config import Table
-from shepherd.model.exporting import Exporter, Trained
+from shepherd.model.exporting import Exporter, Trained, command
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's `--max-lora-rank` may be."""
 
 
 class Config(Table):
@@ -21,4 +24,18 @@ def build(config: Config) -> Exporter:
         files.write(folder, trained.adapter, trained.base)
         files.write_tokenizer(folder, trained.base, trained.stop)
 
-    return Exporter(write=write)
+    def serve(folder: Path, trained: Trained) -> str:
+        from shepherd.model import files, lora  # torch
+
+        if any(target.parameter for target in trained.base.targets):
+            return ""  # not verified for stacked experts
+        ranks = lora.ranks(trained.base.targets, files.without_dead_ranks(trained.adapter, trained.base))
+        room = next((size for size in VLLM_RANKS if size >= max(ranks.values())), None)
+        if room is None:
+            return ""
+        name, revision = files.named(trained.base)
+        pinned = ("--revision", revision) if revision else ()
+        options = ("--enable-lora", "--max-lora-rank", room, "--lora-modules", f"adapter={folder}")
+        return command("vllm", "serve", name, *pinned, *options)
+
+    return Exporter(write=write, serve=serve)

@@ -157,6 +157,7 @@ class SilosRun(HeldRun):
             data={},
             clients=self._taken(rows),
             privacy=ledger.read(self.folder),
+            revision=files.named(self.base)[1],
         )
         self._record_end(scores)
         return {"adapter": self.holder.adapter, "answers": scores}
