@@ -34,6 +34,7 @@ from shepherd.core import (
     chain,
 )
 from shepherd.core.checker import Checker
+from shepherd.core.transform import require_readable
 from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import RunSettings, SplitTable
 
@@ -262,6 +263,7 @@ def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerO
 def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Transform:
     """The `[[transforms]]` combined, in their order at the client; errors as for `built`."""
     made = [built(TRANSFORM, table, allowed) for table in tables]
+    require_readable(made, [table.name for table in tables])
     noisy = [table.name for table, part in zip(tables, made, strict=True) if part.mechanism is not None]
     if len(noisy) > 1:
         raise SettingsError(

@@ -9,7 +9,7 @@ from time import perf_counter
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Payload, Update
 from shepherd.errors import DataError
 from shepherd.federation.client_store import ClientStore, InMemory, StoredMemory
-from shepherd.federation.clients import LocalClients
+from shepherd.federation.clients import LocalClients, of_algorithm
 from shepherd.io.progress import Progress, stage
 from shepherd.machine.executors import Executor
 from shepherd.training import tune
@@ -110,7 +110,7 @@ class Simulation:
         """The adapter that a client's next visit would start from: its own model, if it keeps a part."""
         _, memories = self.reached()
         kept = memories.get(client)
-        memory = self.store.get(client, kept) if kept else Payload()
+        memory = of_algorithm(self.store.get(client, kept)) if kept else Payload()
         return self.local.algorithm.start(broadcast, memory, self.local.info(client))
 
     def coverage(self) -> dict[str, float]:
@@ -159,11 +159,12 @@ class Simulation:
             if client in group.failures:
                 yield group.failures[client]
                 continue
-            result = results.pop(client)
-            if result.memory or client in self.memories:
-                kept = self.store.put(client, broadcast.round + 1, result.memory)
-                self.draft.memories[client] = kept
-            yield self.local.update(broadcast, result)
+            before = self._memory(client) if self.local.transform.remember is not None else Payload()
+            update, memory = self.local.update(broadcast, results.pop(client), before)
+            if memory or client in self.memories:
+                self.draft.memories[client] = self.store.put(client, broadcast.round + 1, memory)
+            yield update
+            del update  # else it would live on while the next one is waited for (law 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ def build(config: Config) -> Transform:
         require_within(update, config.norm, "clip")
         return update
 
-    return Transform(on_client=on_client, on_arrival=on_arrival)
+    return Transform(on_client=on_client, on_arrival=on_arrival, norm=config.norm)
 
 
 def length_of(update: Update) -> float:
