@@ -173,12 +173,30 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             f" known, and the transform {noisy_name(settings, allowed)!r} hides clients; set"
             ' [selection] name = "poisson"'
         )
+    if made.by_loss:
+        _require_losses(settings, parts.aggregation or aggregation(settings.aggregation, allowed))
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(
             f"the algorithm {settings.algorithm.name!r} counts each client the same, and the selection"
             f' {settings.selection.name!r} asks large ones more often; set [selection] name = "uniform"'
         )
     return made
+
+
+def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
+    """Raise SettingsError, naming both, where cohorts may not depend on what clients report of their loss."""
+    instead = 'set [selection] name = "uniform"'
+    if settings.privacy.examples is not None:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} asks clients by the loss that they report, and with"
+            f" [privacy.examples] they report none; {instead}"
+        )
+    if aggregation.is_robust:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} asks clients by the loss that they report, which lets"
+            f" one that lies into every cohort, and the aggregation {settings.aggregation.name!r} is there"
+            f" because some may lie; {instead}"
+        )
 
 
 def _names_of(settings: RunSettings, parts: Parts) -> dict[str, str]:

@@ -37,3 +37,5 @@ class Aggregation:
     that does not keep the basis does so in any case."""
     restarts: bool = False
     """Whether the trained ranks begin anew in each round, with B = 0: A alone would then learn nothing."""
+    is_robust: bool = False
+    """Whether it bounds what clients that lie can do to the result."""

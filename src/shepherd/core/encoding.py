@@ -140,7 +140,8 @@ def dequantised(
             f"code {at} of its change is {whole[at]}, and the largest is {steps}; apply the run file's"
             " transforms at the client"
         )
-    return _spread(found, starts, size) * ((2 * whole.astype(np.float32) - steps) / steps)
+    units = (2 * whole.astype(np.float32) - steps) / steps
+    return np.asarray(_spread(found, starts, size) * units, np.float32)
 
 
 def _spread(scales: NDArray[np.float32], starts: NDArray[np.int64], size: int) -> Flat:
@@ -169,7 +170,7 @@ def packed(codes: Codes, bits: int) -> Codes:
     rows = np.zeros((-(-len(codes) // each), each), np.uint8)
     rows.ravel()[: len(codes)] = codes
     shifts = np.arange(each - 1, -1, -1, dtype=np.uint8) * np.uint8(bits)
-    return np.bitwise_or.reduce(rows << shifts, axis=1, dtype=np.uint8)
+    return np.asarray(np.bitwise_or.reduce(rows << shifts, axis=1), np.uint8)
 
 
 def unpacked(data: NDArray[np.generic], count: int, bits: int, what: str) -> Codes:
@@ -210,7 +211,7 @@ def require_parts(delta: Payload, names: tuple[str, ...], transform: str) -> Non
         )
 
 
-# places in a row ---------------------------------------------------------------------------------------------
+# places in a row --------------------------------------------------------------------------------------------
 
 
 def places_coded(places: NDArray[np.int64], size: int) -> tuple[Codes, Codes]:
@@ -234,7 +235,9 @@ def places_coded(places: NDArray[np.int64], size: int) -> tuple[Codes, Codes]:
     return np.packbits(ones), np.packbits(rests.astype(np.uint8))
 
 
-def places_read(heads: NDArray[np.generic], rests: NDArray[np.generic], size: int, count: int) -> NDArray[np.int64]:
+def places_read(
+    heads: NDArray[np.generic], rests: NDArray[np.generic], size: int, count: int
+) -> NDArray[np.int64]:
     """The places that `places_coded` wrote, (count,), ascending, each once and below `size`.
 
     Raises:
@@ -258,8 +261,8 @@ def places_read(heads: NDArray[np.generic], rests: NDArray[np.generic], size: in
     places = np.cumsum(gaps + 1) - 1
     if count and places[-1] >= size:
         raise UpdateRefused(
-            f"its change has a number at place {int(places[-1])} of {size}; apply the run file's transforms at"
-            " the client"
+            f"its change has a number at place {int(places[-1])} of {size}; apply the run file's transforms"
+            " at the client"
         )
     return places
 

@@ -108,9 +108,7 @@ def under(prefix: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     >>> sorted(under("0 ", {"0 w": np.zeros(1), "1 w": np.zeros(2)}))
     ['w']
     """
-    return {
-        name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

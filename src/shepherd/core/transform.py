@@ -149,6 +149,7 @@ def chain(*transforms: Transform) -> Transform:
             after it; one that checks updates comes before one that adds tensors to them; one that must know
             the broadcast comes after one that need not; or one is refused by `require_readable`.
     """
+    require_readable(transforms, [f"number {place}" for place in range(1, len(transforms) + 1)])
     spending = [index for index, part in enumerate(transforms) if part.mechanism is not None]
     if len(spending) > 1:
         raise SettingsError("two transforms spend privacy budget; keep only one of them")
@@ -170,8 +171,6 @@ def chain(*transforms: Transform) -> Transform:
             "a transform that reads the change as it was trained, such as fedrot, comes after one that bounds"
             " or encodes it; list it first under [[transforms]]"
         )
-
-    require_readable(transforms, [f"number {place}" for place in range(1, len(transforms) + 1)])
 
     def init(context: Context) -> Any:
         return tuple(part.init(context) for part in transforms)
@@ -239,12 +238,13 @@ def require_readable(transforms: Sequence[Transform], names: Sequence[str]) -> N
     Args:
         names: what each is called, for messages.
     """
-    for place, (name, part) in enumerate(zip(names, transforms, strict=True)):
-        noisy = [other for other, each in zip(names, transforms, strict=True) if each.mechanism is not None]
+    named = list(zip(names, transforms, strict=True))
+    noisy = [name for name, part in named if part.mechanism is not None]
+    for place, (name, part) in enumerate(named):
         if part.decode is not None and noisy:
             raise SettingsError(
-                f"the transform {name!r} encodes updates, which {noisy[0]!r} has to bound and hide as numbers;"
-                f" remove {name} under [[transforms]], or {noisy[0]}"
+                f"the transform {name!r} encodes updates, which {noisy[0]!r} has to bound and hide as"
+                f" numbers; remove {name} under [[transforms]], or {noisy[0]}"
             )
         if part.decode is not None and place + 1 < len(transforms):
             after = names[place + 1]
@@ -252,7 +252,7 @@ def require_readable(transforms: Sequence[Transform], names: Sequence[str]) -> N
                 f"the transform {name!r} encodes updates, and {after!r} comes after it and cannot read them;"
                 f" list {name} last under [[transforms]], or remove {after} if it encodes updates, too"
             )
-        bounding = [other for other, each in zip(names, transforms[:place], strict=False) if each.norm < math.inf]
+        bounding = [other for other, each in named[:place] if each.norm < math.inf]
         if part.remember is not None and bounding:
             raise SettingsError(
                 f"the transform {name!r} adds to a change what earlier rounds left out, which makes it longer"

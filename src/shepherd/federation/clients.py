@@ -42,9 +42,8 @@ from shepherd.training.example_privacy import ExamplePrivacy
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, TuningResult, Visit
 
-
 OF_TRANSFORM = "transform "
-"""Prefix, in what a client remembers, of what the transform's client half keeps; the rest is the algorithm's."""
+"""Prefix, in what a client remembers, of what the transform keeps; the rest is the algorithm's."""
 
 
 def of_algorithm(memory: Payload) -> Payload:
@@ -222,9 +221,7 @@ class LocalClients:
         """How a client is tuned."""
         return self.tunings.get(client, self.tuning)
 
-    def update(
-        self, broadcast: Broadcast, tuned: TuningResult, memory: Payload
-    ) -> tuple[Update, Payload]:
+    def update(self, broadcast: Broadcast, tuned: TuningResult, memory: Payload) -> tuple[Update, Payload]:
         """The update that a client sends after its visit, and what it remembers until its next one.
 
         Under `privacy` the update has no metrics, which no noise hides.

@@ -1,7 +1,8 @@
 """Send each number of a change in 8, 4 or 1 bits, rounded at random without a bias.
 
-    s  =  max |x| over a block,    x  ->  s (2 c / L - 1),    c = 0 ... L,    L = 254, 14 or 1 for 8, 4, 1 bits
+    s  =  max |x| over a block,    x  ->  s (2 c / L - 1),    c = 0 ... L
 
+with L = 254, 14 or 1 for 8, 4 or 1 bits, so that 8 and 4 bits have a level at zero.
 A number between two levels becomes one of them at random, so that its expectation is the number; it moves by
 less than the step 2 s / L. This is QSGD's rounding (Alistarh et al., arXiv 1610.02132) with the largest size
 of a block as its scale. A block is `block` numbers in a row of one tensor, or its last ones, and its scale
@@ -97,7 +98,9 @@ def encoding(write: Write, read: Read, *, feedback: bool) -> Transform:
         update: Update, public: Any, draws: Draws, broadcast: Broadcast, memory: Payload
     ) -> tuple[Update, Payload]:
         layout = shapes_of(update.delta)
-        left = {name: memory[name] for name in layout if name in memory and memory[name].shape == layout[name]}
+        left = {
+            name: memory[name] for name in layout if name in memory and memory[name].shape == layout[name]
+        }
         row = flattened({name: t + left.get(name, np.float32(0)) for name, t in update.delta.items()})
         sent = write(row, layout, None)
         with suppress(UpdateRefused):
