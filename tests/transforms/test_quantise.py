@@ -1,4 +1,4 @@
-"""The encodings as transforms: what a client sends, what the server makes of it, and what waits for a visit."""
+"""The encodings as transforms: what a client sends, what the server makes of it, and what is left."""
 
 import math
 from dataclasses import replace
@@ -179,12 +179,10 @@ def test_an_encoding_that_the_receiver_does_not_know_is_refused(name):
     transform, layout = PARTS[name](), {"a": (3, 9)}
     for other in PARTS:
         coded, _ = sent(PARTS[other](), update_of(normal(layout, 0)))
-        try:
+        if other.removesuffix(", feedback") == name.removesuffix(", feedback"):
+            continue  # the codes of these differ in nothing
+        with pytest.raises(UpdateRefused, match="apply the run file's transforms at the client"):
             arrived(transform, coded, layout)
-        except UpdateRefused as refusal:
-            assert "apply the run file's transforms at the client" in str(refusal)
-        else:  # the codes of these differ in nothing
-            assert other.removesuffix(", feedback") == name.removesuffix(", feedback")
     plain = update_of(normal(layout, 0))
     with pytest.raises(UpdateRefused, match="apply the run file's transforms at the client"):
         arrived(transform, plain, layout)
@@ -275,7 +273,7 @@ def test_each_clients_memory_is_its_own_and_the_servers_state_has_none():
     assert len({memory.norm() for memory in one.memories.values()}) == 3
 
 
-# what is not sound together ----------------------------------------------------------------------------------
+# what is not sound together ---------------------------------------------------------------------------------
 
 
 @ENCODINGS
@@ -283,9 +281,11 @@ def test_an_encoding_is_the_last_and_not_beside_noise(name):
     part = PARTS[name]()
     noise = gaussian.build(gaussian.Config())
     for order in ((part, noise), (noise, part)):
-        with pytest.raises(SettingsError, match="encodes updates, which .* has to bound and hide as numbers"):
+        with pytest.raises(
+            SettingsError, match=r"encodes updates, which .* has to bound and hide as numbers"
+        ):
             chain(*order)
-    with pytest.raises(SettingsError, match="encodes updates, and .* comes after it and cannot read them"):
+    with pytest.raises(SettingsError, match=r"encodes updates, and .* comes after it and cannot read them"):
         chain(part, clip.build(clip.Config()))
 
 
@@ -310,7 +310,7 @@ def test_an_algorithm_that_needs_the_exact_change_is_refused(name):
 
 def test_the_message_has_the_names_of_the_run_file():
     tables = [PartTable(name="clip"), PartTable(name="top_k")]
-    with pytest.raises(SettingsError, match="'top_k' adds to a change .* longer than 'clip' allows"):
+    with pytest.raises(SettingsError, match=r"'top_k' adds to a change .* longer than 'clip' allows"):
         plugins.transform(tables)
     with pytest.raises(SettingsError, match="'quantise' encodes updates, and 'clip' comes after it"):
         plugins.transform([PartTable(name="quantise"), PartTable(name="clip")])
