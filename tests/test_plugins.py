@@ -144,7 +144,7 @@ def run(**tables):
     [
         (
             {"selection": {"name": "all", "share": 0.1}},
-            "unknown key share; .*share is a key of poisson, round",
+            "unknown key share; .*share is a key of oort, poisson, power_of_choice, round",
         ),
         ({"selection": {"name": "uniform", "size": 3}}, "unknown key size; known keys there are share$"),
         ({"selection": {"share": 0.0}}, "the selection 'uniform': key share: .* greater than 0"),

@@ -35,7 +35,7 @@ def informed(clients: Sequence[ClientInfo], reports: Payload) -> Sequence[Client
 def heard(reports: Payload, round: int, cohort: Cohort, metrics: Metrics) -> Payload:
     """The reports after a round. A client of the cohort that gave no usable update or no loss has none."""
     losses = {client: metrics.get(client, {}).get("loss", math.nan) for client in cohort}
-    now = {name: np.array([round, min(max(0.0, loss), MAX_NATS)]) for name, loss in losses.items()}
+    now = {name: np.array([round, np.clip(loss, 0.0, MAX_NATS)]) for name, loss in losses.items()}
     return Payload({**reports, **now})
 
 
