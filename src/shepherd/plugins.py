@@ -191,7 +191,7 @@ def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, and with"
             f" [privacy.examples] they report none; {instead}"
         )
-    if aggregation.is_robust:
+    if aggregation.robust:
         raise SettingsError(
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, which lets"
             f" one that lies into every cohort, and the aggregation {settings.aggregation.name!r} is there"

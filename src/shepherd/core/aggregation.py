@@ -25,6 +25,9 @@ class Aggregation:
     keeps_basis: bool = True
     """Whether rank j of the result continues rank j of the broadcast. A rule that factorises a product anew
     does not: a momentum of an earlier round would then be added to other directions."""
+    robust: bool = False
+    """Whether it stands some clients that lie. It then needs the update of each client by itself: no secure
+    sum, no mean of several clients, and no cohort that is drawn by what clients report of themselves."""
     takes_ranks: bool = False
     """Whether the updates of a round may have different ranks."""
     truncates: bool = False
@@ -37,5 +40,3 @@ class Aggregation:
     that does not keep the basis does so in any case."""
     restarts: bool = False
     """Whether the trained ranks begin anew in each round, with B = 0: A alone would then learn nothing."""
-    is_robust: bool = False
-    """Whether it bounds what clients that lie can do to the result."""
