@@ -189,7 +189,7 @@ def run(**tables):
             'stack the matrices of experts, and .*"local_adapter" .* set adapter.target_parameters = ',
         ),
         (
-            {"selection": {"name": "oort"}, "privacy": {"examples": {}}, **EQUAL},
+            {"selection": {"name": "oort"}, "privacy": {"examples": {"norm": 1.0, "noise": 1.0}}, **EQUAL},
             "'oort' asks clients by the loss that they report, and with .*they report none; set .*uniform",
         ),
         (
