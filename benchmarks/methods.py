@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -125,42 +125,45 @@ class Cell:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make what is missing of the grid, and print its table."""
     made = common.parser(__doc__)
+    add_options(made, METHODS, RATES)
+    return common.run(made.parse_args(arguments), measure, tables)
+
+
+def add_options(made: ArgumentParser, named: Mapping[str, tuple[str, ...]], rates: Sequence[float]) -> None:
+    """The options of a grid of these methods."""
     made.add_argument("--keep", type=Path, required=True, metavar="FOLDER", help="folder of the scores")
     made.add_argument("--on", choices=sorted(SETTINGS), default="world", help="setting (default: world)")
-    made.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS), metavar="NAME")
-    made.add_argument("--rates", nargs="+", type=float, default=RATES, help="multiples of the rate")
+    made.add_argument("--methods", nargs="+", choices=sorted(named), default=list(named), metavar="NAME")
+    made.add_argument("--rates", nargs="+", type=float, default=rates, help="multiples of the rate")
     made.add_argument("--more", nargs="+", default=[], metavar="KEY=VALUE", help="changes of every method")
     made.add_argument("--seeds", type=int, default=3, help="seeds of the best rate (default 3)")
     made.add_argument("--table", action="store_true", help="train nothing")
-    options = made.parse_args(arguments)
-    return common.run(options, measure, tables)
 
 
 def measure(options: Namespace) -> Figures:
     """The scores of every cell, made or read."""
-    grid = Grid.of(options)
-    best: dict[str, float] = {}
-    for method in options.methods:
-        tried = {rate: grid.scores(Cell(method=method, rate=rate, seed=0)) for rate in options.rates}
-        known = {rate: found["choice"] for rate, found in tried.items() if found is not None}
-        if known:
-            best[method] = min(known, key=lambda rate: known[rate])
-    for number in range(1, options.seeds):  # seed by seed, so that an early end leaves whole columns
-        for method, rate in best.items():
-            grid.scores(Cell(method=method, rate=rate, seed=number))
-    return {"on": options.on, "methods": grid.compared(best, options.seeds)}
+    grid = Grid.of(options, METHODS)
+    best = grid.best(options.methods, options.rates, options.seeds)
+    return {"on": options.on, "methods": grid.compared(best, options.seeds, "fedavg")}
 
 
 class Grid:
     """The cells of one setting: makes them, keeps them, reads them."""
 
-    def __init__(self, asked: RunSettings, folder: Path, train: bool) -> None:
-        self.asked, self.folder, self.train = asked, folder, train
+    def __init__(
+        self, asked: RunSettings, folder: Path, train: bool, changes: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        self.asked, self.folder, self.train, self.changes = asked, folder, train, changes
         self.prepared: TokenisedData | None = None
 
     @classmethod
-    def of(cls, options: Namespace) -> Grid:
-        """The grid that the options ask for."""
+    def of(cls, options: Namespace, changes: Mapping[str, tuple[str, ...]], *more: str) -> Grid:
+        """The grid that the options ask for.
+
+        Args:
+            changes: what each method changes in the setting.
+            more: changes of every method.
+        """
         named = options.on.removesuffix("-100")
         asked = overridden(setting.settings(named), (*SETTINGS[options.on], *options.more, "data.seed=0"))
         silent = ["evaluation.answers=0", "evaluation.examples=8"]
@@ -168,7 +171,20 @@ class Grid:
         if options.quick:
             silent += ["federation.rounds=1", "tuning.max_steps=1", "data.limit=60", "data.holdout=0.2"]
         folder = options.keep / "-".join([options.on, *options.more])
-        return cls(overridden(asked, silent), folder, not options.table)
+        return cls(overridden(asked, [*silent, *more]), folder, not options.table, changes)
+
+    def best(self, names: Sequence[str], rates: Sequence[float], seeds: int) -> dict[str, float]:
+        """The best rate of each method by the first seed, once it is trained with the others, too."""
+        best: dict[str, float] = {}
+        for name in names:
+            tried = {rate: self.scores(Cell(method=name, rate=rate, seed=0)) for rate in rates}
+            known = {rate: found["choice"] for rate, found in tried.items() if found is not None}
+            if known:
+                best[name] = min(known, key=lambda rate: known[rate])
+        for number in range(1, seeds):  # seed by seed, so that an early end leaves whole columns
+            for name, rate in best.items():
+                self.scores(Cell(method=name, rate=rate, seed=number))
+        return best
 
     def scores(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell; trains it if it is not kept. None if it may not be trained, or diverged."""
@@ -177,7 +193,7 @@ class Grid:
         return common.kept(self.folder / cell.file, make, doing)
 
     def _made(self, cell: Cell) -> dict[str, Any]:
-        asked = overridden(self.asked, METHODS[cell.method])
+        asked = overridden(self.asked, self.changes[cell.method])
         rate = cell.rate * asked.tuning.learning_rate
         scratch = Path(tempfile.mkdtemp(prefix="methods-"))
         began = perf_counter()
@@ -196,8 +212,12 @@ class Grid:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def compared(self, best: Mapping[str, float], seeds: int) -> list[dict[str, Any]]:
-        """A row for each method, on the half of the questions that no rate was chosen by."""
+    def compared(self, best: Mapping[str, float], seeds: int, plain: str) -> list[dict[str, Any]]:
+        """A row for each method, on the half of the questions that no rate was chosen by.
+
+        Args:
+            plain: the method that the others are compared with.
+        """
         columns = {
             method: [
                 found
@@ -211,13 +231,13 @@ class Grid:
             return []
         some = next(iter(whole.values()))[0]
         kept = draws.draws([some["categories"][i] for i in some["report"]], seeds=seeds)
-        against = whole.get("fedavg")
+        against = whole.get(plain)
         return [
             {
                 "method": method,
                 "rate": best[method],
                 **summary(found, kept),
-                **({"against": _against(found, against, kept)} if against and method != "fedavg" else {}),
+                **({"against": _against(found, against, kept)} if against and method != plain else {}),
                 **({"of_central": _of_central(found, whole[CENTRAL], kept)} if CENTRAL in whole else {}),
             }
             for method, found in whole.items()
@@ -229,6 +249,8 @@ def _federated(run: Run) -> tuple[Adapter, dict[str, Any]]:
     return run.state.adapter, {
         "examples": sum(row["examples"] for row in rows),
         "bytes": sum(row["bytes_up"] + row["bytes_down"] for row in rows),
+        "bytes_up": [row["bytes_up"] for row in rows],
+        "heldout": [row.get("heldout", {}).get("loss") for row in rows],
         "gap": [row.get("gap") for row in rows],
     }
 

@@ -40,6 +40,8 @@ from shepherd.core import (
 )
 from shepherd.core.cores import bases_of, shrunk
 from shepherd.core.factor_gap import pairs
+from shepherd.core.payload import under
+from shepherd.federation.clients import OF_TRANSFORM, of_algorithm
 from shepherd.server_optimisers import sgd
 
 SHAPES = {
@@ -128,7 +130,7 @@ class Quadratic:
     def _visit(self, broadcast: Broadcast, names: Sequence[str]) -> Iterator[Update]:
         tensors = [n for n in broadcast.adapter if self.algorithm.trainable(n, broadcast.round)]
         bases = bases_of(self.algorithm, broadcast.adapter, broadcast.round)
-        kept = [self.memories.get(name, Payload()) for name in names]
+        kept = [of_algorithm(self.memories.get(name, Payload())) for name in names]
         known = next((one for one in kept if one), Payload())
         memory = {n: np.stack([one.get(n, np.zeros_like(known[n])) for one in kept]) for n in known}
         starts = [
@@ -201,13 +203,14 @@ class Quadratic:
         memory = self.memories.get(client, Payload())
         steps = self.own_steps.get(client, self.steps)
         result = LocalResult(start=start, local=Adapter(local), steps=steps, rate_sum=steps * self.rate)
-        self.memories[client], extra = self.algorithm.remember(memory, broadcast, result)
+        own, extra = self.algorithm.remember(of_algorithm(memory), broadcast, result)
         weight = float(next(info.examples for info in self.infos if info.name == client))
         update = Update(round=broadcast.round, clients=(client,), delta=delta, weight=weight, extra=extra)
         update = replace(update, metrics={"loss": weight})
-        return self.transform.at_client(
-            update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client)), broadcast
-        )
+        draws, before = Seeded(seed_for(broadcast.seed, client)), Payload(under(OF_TRANSFORM, memory))
+        sent, after = self.transform.at_client(update, broadcast.transforms, draws, broadcast, before)
+        self.memories[client] = Payload({**own, **{OF_TRANSFORM + name: t for name, t in after.items()}})
+        return sent
 
 
 class InProducts(Quadratic):

@@ -1,11 +1,12 @@
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 
 from shepherd import plugins
 from shepherd.config import PartTable
-from shepherd.core import Adapter, Broadcast, Context, Seeded, Step, Update
+from shepherd.core import Adapter, Broadcast, Context, Parts, Seeded, Step, Update
 from shepherd.errors import PluginError, SettingsError
 from shepherd.overrides import dump, parse
 from shepherd.settings import SplitTable
@@ -144,7 +145,7 @@ def run(**tables):
     [
         (
             {"selection": {"name": "all", "share": 0.1}},
-            "unknown key share; .*share is a key of poisson, round",
+            "unknown key share; .*share is a key of oort, poisson, power_of_choice, round",
         ),
         ({"selection": {"name": "uniform", "size": 3}}, "unknown key size; known keys there are share$"),
         ({"selection": {"share": 0.0}}, "the selection 'uniform': key share: .* greater than 0"),
@@ -187,11 +188,41 @@ def run(**tables):
             {"algorithm": {"name": "local_adapter"}, "adapter": {"target_parameters": ["mlp.experts.up"]}},
             'stack the matrices of experts, and .*"local_adapter" .* set adapter.target_parameters = ',
         ),
+        (
+            {"selection": {"name": "oort"}, "privacy": {"examples": {"norm": 1.0, "noise": 1.0}}, **EQUAL},
+            "'oort' asks clients by the loss that they report, and with .*they report none; set .*uniform",
+        ),
+        (
+            {"selection": {"name": "power_of_choice"}, "transforms": [{"name": "gaussian"}], **EQUAL},
+            "'power_of_choice' draws clients by chances for which no guarantee is known, .*'gaussian'",
+        ),
+        (
+            {"transforms": [{"name": "top_k"}, {"name": "gaussian"}], **EQUAL},
+            "'top_k' encodes updates, which 'gaussian' has to bound and hide as numbers; remove top_k",
+        ),
+        (
+            {
+                "transforms": [{"name": "top_k"}],
+                "server": {"name": "fedsvd"},
+                "algorithm": {"name": "ffa_lora"},
+            },
+            "the transform 'top_k' keeps .* the server optimiser 'fedsvd' .* set feedback = false for it, or",
+        ),
     ],
 )
 def test_a_key_of_another_file_or_a_combination_that_is_not_sound_is_refused(tables, message):
     with pytest.raises(SettingsError, match=message):
         require(run(**tables))
+
+
+@pytest.mark.parametrize("name", ["oort", "power_of_choice"])
+def test_a_robust_rule_is_not_fed_by_what_clients_say_of_themselves(name):
+    robust = replace(plugins.aggregation(PartTable(name="mean")), robust=True)
+    settings = run(selection={"name": name})
+    with pytest.raises(SettingsError, match=f"'{name}' asks .* lets one that lies into every cohort"):
+        plugins.selection(settings, parts=Parts(aggregation=robust))
+    assert plugins.selection(settings).by_loss
+    assert not plugins.selection(run(), parts=Parts(aggregation=robust)).by_loss
 
 
 def test_size_that_draws_the_cohort_does_not_weigh_it_too():

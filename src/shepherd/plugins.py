@@ -35,6 +35,7 @@ from shepherd.core import (
 )
 from shepherd.core.algorithm import as_accepted
 from shepherd.core.checker import Checker
+from shepherd.core.transform import require_readable
 from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import FederationTable, RunSettings, SplitTable
 
@@ -231,12 +232,30 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             f"the selection {settings.selection.name!r} asks any number of clients in a round, and {why}"
             ' needs enough of them in each; set [selection] name = "uniform"'
         )
+    if made.by_loss:
+        _require_losses(settings, parts.aggregation or aggregation(settings.aggregation, allowed))
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(
             f"the algorithm {settings.algorithm.name!r} counts each client the same, and the selection"
             f' {settings.selection.name!r} asks large ones more often; set [selection] name = "uniform"'
         )
     return made
+
+
+def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
+    """Raise SettingsError, naming both, where cohorts may not depend on what clients report of their loss."""
+    instead = 'set [selection] name = "uniform"'
+    if settings.privacy.examples is not None:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} asks clients by the loss that they report, and with"
+            f" [privacy.examples] they report none; {instead}"
+        )
+    if aggregation.robust:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} asks clients by the loss that they report, which lets"
+            f" one that lies into every cohort, and the aggregation {settings.aggregation.name!r} is there"
+            f" because some may lie; {instead}"
+        )
 
 
 def _names_of(settings: RunSettings, parts: Parts) -> dict[str, str]:
@@ -321,6 +340,7 @@ def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerO
 def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Transform:
     """The `[[transforms]]` combined, in their order at the client; errors as for `built`."""
     made = [built(TRANSFORM, table, allowed) for table in tables]
+    require_readable(made, [table.name for table in tables])
     noisy = [table.name for table, part in zip(tables, made, strict=True) if part.mechanism is not None]
     if len(noisy) > 1:
         raise SettingsError(

@@ -16,6 +16,7 @@ from shepherd.core import (
     ClientInfo,
     Context,
     Mechanism,
+    Payload,
     Seeded,
     Spending,
     Transform,
@@ -64,7 +65,7 @@ class Pushing:
             delta = as_adapter(PUSH * self.pushes[name])
             update = Update(round=broadcast.round, clients=(name,), delta=delta, weight=1.0)
             draws = Seeded(seed_for(broadcast.seed, name))
-            yield self.transform.at_client(update, broadcast.transforms, draws, broadcast)
+            yield self.transform.at_client(update, broadcast.transforms, draws, broadcast, Payload())[0]
 
 
 def gaussian(norm=NORM, noise=NOISE):

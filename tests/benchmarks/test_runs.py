@@ -23,6 +23,7 @@ from benchmarks import (
     setting,
     tuning,
 )
+from benchmarks import bytes as of_bytes
 
 Main = Callable[[Sequence[str]], int]
 
@@ -139,6 +140,20 @@ def test_methods(tmp_path: Path) -> None:
     assert kept == {f"{name}-{rate}-0.json" for name in ("central", "fedavg") for rate in (1, 2)}
     again = _figures(methods.main, tmp_path, *options, "--rates", "1", "2", "--table")
     assert again == figures
+
+
+def test_bytes(tmp_path: Path) -> None:
+    names = ["fp32", "4 bits", "top 10 %"]
+    options = ["--keep", str(tmp_path / "kept"), "--methods", *names, "--seeds", "1", "--budget", "0.2"]
+    rows = {row["method"]: row for row in _figures(of_bytes.main, tmp_path, *options)["encodings"]}
+    assert list(rows) == names
+    assert rows["fp32"]["share"] == 1.0
+    assert rows["fp32"]["at_budget"] is None
+    assert rows["fp32"]["to_target"] == rows["fp32"]["bytes_up"]
+    assert 1 / rows["4 bits"]["share"] == pytest.approx(32 / 4.25, rel=0.01)
+    assert 1 / rows["top 10 %"]["share"] > 20
+    assert rows["4 bits"]["at_budget"] > 0
+    assert "against" in rows["top 10 %"]
 
 
 def test_inversion(tmp_path: Path) -> None:

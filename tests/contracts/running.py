@@ -67,11 +67,17 @@ def resumed(method: Method, at: int, folder, like: Quadratic | None = None) -> S
     like = like or Quadratic(method.algorithm, method.transform)
     before = like.again()
     stopped = [start(method, drawn(0)), *run(method, before, until=at)][-1]
+    state, after = again(stopped, before, folder)
+    return run(method, after, state)[-1]
+
+
+def again(state: ServerState, federation: Quadratic, folder) -> tuple[ServerState, Quadratic]:
+    """A state and its clients, saved and loaded."""
     store = OnDisk(folder / "clients", checkpoints=1)
-    kept = {client: store.put(client, at, memory) for client, memory in before.memories.items()}
-    save(folder, Checkpoint(state=stopped, notes={"memories": kept}), keep=1)
+    kept = {client: store.put(client, state.round, each) for client, each in federation.memories.items()}
+    save(folder, Checkpoint(state=state, notes={"memories": kept}), keep=1)
     saved = load(latest(folder))
-    after = like.again()
+    after = federation.again()
     names = {client: StoredMemory(*kept) for client, kept in saved.notes["memories"].items()}
     after.memories = {client: store.get(client, kept) for client, kept in names.items()}
-    return run(method, after, saved.state)[-1]
+    return saved.state, after

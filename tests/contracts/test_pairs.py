@@ -118,6 +118,15 @@ REFUSED = {
     "algorithm:scaffold+optimiser:adamw",
     "algorithm:scaffold+selection:size_weighted",
     "algorithm:scaffold+transform:clip",
+    "algorithm:scaffold+transform:quantise",
+    "algorithm:fed_sb+transform:top_k",
+    "aggregation:product+transform:top_k",
+    "server optimiser:fedsvd+transform:top_k",
+    "transform:clip+transform:top_k",
+    "transform:gaussian+transform:quantise",
+    "transform:gaussian+transform:top_k",
+    "selection:oort+transform:gaussian",
+    "selection:power_of_choice+transform:gaussian",
 }
 """Pairs that must be refused, whatever else is."""
 

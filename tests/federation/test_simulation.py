@@ -297,6 +297,26 @@ def test_what_a_client_remembers_comes_back_to_it_alone(llama, visited) -> None:
     assert second["cay"].extra["n"] == 0
 
 
+def test_what_a_transform_keeps_with_a_client_is_no_business_of_the_algorithms(llama, visited) -> None:
+    """Both remember under the same names; each gets its own back, and an unfinished round is undone."""
+    algorithm = replace(fedavg.ALGORITHM, remember=lambda memory, sent, result: (result.delta, Payload()))
+    heard: list[tuple[str, Payload]] = []
+
+    def remember(update, public, draws, sent, memory):
+        heard.append((update.client, memory))
+        return update, Payload({name: tensor + 1 for name, tensor in update.delta.items()})
+
+    simulation = simulated(llama, algorithm=algorithm, transform=Transform(remember=remember))
+    first = {u.client: u for u in simulation.run(broadcast(llama, 0), ["ann", "bob"])}
+    next(simulation.run(broadcast(llama, 1), ["bob", "cay"]))  # and no further
+    list(simulation.run(broadcast(llama, 1), ["bob", "cay"]))
+    kept = Payload({name: tensor + 1 for name, tensor in first["bob"].delta.items()})
+    assert [client for client, _ in heard] == ["ann", "bob", "bob", "bob", "cay"]
+    assert [memory for _, memory in heard] == [Payload(), Payload(), kept, kept, Payload()]
+    for visits in visited[1:]:
+        assert {visit.client: visit.memory for visit in visits}["bob"] == first["bob"].delta
+
+
 def test_each_client_transforms_its_update_with_a_seed_of_its_own(llama) -> None:
     seen: dict[str, tuple[object, float]] = {}
 

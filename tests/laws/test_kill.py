@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from tests import runs
 
+from shepherd.config import PartTable
 from shepherd.consent import Consent
 from shepherd.model import files
 from shepherd.run import folder
@@ -24,6 +26,7 @@ from shepherd.settings import TrackingTable
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 HERE = Path(__file__).parent
 SCAFFOLD = "scaffold"
+FEEDBACK = {"name": "top_k", "share": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,15 @@ def source(tmp_path_factory) -> Path:
     return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
 
 
-def table(llama_folder: Path, source: Path, output: Path, algorithm: str, rounds: int):
-    return runs.settings(
+def table(
+    llama_folder: Path,
+    source: Path,
+    output: Path,
+    algorithm: str,
+    rounds: int,
+    transforms: Sequence[Any] = (),
+):
+    made = runs.settings(
         llama_folder,
         source,
         output,
@@ -41,28 +51,32 @@ def table(llama_folder: Path, source: Path, output: Path, algorithm: str, rounds
         tuning={"optimiser": {"name": "sgd"}} if algorithm == SCAFFOLD else {},
         evaluation={"every": 5},
     )
+    return made.model_copy(update={"transforms": tuple(PartTable(**each) for each in transforms)})
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "rounds", "kills", "seed"),
+    ("algorithm", "transforms", "rounds", "kills", "seed"),
     [
-        ("fedavg", 12, 4, 0),
-        (SCAFFOLD, 12, 4, 4),  # clients and server remember, under SGD
-        pytest.param("fedavg", 60, 30, 1, marks=pytest.mark.slow),
-        pytest.param("fedprox", 40, 20, 2, marks=pytest.mark.slow),
-        pytest.param("ffa_lora", 40, 20, 3, marks=pytest.mark.slow),
+        ("fedavg", [], 12, 4, 0),
+        (SCAFFOLD, [], 12, 4, 4),  # clients and server remember, under SGD
+        ("fedavg", [FEEDBACK], 12, 4, 5),  # what a client has left out so far waits for its next visit
+        pytest.param("fedavg", [], 60, 30, 1, marks=pytest.mark.slow),
+        pytest.param("fedprox", [], 40, 20, 2, marks=pytest.mark.slow),
+        pytest.param("ffa_lora", [], 40, 20, 3, marks=pytest.mark.slow),
+        pytest.param("fedavg", [FEEDBACK], 40, 20, 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
-    llama_folder, source, tmp_path, algorithm, rounds, kills, seed
+    llama_folder, source, tmp_path, algorithm, transforms, rounds, kills, seed
 ) -> None:
-    lives = killed(table(llama_folder, source, tmp_path / "killed", algorithm, rounds), kills, seed)
+    again = table(llama_folder, source, tmp_path / "killed", algorithm, rounds, transforms)
+    lives = killed(again, kills, seed)
     assert sum(life["exit"] == -9 for life in lives) >= min(kills, 3)  # the last may be done too early
     assert any(life["exit"] == -9 and life["rounds"] for life in lives)  # some died between rounds
     told = [number for life in lives for number in life["rounds"]]
     assert told == sorted(set(told))  # no finished round is redone
 
-    whole = table(llama_folder, source, tmp_path / "whole", algorithm, rounds)
+    whole = table(llama_folder, source, tmp_path / "whole", algorithm, rounds, transforms)
     undisturbed = open_run(whole, consent=Consent(plugins=frozenset({algorithm})))
     for _ in undisturbed.rounds():
         pass
@@ -78,7 +92,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
         for name in ("killed", "whole")
     ]
     assert remembered[0] == remembered[1]
-    assert bool(remembered[0]) == (algorithm == SCAFFOLD)
+    assert bool(remembered[0]) == (algorithm == SCAFFOLD or bool(transforms))
 
 
 DYING = """

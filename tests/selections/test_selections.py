@@ -8,7 +8,7 @@ from tests.quadratic import chosen
 
 from shepherd.core import ClientInfo, seed_for, share_of
 from shepherd.errors import FederationError, SettingsError
-from shepherd.selections import shuffled
+from shepherd.selections import oort, shuffled
 
 
 def clients(*examples):
@@ -122,3 +122,95 @@ def test_another_seed_draws_another_cohort(way):
 def test_a_shuffled_epoch_is_not_longer_than_any_run(share):
     with pytest.raises(SettingsError, match=r"selection\.share = .* raise it"):
         shuffled.build(shuffled.Config(share=share))
+
+
+def heard(losses, examples=10, asked=3):
+    """Clients with these losses: None for one that told none, and "new" for one that was never asked."""
+    return [
+        ClientInfo(name=f"c{k}", examples=examples)
+        if loss == "new"
+        else ClientInfo(name=f"c{k}", examples=examples, asked=asked, loss=loss)
+        for k, loss in enumerate(losses)
+    ]
+
+
+LOSSES = st.lists(st.one_of(st.none(), st.just("new"), st.floats(0, 50)), min_size=1, max_size=20)
+
+
+@pytest.mark.parametrize("way", ["power_of_choice", "oort"])
+@given(losses=LOSSES, share=st.floats(0.01, 1.0), round=st.integers(0, 50), seed=st.integers(0, 99))
+def test_selections_by_loss_draw_the_share_whatever_is_known(way, losses, share, round, seed):
+    infos = heard(losses)
+    cohort = chosen(way, share=share)(infos, round, seed)
+    assert len(set(cohort)) == len(cohort) == share_of(len(infos), share)
+
+
+def test_power_of_choice_takes_the_largest_losses_of_its_candidates():
+    infos = heard([0.5, 4.0, 1.0, 3.0, 2.0, 0.1])
+    assert chosen("power_of_choice", share=0.34, candidates=50.0)(infos, 0, 0) == ("c1", "c3")
+    counts = Counter(
+        name for seed in range(3000) for name in chosen("power_of_choice", share=0.17)(infos, 0, seed)
+    )
+    # three of six are candidates: the largest is one of them in 10 of 20 ways, and so on
+    assert counts["c1"] / 3000 == pytest.approx(0.5, abs=0.04)
+    assert counts["c3"] / 3000 == pytest.approx(0.3, abs=0.04)
+    assert counts["c4"] / 3000 == pytest.approx(0.15, abs=0.03)
+    assert counts["c2"] / 3000 == pytest.approx(0.05, abs=0.02)
+    assert counts["c0"] == counts["c5"] == 0
+
+
+def test_power_of_choice_with_one_candidate_a_place_is_the_uniform_draw():
+    infos = heard([50.0, 0.0, 0.0, 0.0])
+    counts = Counter(
+        name
+        for seed in range(2000)
+        for name in chosen("power_of_choice", share=0.25, candidates=1.0)(infos, 0, seed)
+    )
+    assert all(abs(count - 500) < 100 for count in counts.values())
+
+
+def test_who_was_never_asked_comes_first_and_who_told_nothing_is_in_the_middle():
+    draw = chosen("power_of_choice", share=0.5, candidates=50.0)
+    assert draw(heard([9.0, "new", 8.0, "new"]), 0, 0) == ("c1", "c3")
+    untold = heard([9.0, None, 2.0, 1.0, 0.5])  # the one that told nothing counts with the median, 1.5
+    assert chosen("power_of_choice", share=0.4, candidates=50.0)(untold, 0, 0) == ("c0", "c2")
+    assert chosen("power_of_choice", share=0.6, candidates=50.0)(untold, 0, 0) == ("c0", "c1", "c2")
+    assert draw(heard([None, None]), 0, 0) in (("c0",), ("c1",))
+
+
+def test_oorts_utility_by_hand():
+    """Losses 1, 2 and 4 of 10, 10 and 5 examples, last asked in rounds 1, 2 and 4, now the fifth."""
+    infos = [
+        ClientInfo(name=f"c{k}", examples=examples, asked=last, loss=loss)
+        for k, (examples, last, loss) in enumerate([(10, 0, 1.0), (10, 1, 2.0), (5, 3, 4.0)])
+    ]
+    uncertain = [np.sqrt(0.1 * np.log(5) / last) for last in (1, 2, 4)]
+    assert oort.utility(infos, 5) == pytest.approx(np.array([0, 1, 1]) + uncertain)
+
+
+def test_oort_explores_a_share_that_falls_and_then_asks_who_has_most_to_give():
+    infos = heard(["new"] * 10 + [1.0] * 9 + [40.0])
+    draw = chosen("oort", share=0.5, explore=0.8, explore_decay=0.5, explore_least=0.2)
+    for round, new in ((0, 8), (1, 4), (2, 2), (9, 2)):
+        cohorts = [draw(infos, round, seed) for seed in range(30)]
+        assert {sum(int(name[1:]) < 10 for name in cohort) for cohort in cohorts} == {new}
+    # the one with a large loss is among the eight of ten far more often than another
+    counts = Counter(name for seed in range(300) for name in draw(infos, 9, seed))
+    assert counts["c19"] >= 290
+    assert max(counts[f"c{k}"] for k in range(10, 19)) < 280
+
+
+def test_oort_draws_near_the_best_alone():
+    """Of utilities 0 to 1 in tenths, two places and a cut-off of 0.95: the last of the best is 0.9."""
+    infos = heard([k / 10 for k in range(11)])
+    draw = chosen("oort", share=0.18, explore_least=0.0)
+    asked = {name for seed in range(200) for name in draw(infos, 0, seed)}
+    assert asked == {"c9", "c10"}
+    wide = chosen("oort", share=0.18, explore_least=0.0, cutoff=0.5)
+    asked = {name for seed in range(400) for name in wide(infos, 0, seed)}
+    assert asked == {f"c{k}" for k in range(5, 11)}
+
+
+def test_oort_caps_a_loss_that_is_far_above_all_others():
+    infos = heard([1.0] * 38 + [2.0, 50.0])
+    assert oort.utility(infos, 1)[-2:].tolist() == [1.0, 1.0]

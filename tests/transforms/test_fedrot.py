@@ -6,7 +6,7 @@ from tests.core.test_factor_gap import layout, measured, stacked
 from tests.quadratic import Quadratic, chosen, drawn, method
 
 from shepherd.algorithms import fedavg, ffa_lora, rolora
-from shepherd.core import Adapter, Broadcast, Context, Seeded, Transform, Update, chain
+from shepherd.core import Adapter, Broadcast, Context, Payload, Seeded, Transform, Update, chain
 from shepherd.core.factor_gap import pairs
 from shepherd.errors import SettingsError
 from shepherd.rounds import rounds, start
@@ -23,7 +23,7 @@ def sent(adapter, delta, strength=1.0, round=0, rank=None, names=("c0",)):
     state = transform.init(Context(rank=rank))
     update = Update(round=round, clients=names, delta=delta, weight=2.0)
     broadcast = Broadcast(round=round, adapter=adapter, seed=0)
-    return transform.at_client(update, transform.public(state), Seeded(0), broadcast)
+    return transform.at_client(update, transform.public(state), Seeded(0), broadcast, Payload())[0]
 
 
 def rotation(rng, rank):
@@ -146,9 +146,8 @@ def test_weight_and_extra_are_untouched():
     adapter = drawn(0)
     transform = fedrot.build(fedrot.Config())
     update = Update(round=0, clients=("c0",), delta=drawn(1), weight=3.0, extra=Adapter({"c": [1.0]}))
-    after = transform.at_client(
-        update, {"rank": np.array(2)}, Seeded(0), Broadcast(round=0, adapter=adapter, seed=0)
-    )
+    broadcast = Broadcast(round=0, adapter=adapter, seed=0)
+    after, _ = transform.at_client(update, {"rank": np.array(2)}, Seeded(0), broadcast, Payload())
     assert (after.weight, after.extra, after.clients) == (3.0, update.extra, ("c0",))
 
 

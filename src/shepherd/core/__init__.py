@@ -27,7 +27,7 @@ from shepherd.core.ranks import corner, of_rank, padded, unpadded
 from shepherd.core.selection import Cohort, Draw, Selection, names_at, share_of
 from shepherd.core.server_optimiser import ServerOptimiser, moved
 from shepherd.core.spending import FixedSize, Poisson, Sampling, Shuffled, Spending, Turns
-from shepherd.core.transform import Mechanism, Transform, chain
+from shepherd.core.transform import Mechanism, Original, Transform, chain
 
 __all__ = [
     "IN_PYTHON",
@@ -53,6 +53,7 @@ __all__ = [
     "Mechanism",
     "Method",
     "Observer",
+    "Original",
     "Parts",
     "Payload",
     "Poisson",

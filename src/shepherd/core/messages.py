@@ -90,6 +90,10 @@ class ClientInfo:
     """Fewest usable updates in a mean that this client's update may be part of."""
     rank: int | None = None
     """How many ranks of the adapter it trains, the first ones; None for all. An update has these alone."""
+    asked: int | None = None
+    """Rounds that were finished when it was asked last; None before that, and where no selection needs it."""
+    loss: float | None = None
+    """Mean loss of its last visit in nats a token, as it reported it; None if that visit told none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,8 @@ class ServerState:
     """State of the server optimiser, such as a momentum."""
     transforms: Any = ()
     """State of each transform, including the parts that clients must not know."""
+    reports: Payload = field(default_factory=Payload)
+    """What a selection by loss knows of each client it has asked; see `shepherd.rounds.hearing`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

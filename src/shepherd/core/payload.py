@@ -102,6 +102,15 @@ def frozen(tensor: ArrayLike, dtype: np.dtype[Any]) -> NDArray[Any]:
     return array
 
 
+def under(prefix: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The tensors whose names begin with a prefix, by the rest of their names.
+
+    >>> sorted(under("0 ", {"0 w": np.zeros(1), "1 w": np.zeros(2)}))
+    ['w']
+    """
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The names and shapes of some tensors."""
     return {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()}

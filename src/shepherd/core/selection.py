@@ -31,6 +31,8 @@ class Selection:
     """Whether a round may ask nobody."""
     sampling: Callable[[int], Sampling] | None = None
     """How a cohort of this many clients is drawn, for the accountant; None if no guarantee is known."""
+    by_loss: bool = False
+    """Whether it reads `asked` and `loss` of the clients: who is asked depends on what they report."""
     together: int = 1
     """Rounds in a row that are drawn with one seed, as an epoch is in which each client has one round."""
 

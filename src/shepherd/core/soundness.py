@@ -194,6 +194,23 @@ def _forgotten(method: Method, other: str, instead: str) -> str:
     )
 
 
+def what_was_left_out_outlives_no_new_basis(method: Method) -> str | None:
+    """What a client's transform keeps for the next round is of this round's factors, number by number."""
+    turned = (
+        ("server", method.server.rebase is not None, '[server] name = "sgd"'),
+        ("aggregation", not method.aggregation.keeps_basis, '[aggregation] name = "mean"'),
+        ("algorithm", method.algorithm.core is not no_core, '[algorithm] name = "fedavg"'),
+    )
+    for part, turns, instead in turned:
+        if method.transform.remember is not None and turns:
+            return (
+                f"what {method.called('transform')} keeps with a client for its next change belongs to the"
+                f" numbers of the factors one by one, and {method.called(part)} gives these another meaning;"
+                f" set feedback = false for it, or set {instead}"
+            )
+    return None
+
+
 def a_server_may_need_a_mean(method: Method) -> str | None:
     """Adaptive server optimisers assume that the aggregate is a mean."""
     if not method.server.needs_mean or method.aggregation.is_mean:
@@ -242,6 +259,7 @@ RULES: tuple[Rule, ...] = (
     cores_need_a_server_without_state,
     memory_outlives_no_rebase,
     memory_outlives_no_new_factors,
+    what_was_left_out_outlives_no_new_basis,
     a_server_may_need_a_mean,
     an_algorithm_may_need_a_mean,
     an_algorithm_may_need_exact_updates,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shepherd.core.messages import Broadcast, Context, Update
-from shepherd.core.payload import Layout
+from shepherd.core.payload import Layout, Payload, under
 from shepherd.core.randomness import Draws, Scoped
 from shepherd.core.spending import Sampling, Spending
 from shepherd.errors import SettingsError
@@ -31,6 +31,17 @@ class Mechanism:
     honest: int = 0
     """Where each client adds its share of the noise: the fewest honest clients in a sum, whose shares are
     enough together; a round with fewer updates gives nothing. 0 where the server adds the noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """What the server knows of an update from before it was encoded."""
+
+    layout: Layout
+    """Names and shapes of its change."""
+    norm: float = math.inf
+    """Euclidean norm that a transform before the encoding bounded it by. What is decoded may be longer, by
+    rounding, and has to be shortened to this."""
 
 
 def no_state(context: Context) -> Any:
@@ -76,10 +87,18 @@ class Transform:
     """In place of `on_client`, for a transform that must know the factors that the change is relative to:
     `(update, public state, draws, broadcast) -> update`. It gets the change as the client trained it, so it
     comes before every transform that bounds or encodes one."""
+    remember: Callable[[Update, Any, Draws, Broadcast, Payload], tuple[Update, Payload]] | None = None
+    """In place of `on_client`, for a transform whose client half keeps something until the client's next
+    visit: `(update, public state, draws, broadcast, memory) -> (update, memory)`. The memory is empty before
+    the first visit, and stays with the client."""
     on_arrival: Callable[[Update, Any], Update] = as_arrived
     """Applied to each update before it is checked and aggregated: decode it, or raise `UpdateRefused` if a
     promise is broken, such as a bound on its norm. A transform that comes later at the client and increases
     a norm that was bounded has to undo that in its own `on_arrival`, which is called first."""
+    decode: Callable[[Update, Any, Original], Update] | None = None
+    """In place of `on_arrival`, for a transform whose client half encodes the change, in any shapes and
+    dtypes: `(update, state, original) -> update`, or raise `UpdateRefused`. It must be the last one at the
+    client, since no other can read what it sends."""
     on_server: Callable[[Update, Any, Draws], tuple[Update, Any]] = as_aggregated
     """Applied to the aggregate before the server's adapter moves; also to zeros without clients, for an empty
     cohort."""
@@ -107,13 +126,27 @@ class Transform:
     @property
     def checks(self) -> bool:
         """Whether it looks at each update on arrival."""
-        return self.on_arrival is not as_arrived
+        return self.on_arrival is not as_arrived or self.decode is not None
 
-    def at_client(self, update: Update, public: Any, draws: Draws, broadcast: Broadcast) -> Update:
-        """The update as the client sends it."""
+    def at_client(
+        self, update: Update, public: Any, draws: Draws, broadcast: Broadcast, memory: Payload
+    ) -> tuple[Update, Payload]:
+        """The update as the client sends it, and what the client keeps until its next visit.
+
+        Args:
+            memory: what it kept at its last visit; empty before the first one.
+        """
+        if self.remember is not None:
+            return self.remember(update, public, draws, broadcast, memory)
         if self.relative is not None:
-            return self.relative(update, public, draws, broadcast)
-        return self.on_client(update, public, draws)
+            return self.relative(update, public, draws, broadcast), memory
+        return self.on_client(update, public, draws), memory
+
+    def at_server(self, update: Update, state: Any, original: Original) -> Update:
+        """The update that arrived, as it was before it was encoded; raises UpdateRefused if it cannot be."""
+        if self.decode is not None:
+            return self.decode(update, state, original)
+        return self.on_arrival(update, state)
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -124,9 +157,10 @@ def chain(*transforms: Transform) -> Transform:
     Raises:
         SettingsError: two of them spend privacy budget, which is not supported; one that alters updates comes
             after it; one that checks updates comes before one that adds tensors to them; one that must know
-            the broadcast comes after one that need not; or one that sends whole numbers is not the last, or
-            allows more than one before it.
+            the broadcast comes after one that need not; one that sends whole numbers is not the last, or
+            allows more than one before it; or one is refused by `require_readable`.
     """
+    require_readable(transforms, [f"number {place}" for place in range(1, len(transforms) + 1)])
     spending = [index for index, part in enumerate(transforms) if part.mechanism is not None]
     if len(spending) > 1:
         raise SettingsError("two transforms spend privacy budget; keep only one of them")
@@ -171,13 +205,28 @@ def chain(*transforms: Transform) -> Transform:
         return update
 
     def relative(update: Update, states: Any, draws: Draws, broadcast: Broadcast) -> Update:
+        return remember(update, states, draws, broadcast, Payload())[0]
+
+    def remember(
+        update: Update, states: Any, draws: Draws, broadcast: Broadcast, memory: Payload
+    ) -> tuple[Update, Payload]:
+        kept: dict[str, Any] = {}
         for index, (part, state) in enumerate(zip(transforms, states, strict=True)):
-            update = part.at_client(update, state, Scoped(draws, (index,)), broadcast)
-        return update
+            own = Payload(under(f"{index} ", memory))
+            update, own = part.at_client(update, state, Scoped(draws, (index,)), broadcast, own)
+            kept |= {f"{index} {name}": tensor for name, tensor in own.items()}
+        return update, Payload(kept)
 
     def on_arrival(update: Update, states: Any) -> Update:
         for part, state in reversed(list(zip(transforms, states, strict=True))):
             update = part.on_arrival(update, state)
+        return update
+
+    def decode(update: Update, states: Any, original: Original) -> Update:
+        for index, part in reversed(list(enumerate(transforms))):
+            bound = min((before.norm for before in transforms[:index]), default=math.inf)
+            known = replace(original, norm=min(original.norm, bound))
+            update = part.at_server(update, states[index], known)
         return update
 
     def on_server(update: Update, states: Any, draws: Draws) -> tuple[Update, Any]:
@@ -191,7 +240,9 @@ def chain(*transforms: Transform) -> Transform:
         public=public,
         on_client=on_client,
         relative=relative if any(knows) else None,
+        remember=remember if any(part.remember is not None for part in transforms) else None,
         on_arrival=on_arrival,
+        decode=decode if any(part.decode is not None for part in transforms) else None,
         on_server=on_server,
         mechanism=_of_part(transforms[spending[0]].mechanism, spending[0]) if spending else None,
         alters=any(part.alters for part in transforms),
@@ -203,6 +254,34 @@ def chain(*transforms: Transform) -> Transform:
         norm=min((part.norm for part in transforms), default=math.inf),
         needs_equal_weights=any(part.needs_equal_weights for part in transforms),
     )
+
+
+def require_readable(transforms: Sequence[Transform], names: Sequence[str]) -> None:
+    """Raise SettingsError unless each transform can read what those before it make of an update.
+
+    Args:
+        names: what each is called, for messages.
+    """
+    named = list(zip(names, transforms, strict=True))
+    noisy = [name for name, part in named if part.mechanism is not None]
+    for place, (name, part) in enumerate(named):
+        if part.decode is not None and noisy:
+            raise SettingsError(
+                f"the transform {name!r} encodes updates, which {noisy[0]!r} has to bound and hide as"
+                f" numbers; remove {name} under [[transforms]], or {noisy[0]}"
+            )
+        if part.decode is not None and place + 1 < len(transforms):
+            after = names[place + 1]
+            raise SettingsError(
+                f"the transform {name!r} encodes updates, and {after!r} comes after it and cannot read them;"
+                f" list {name} last under [[transforms]], or remove {after} if it encodes updates, too"
+            )
+        bounding = [other for other, each in named[:place] if each.norm < math.inf]
+        if part.remember is not None and bounding:
+            raise SettingsError(
+                f"the transform {name!r} adds to a change what earlier rounds left out, which makes it longer"
+                f" than {bounding[0]!r} allows; set feedback = false for {name}, or remove {bounding[0]}"
+            )
 
 
 def _of_part(mechanism: Mechanism | None, index: int) -> Mechanism | None:

@@ -30,6 +30,7 @@ from shepherd.core import (
     of_rank,
     seed_for,
 )
+from shepherd.core.payload import under
 from shepherd.data import cursor, poisson_batches
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
@@ -40,6 +41,18 @@ from shepherd.training import stack, tune
 from shepherd.training.example_privacy import ExamplePrivacy
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, TuningResult, Visit
+
+OF_TRANSFORM = "transform "
+"""Prefix, in what a client remembers, of what the transform keeps; the rest is the algorithm's."""
+
+
+def of_algorithm(memory: Payload) -> Payload:
+    """The part of a client's memory that its algorithm reads.
+
+    >>> sorted(of_algorithm(Payload({"control": [1.0], "transform 0 w": [2.0]})))
+    ['control']
+    """
+    return Payload({name: tensor for name, tensor in memory.items() if not name.startswith(OF_TRANSFORM)})
 
 
 class Batches(NamedTuple):
@@ -169,6 +182,7 @@ class LocalClients:
 
     def with_memory(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
         """A visit with the client's memory and the adapter that it starts from."""
+        memory = of_algorithm(memory)
         start, rank = (
             self.algorithm.start(broadcast, memory, self.info(visit.client)),
             self.ranks.get(visit.client),
@@ -207,9 +221,14 @@ class LocalClients:
         """How a client is tuned."""
         return self.tunings.get(client, self.tuning)
 
-    def update(self, broadcast: Broadcast, tuned: TuningResult) -> Update:
-        """The update that a client sends after its visit; without metrics under `privacy`, which no noise
-        hides."""
+    def update(self, broadcast: Broadcast, tuned: TuningResult, memory: Payload) -> tuple[Update, Payload]:
+        """The update that a client sends after its visit, and what it remembers until its next one.
+
+        Under `privacy` the update has no metrics, which no noise hides.
+
+        Args:
+            memory: what the client remembered before the visit.
+        """
         update = Update(
             round=broadcast.round,
             clients=(tuned.client,),
@@ -219,7 +238,10 @@ class LocalClients:
             metrics=asdict(tuned.report) if self.privacy is None else {},
         )
         draws = self.draws or Seeded(seed_for(broadcast.seed, "transform", tuned.client))
-        return self.transform.at_client(update, broadcast.transforms, draws, broadcast)
+        own = Payload(under(OF_TRANSFORM, memory))
+        sent, own = self.transform.at_client(update, broadcast.transforms, draws, broadcast, own)
+        kept = {OF_TRANSFORM + name: tensor for name, tensor in own.items()}
+        return sent, Payload({**tuned.memory, **kept})
 
 
 def weight(federation: FederationTable, report: LocalReport, size: int) -> float:

@@ -37,7 +37,8 @@ class Root:
         visit = self.local.with_memory(broadcast, self.local.visit(broadcast, ROOT, batches), Payload())
         with stage("tuning the server's examples"):
             ((tuned,),) = self.executor.tuned([self.local.job(broadcast, [visit])], _unseen)
-        return self.local.update(broadcast, tuned).delta
+        update, _ = self.local.update(broadcast, tuned, Payload())
+        return update.delta
 
 
 def root_of(examples: Tokens | None, simulation: Simulation) -> Root | None:

@@ -9,7 +9,7 @@ from time import perf_counter
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Payload, Update
 from shepherd.errors import DataError, UpdateRefused
 from shepherd.federation.client_store import ClientStore, InMemory, StoredMemory
-from shepherd.federation.clients import LocalClients
+from shepherd.federation.clients import OF_TRANSFORM, LocalClients, of_algorithm
 from shepherd.io.progress import Progress, stage
 from shepherd.machine.executors import Executor
 from shepherd.training import tune
@@ -110,7 +110,7 @@ class Simulation:
         """The adapter that a client's next visit would start from: its own model, if it keeps a part."""
         _, memories = self.reached()
         kept = memories.get(client)
-        memory = self.store.get(client, kept) if kept else Payload()
+        memory = of_algorithm(self.store.get(client, kept)) if kept else Payload()
         return self.local.algorithm.start(broadcast, memory, self.local.info(client))
 
     def coverage(self) -> dict[str, float]:
@@ -150,6 +150,11 @@ class Simulation:
         kept = self.memories.get(client)
         return self.store.get(client, kept) if kept else Payload()
 
+    def _keep(self, broadcast: Broadcast, client: str, memory: Payload) -> None:
+        """Store what a client remembers, in place of what it did."""
+        if memory or client in self.memories:
+            self.draft.memories[client] = self.store.put(client, broadcast.round + 1, memory)
+
     def _answers(
         self, broadcast: Broadcast, group: _Group, tuned: Sequence[TuningResult]
     ) -> Iterator[Update | Failure]:
@@ -159,15 +164,16 @@ class Simulation:
             if client in group.failures:
                 yield group.failures[client]
                 continue
+            before = self._memory(client) if self.local.transform.remember is not None else Payload()
             result = results.pop(client)
-            if result.memory or client in self.memories:
-                kept = self.store.put(client, broadcast.round + 1, result.memory)
-                self.draft.memories[client] = kept
             try:
-                update = self.local.update(broadcast, result)
+                update, memory = self.local.update(broadcast, result, before)
             except UpdateRefused as refusal:  # a transform does not let it leave
+                kept = {name: t for name, t in before.items() if name.startswith(OF_TRANSFORM)}
+                self._keep(broadcast, client, Payload({**kept, **result.memory}))
                 yield Failure(client=client, reason=str(refusal))
                 continue
+            self._keep(broadcast, client, memory)
             yield update
             del update  # else it would live on while the next one is waited for (law 5)
 

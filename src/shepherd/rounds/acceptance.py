@@ -25,6 +25,7 @@ from shepherd.core import (
     Federation,
     Layout,
     Method,
+    Original,
     Payload,
     Update,
     not_finite,
@@ -206,7 +207,7 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
     expected = request.method.expects(request.broadcast, infos[0])
     allowed = request.allow(infos[0]) if len(infos) == 1 else ANYTHING
     check_report(answer, request.broadcast.round, allowed)
-    arrived = _decode(request, answer)
+    arrived = _decode(request, answer, expected)
     if arrived.weight != answer.weight:  # a mechanism controls the weights
         check_report(arrived, request.broadcast.round, ANYTHING)
     checked = check_tensors(arrived, expected)
@@ -219,9 +220,10 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
     return accepted
 
 
-def _decode(request: RoundRequest, update: Update) -> Update:
+def _decode(request: RoundRequest, update: Update, expected: Expected) -> Update:
     try:
-        return request.method.transform.on_arrival(update, request.transforms)
+        original = Original(layout=expected.delta)
+        return request.method.transform.at_server(update, request.transforms, original)
     except UpdateRefused:
         raise
     except Exception as error:  # the tensors are not checked yet, and the code may be a plug-in's

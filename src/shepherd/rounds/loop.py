@@ -36,6 +36,7 @@ from shepherd.core import (
 )
 from shepherd.core.cores import bases_of, grown
 from shepherd.errors import FederationError
+from shepherd.rounds import hearing
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, require_own_means, usable_updates
 from shepherd.rounds.observing import observers
 from shepherd.rounds.report import RoundReport
@@ -74,6 +75,7 @@ def rounds(
     allow: Allow = allow_any,
     max_share: float = MAX_SHARE,
     root: Root | None = None,
+    by_loss: bool = False,
 ) -> Iterator[tuple[ServerState, RoundReport]]:
     """Train up to round `until`; yield the state and the report after each round.
 
@@ -97,14 +99,18 @@ def rounds(
         allow: what each client may report of its visit; see `shepherd.rounds.weights`.
         max_share: largest share of the mean for one client, in (0, 1]; 1 / n with n < 1 / max_share clients.
         root: tunes the server's own examples, for an aggregation that compares updates with them.
+        by_loss: whether `select` reads what the clients reported, which the state then keeps.
 
     Raises:
         QuorumNotMet: too few usable updates for the quorum, the aggregation or the `min_cohort` of a client
             whose update is among them, or the aggregation chose too few for one; the last state that was
             yielded remains valid.
         FederationError: there is no client, or the new state would not be finite; or under a mechanism there
-            are other clients than it was made for.
+            are other clients than it was made for; or cohorts are drawn by loss and no single client's is
+            known.
     """
+    if by_loss:
+        hearing.require_heard(method, federation)
     private = method.is_private
     secret = secret if secret is not None else FromSystem().seed() if private else seed
     noise = noise if noise is not None else FromSystem() if private else Seeded(secret)
@@ -117,6 +123,7 @@ def rounds(
                 f"the noise was made for {context.clients} clients, and there are {len(clients)}; start a new"
                 " run with these"
             )
+        clients = hearing.informed(clients, state.reports)
         cohort = select(clients, number, seed_for(secret, number // context.together, "cohort"))
         broadcast = next_broadcast(method, state, seed_for(seed, number, "clients"))
         request = RoundRequest(
@@ -142,6 +149,8 @@ def rounds(
         else:
             aggregate = _empty_aggregate(method, broadcast)
         state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
+        if by_loss:
+            state = replace(state, reports=hearing.heard(state.reports, number, cohort, log.metrics))
         yield (
             state,
             RoundReport(

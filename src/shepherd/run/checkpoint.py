@@ -130,6 +130,7 @@ def load(path: Path) -> Checkpoint:
         memory={name: Payload(part) for name, part in tree["memory"].items()},
         optimiser={name: Payload(part) for name, part in tree.get("optimiser", {}).items()},
         transforms=tree["transforms"],
+        reports=Payload(tree.get("reports", {})),
     )
     clients = {name: Payload(part) for name, part in tree.get("clients", {}).items()}
     return Checkpoint(state=state, clients=clients, notes=kept["notes"])
@@ -143,6 +144,7 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
         "memory": state.memory,
         "optimiser": state.optimiser,
         "transforms": state.transforms,
+        "reports": state.reports,
     }
     tree = flattened(parts, tensors)
     kept = {"format": FORMAT, "round": state.round, "tree": tree, "notes": checkpoint.notes}

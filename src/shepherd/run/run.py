@@ -154,6 +154,7 @@ class Run(HeldRun):
             context=context_of(self.settings, self.selection, self.state.adapter, len(self.prepared.clients)),
             until=self.until,
             select=self.selection.cohort,
+            by_loss=self.selection.by_loss,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
             allow=weights.allowed_by(self.settings),

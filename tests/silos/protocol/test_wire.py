@@ -157,6 +157,14 @@ def test_a_whole_number_comes_as_a_float_since_products_of_it_have_no_bound() ->
     assert type(scores.categories["qa"][0]) is float
 
 
+@given(delta=st.dictionaries(NAMES, ARRAYS, max_size=3), extra=ADAPTERS)
+def test_an_update_travels_as_its_bytes_and_a_header(delta, extra) -> None:
+    """What the log of a round counts is what is on the network, whatever the dtypes, but for the header."""
+    update = some_update(delta=Payload(delta), extra=extra)
+    message = encode_reply(update)
+    assert len(message) == 8 + int.from_bytes(message[:8], "little") + update.nbytes
+
+
 def test_a_reply_names_no_more_than_a_log_has_room_for() -> None:
     many = {f"c{n}": (1.0, 1) for n in range(schema.MAX_REPLY_NAMES + 1)}
     few = dict(list(many.items())[:-1])

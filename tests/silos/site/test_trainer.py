@@ -98,6 +98,43 @@ def test_rounds_give_the_bits_of_a_simulation(born, asked, llama_folder, source,
     assert bool(expected.extra) == bool(changed)
 
 
+@pytest.mark.parametrize(
+    "keys", [{"name": "top_k", "share": 0.05}, {"name": "quantise", "bits": 1, "feedback": True}]
+)
+def test_what_an_encoding_leaves_out_is_kept_at_the_site_as_in_a_simulation(
+    born, asked, llama_folder, source, shaped, keys
+) -> None:
+    """Laws 2 and 3: beside an algorithm that remembers under the same names, every round by a new process;
+    the bytes that travel are those of the codes and a header."""
+    plain = tables(algorithm=CLIENT["algorithm"]) | {"transforms": [keys]}
+    here = simulated(shaped, source, llama_folder, plain)
+    for round in (0, 1, 3):
+        sent = broadcast(shaped, round)
+        (expected,) = here.run(sent, [NAME])
+        question = wire.encode_request(asked(sent, settings=plain))
+        message = born(transforms=[keys["name"]]).handle(question)
+        found = wire.decode_reply(message)
+        assert found == replace(expected, metrics=found.metrics)
+        assert message == born(transforms=[keys["name"]]).handle(question)  # a repeated request
+        assert len(message) == 8 + int.from_bytes(message[:8], "little") + expected.nbytes
+        assert expected.delta.nbytes < 0.1 * sent.adapter.nbytes
+    kept = born().store.kept(RUN)[-1].memory
+    assert {name.removeprefix("transform 0 ") for name in kept} == set(sent.adapter)
+    assert len(kept) == 2 * len(sent.adapter)
+
+
+def test_a_visit_that_diverges_is_recorded_though_its_codes_are_finite(born, asked, shaped) -> None:
+    """Numbers that are not finite are no part of codes, and the site sees them before they are encoded."""
+    wild = tables(
+        tuning={"learning_rate": 1e30, "optimiser": {"name": "adamw"}}, algorithm={"name": "fedprox"}
+    )
+    wild |= {"transforms": [{"name": "quantise"}]}
+    trainer = born(transforms=["quantise"], max_learning_rate=1e38)
+    said = reason(ask(trainer, asked(broadcast(shaped), settings=wild)))
+    assert "not finite" in said
+    assert trainer.store.record(RUN).spent
+
+
 @pytest.mark.parametrize("adapter", [{"rank": 3, "min_rank": 1}, {"rank": 3, "ranks": {NAME: 2}}], ids=str)
 def test_a_site_that_allows_fewer_ranks_trains_these_alone(
     born, asked, llama_folder, source, adapter

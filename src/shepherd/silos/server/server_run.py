@@ -230,7 +230,7 @@ class ServerRun:
 
     def _round_iterator(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
         method = plugins.method(self.settings, self.trusted.all)
-        secret = self._secret(state.round)
+        secret, selection = self._secret(state.round), self._selection()
         return rounds(
             method,
             self.silos if self.settings.secure is None else self._secure(method, self.settings.secure),
@@ -240,7 +240,8 @@ class ServerRun:
             noise=Seeded(secret) if method.transform.mechanism is None else FromSystem(),
             context=self._context(state),
             until=self.settings.federation.rounds,
-            select=self._selection().cohort,
+            select=selection.cohort,
+            by_loss=selection.by_loss,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
             allow=weights.allowed_by(self.settings),

@@ -14,6 +14,7 @@ from shepherd.config import PartTable
 from shepherd.core import Broadcast, ClientInfo
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import FolderError, SettingsError
+from shepherd.federation.clients import of_algorithm
 from shepherd.model import licences
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
@@ -65,7 +66,7 @@ def export(
     round, common = sent
     base = load_base(settings)
     me = ClientInfo(name=kept.update.clients[0], examples=kept.examples)
-    own = algorithm.start(Broadcast(round=round, adapter=common, seed=0), kept.memory, me)
+    own = algorithm.start(Broadcast(round=round, adapter=common, seed=0), of_algorithm(kept.memory), me)
     template = Template.of(settings.data)
     stop = stop_ids(template, base.tokenizer)
     exporter.write(output, Trained(base=base, adapter=own, stop=stop, template=template))

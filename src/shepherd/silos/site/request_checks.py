@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from shepherd.core import Broadcast, Update, not_finite, require_shapes, shapes_of
+from shepherd.core import Broadcast, Payload, not_finite, require_shapes, shapes_of
 from shepherd.errors import AdapterError, SettingsError
 from shepherd.model.base import Base
 from shepherd.privacy import accountant
@@ -120,7 +120,7 @@ def require_fit(broadcast: Broadcast, base: Base) -> None:
     require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
 
 
-def require_finite(update: Update) -> None:
-    """Raise Diverged, naming the tensor for this site's log, if the update is not finite."""
-    for name in (*not_finite(update.delta), *not_finite(update.extra)):
+def require_finite(delta: Payload, extra: Payload) -> None:
+    """Raise Diverged, naming the tensor for this site's log, if an update is not finite."""
+    for name in (*not_finite(delta), *not_finite(extra)):
         raise Diverged(f"tensor {name} of its update is not finite")

@@ -39,7 +39,7 @@ from shepherd.data import cursor, pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import ShepherdError, UpdateRefused
 from shepherd.evaluate import loss
-from shepherd.federation.clients import Batches, LocalClients
+from shepherd.federation.clients import Batches, LocalClients, of_algorithm
 from shepherd.io.atomic import disk_errors
 from shepherd.io.progress import stage
 from shepherd.machine import memory
@@ -454,12 +454,14 @@ class Trainer:
         before = self.store.before(request.run, request.round)
         if before is None and start:
             log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
+        remembered = before.memory if before else Payload()
         examples, position = clients.size(name), batches.position
         try:
             with redaction.of_the_examples():
-                tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
-                answer = clients.update(request.broadcast, tuned)
-            request_checks.require_finite(answer)
+                tuned = self._tuned(task, clients, base, batches, remembered)
+                answer, memory = clients.update(request.broadcast, tuned, remembered)
+            request_checks.require_finite(tuned.delta, tuned.extra)  # codes do not show it
+            request_checks.require_finite(answer.delta, answer.extra)
         except (redaction.Diverged, UpdateRefused) as error:
             # reveals something about the examples, so never repeated
             self.store.spend(request.run, request.round, request.id, position)
@@ -478,7 +480,7 @@ class Trainer:
             position=position,
             different=visit.different,
             examples=examples,
-            memory=tuned.memory,
+            memory=memory,
             moved=min(tuned.delta.norm(), answer.delta.norm()),  # a coded update may have any length
             adapter=request.broadcast.adapter,
             base=request.base,
@@ -574,7 +576,7 @@ class Trainer:
         if algorithm.server_is_model or before is None:
             return broadcast.adapter
         own = ClientInfo(name=self.name, examples=before.examples)
-        return algorithm.start(broadcast, before.memory, own)
+        return algorithm.start(broadcast, of_algorithm(before.memory), own)
 
     # refusals, failures and the audit log -----------------------------------------------------------------
 
@@ -616,7 +618,7 @@ def _is_known(algorithm: Algorithm, broadcast: Broadcast, trained: AnsweredRound
     Where this site keeps B, one with B = 0 is not blank: its A acts through the B that is kept.
     """
     blank = released.is_blank(broadcast.adapter)
-    if blank and (algorithm.server_is_model or trained is None or not trained.memory):
+    if blank and (algorithm.server_is_model or trained is None or not of_algorithm(trained.memory)):
         return True
     if trained is None or trained.adapter is None:
         return False
