@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from shepherd.compare.arms import CompareSpec
+from shepherd.compare.comparison import compare
 from shepherd.core import Spending, Turns
 from shepherd.errors import SettingsError
 from shepherd.overrides import dump, overridden, parse
@@ -158,6 +160,12 @@ def test_what_cannot_be_summed_is_refused_by_name_before_anything_is_written(
     with pytest.raises(SettingsError) as found:  # a bad value is refused as it is read
         open_run(overridden(table, changes))
     assert says in str(found.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_by_counts_that_a_sum_does_not_tell_is_refused(table, tmp_path) -> None:
+    with pytest.raises(SettingsError, match=r"which \[secure\] does not tell"):
+        compare(table, CompareSpec())
     assert not (tmp_path / "run").exists()
 
 
