@@ -153,6 +153,16 @@ def test_secrets_are_gone_when_it_is_over(phase: Phase | None) -> None:
     assert not any(kept[table] for table in ("_held", "_pair_keys", "_opening_keys"))
 
 
+def test_when_the_codes_are_masked_only_shares_are_kept() -> None:
+    """Who breaks into a site between its masked codes and the sum finds no key of its masks."""
+    made = until(Phase.MASKED)
+    kept = vars(made.members[SITES[0]])
+    secret = set(secure_setting.private_keys(made.seed, SITES[0]))
+    assert not secret & {value for value in kept.values() if isinstance(value, bytes)}
+    assert kept["_held"].keys() == set(SITES)
+    assert not kept["_pair_keys"]
+
+
 def test_a_site_has_a_say_in_how_many_are_in_its_sum() -> None:
     with pytest.raises(SecureError, match="site-000 asks for 6 sites in a sum, and 5 are asked"):
         member(min_cohort=6)

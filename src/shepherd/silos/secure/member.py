@@ -78,9 +78,7 @@ class Member:
         self._dealers_hash = b""
         self._opening_keys: dict[str, bytes] = {}  # other member -> key of the shares that it sends
         self._pair_keys: dict[str, bytes] = {}  # other member -> key of the mask between the two
-        self._held: dict[
-            str, dict[Secret, bytes]
-        ] = {}  # dealer -> this member's share of each of its secrets
+        self._held: dict[str, dict[Secret, bytes]] = {}  # dealer -> this member's shares of its secrets
         self._survivors: tuple[str, ...] = ()
 
     def keys(self) -> bytes:
@@ -162,6 +160,7 @@ class Member:
                 ],
                 minus=[self._pair_keys[other] for other in sealed if other < self._name],
             )
+            self._forget_keys()
             return messages.encode_masked(self._digest, self._dealers_hash, vector)
 
     def agree(self, survivors: bytes) -> bytes:
@@ -255,8 +254,13 @@ class Member:
 
     def _forget(self) -> None:
         """Drop every secret; Python frees them at once, and cannot overwrite them."""
+        self._forget_keys()
+        self._held = {}
+
+    def _forget_keys(self) -> None:
+        """Drop all secrets but shares: when the codes are masked, nothing else is needed."""
         self._mask_private = self._transport_private = self._seed = b""
-        self._opening_keys, self._pair_keys, self._held = {}, {}, {}
+        self._opening_keys, self._pair_keys = {}, {}
 
 
 def survivors_of(survivors: bytes) -> tuple[str, ...]:
