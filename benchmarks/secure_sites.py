@@ -6,10 +6,10 @@ both meet the same machine; the first round of each, in which everything is warm
 site receives and sends is counted at its trainer.
 
 The difference: the same run with and without [secure] over real trainers and the embedded base, with the same
-data, seed and order. Both round their changes to the same whole numbers in the first round. With [secure] these
-are added up as whole numbers, without as real ones, in other last bits; each round of training then makes more
-of what it starts with. Both runs are repeated in one process, where the difference is seen after each round,
-and where the run with [secure] has to have the bits that it has over silos.
+data, seed and order. In the first round both send the same whole numbers: with [secure] these are added up as
+such, without as real ones, in other last bits, and each round of training then makes more of what it starts
+with. Both runs are repeated in one process, where the difference is seen after each round, and where the run
+with [secure] has to have the bits that it has over silos.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from shepherd.silos.loopback import Loopback
 KB, MB = 10**3, 2**20
 ENCODED: dict[str, Any] = {"transforms": [{"name": "fixed_point", "norm": 100.0, "bits": 22}]}
 SECURE: dict[str, Any] = {**ENCODED, "secure": {"ring_bits": 32}}
-NAMES = {"plain": "without", "secure": "with [secure]"}
+NAMES = {"plain": "without", "secure": "with secure sums"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +216,14 @@ def tables(figures: Figures) -> list[Table]:
     note = (
         f"largest difference of the final adapters: {found['largest']:.3g}"
         f" ({common.count(found['different'])} of {common.count(found['numbers'])} numbers have other bits;"
-        f" the largest number is {found['largest_number']:.3g}); with [secure], {found['other_bits_than_alone']}"
-        " numbers differ from those of the same run in one process"
+        f" the largest number is {found['largest_number']:.3g}); with secure sums,"
+        f" {found['other_bits_than_alone']} numbers differ from those of the same run in one process"
     )
     return [
-        Table("Rounds over silos without training, with and without [secure]", columns, rows),
+        Table("Rounds over silos without training, with and without secure sums", columns, rows),
         Table(
             f"Held-out loss of {found['rounds']} rounds of 3 sites, {found['steps']} steps a visit",
-            ("", "without", "with [secure]", "largest difference of the adapters"),
+            ("", "without", "with secure sums", "largest difference of the adapters"),
             differ,
             [note],
         ),
