@@ -139,7 +139,7 @@ def _by_simulation(
         run.close()
     if last is None or (over := checkpoint.load(last).state).round != settings.federation.rounds:
         raise RuntimeError(f"{settings.output} holds no checkpoint of the last round")
-    with _one_thread():
+    with one_thread():
         *_, (one, _) = simulated(planned(settings.output), sites)
     return one.adapter, over.adapter
 
@@ -192,7 +192,8 @@ def _fewer_ranks(settings: RunSettings, sites: Mapping[str, SiteSettings]) -> di
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Train on one thread, as the sites of a loopback federation do."""
     before = memory.threads()
     memory.use_threads(1)
     try:
