@@ -250,6 +250,11 @@ def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, and with"
             f" [privacy.examples] they report none; {instead}"
         )
+    if settings.secure is not None:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} asks clients by the loss that they report, and under"
+            f" [secure] the server learns no single one's; {instead}"
+        )
     if aggregation.robust:
         raise SettingsError(
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, which lets"

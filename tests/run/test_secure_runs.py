@@ -119,6 +119,8 @@ def test_a_row_names_who_is_in_the_sum_and_gives_no_number_of_anyone(table) -> N
     ("changes", "says"),
     [
         (["transforms=[]"], 'add [[transforms]] name = "fixed_point"'),
+        (["selection.name=oort"], "under [secure] the server learns no single one"),
+        (["selection.name=power_of_choice"], 'set [selection] name = "uniform"'),
         (["transforms=[{name='clip'}]"], 'add [[transforms]] name = "fixed_point"'),
         (["transforms=[{name='gaussian'}]"], 'set [[transforms]] name = "skellam"'),
         (["transforms=[{name='fixed_point'}, {name='clip'}]"], "list fixed_point last"),
