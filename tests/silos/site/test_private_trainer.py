@@ -13,7 +13,7 @@ from shepherd.core.spending import Poisson
 from shepherd.errors import SettingsError
 from shepherd.privacy import accountant, example_level
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Ready
+from shepherd.silos.protocol.wire import Ready, Trained
 from shepherd.silos.site import audit, privacy_ledger
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import tune
@@ -231,3 +231,32 @@ def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, s
     assert [each.delta for each in trainer._budgets(20)] == [entry.examples**-1.1]
     assert [each.delta for each in trainer._budgets(5000)] == [5000**-1.1]
     assert privacy_ledger.most_examples(path) == entry.examples
+
+
+NOISY = {
+    **tables(federation={"rounds": 4, "weights": "equal"}, secure={"ring_bits": 32}),
+    "transforms": [{"name": "skellam", "norm": 0.05, "noise": 1.0, "honest": 3}],
+}
+
+
+def test_a_visit_that_overflows_looks_like_any_other_where_noise_hides_the_site(
+    born, asked, shaped, monkeypatch
+) -> None:
+    """An adapter can be made to overflow on some texts alone, so staying away would tell of them."""
+    honest = tune.tune
+
+    def overflowed(base, job, watch):
+        (tuned,) = honest(base, job, watch)
+        return (replace(tuned, delta=tuned.delta.times(float("nan"))),)
+
+    trainer = born(require_privacy=("client",), max_epsilon=50.0, transforms=("skellam",))
+    expected = ask(trainer, asked(broadcast(shaped, 0), settings=NOISY))
+    assert isinstance(expected, Trained), expected
+    monkeypatch.setattr(tune, "tune", overflowed)
+    sent = asked(broadcast(shaped, 1), settings=NOISY)
+    assert ask(trainer, sent) == replace(expected, round=1)
+    kept = born().store.answered(RUN, sent.id)
+    assert kept is not None and kept.moved == 0.0
+    assert all(tensor.any() for tensor in kept.update.delta.values())  # the noise is there
+    monkeypatch.undo()
+    assert ask(trainer, asked(broadcast(shaped, 2), settings=NOISY)) == replace(expected, round=2)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from time import monotonic
 
@@ -456,11 +457,13 @@ class Trainer:
             log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
         remembered = before.memory if before else Payload()
         examples, position = clients.size(name), batches.position
+        mechanism = clients.transform.mechanism
         try:
             with redaction.of_the_examples():
                 tuned = self._tuned(task, clients, base, batches, remembered)
                 answer, memory = clients.update(request.broadcast, tuned, remembered)
-            request_checks.require_finite(tuned.delta, tuned.extra)  # codes do not show it
+            if not (mechanism and mechanism.honest):  # else its noise hides that, too
+                request_checks.require_finite(tuned.delta, tuned.extra)  # codes do not show it
             request_checks.require_finite(answer.delta, answer.extra)
         except (redaction.Diverged, UpdateRefused) as error:
             # reveals something about the examples, so never repeated
@@ -472,6 +475,7 @@ class Trainer:
             known=_is_known(clients.algorithm, request.broadcast, before),
         )
         task.commit()
+        moved = min(tuned.delta.norm(), answer.delta.norm())  # a coded update may have any length
         kept = AnsweredRound(
             round=request.round,
             id=request.id,
@@ -481,7 +485,7 @@ class Trainer:
             different=visit.different,
             examples=examples,
             memory=memory,
-            moved=min(tuned.delta.norm(), answer.delta.norm()),  # a coded update may have any length
+            moved=moved if isfinite(moved) else 0.0,
             adapter=request.broadcast.adapter,
             base=request.base,
             settings=request.settings,
