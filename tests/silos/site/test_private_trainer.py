@@ -256,7 +256,8 @@ def test_a_visit_that_overflows_looks_like_any_other_where_noise_hides_the_site(
     sent = asked(broadcast(shaped, 1), settings=NOISY)
     assert ask(trainer, sent) == replace(expected, round=1)
     kept = born().store.answered(RUN, sent.id)
-    assert kept is not None and kept.moved == 0.0
+    assert kept is not None
+    assert kept.moved == 0.0
     assert all(tensor.any() for tensor in kept.update.delta.values())  # the noise is there
     monkeypatch.undo()
     assert ask(trainer, asked(broadcast(shaped, 2), settings=NOISY)) == replace(expected, round=2)

@@ -192,7 +192,13 @@ class SecureSums:
             )
         signed = attempt.member.agree(request.content)
         if not recorded.survivors:
-            self._store.save_sum(session.run, replace(recorded, survivors=survivors))
+            try:
+                self._store.save_sum(session.run, replace(recorded, survivors=survivors))
+            except BaseException:
+                del self._attempts[
+                    session.run
+                ]  # its shares would open a sum that is not recorded
+                raise
         return signed
 
     def _about(self, request: SumRequest) -> Sequence[str]:

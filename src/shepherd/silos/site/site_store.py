@@ -254,7 +254,14 @@ class Store:
         for old in place.parent.iterdir():
             with suppress(OSError):
                 if old.stat().st_mtime < time.time() - YEAR_S:
+                    # its answers first, so that none outlives the record of the sum that it was in
+                    _delete(self.home / "state" / old.stem)
                     old.unlink()
+
+
+def _delete(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 def sweep(folder: Path, keep: int) -> None:
@@ -275,8 +282,9 @@ def _read_record(place: Path) -> RunRecord:
         return RunRecord()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FolderError(
-            f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run starts again"
-            " at the beginning of the data"
+            f"the record {place} cannot be read ({type(error).__name__}); delete it and"
+            f" {place.parent.parent / 'state' / place.stem}, and the run starts again at the beginning of the"
+            " data"
         ) from error
 
 
