@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from shepherd.core import Update
+from shepherd.core import Failure, Update
 from shepherd.core.spending import Poisson
 from shepherd.errors import SettingsError
 from shepherd.privacy import accountant, example_level
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Ready, Trained
-from shepherd.silos.site import audit, privacy_ledger
+from shepherd.silos.protocol.wire import Ready, Scores, Trained
+from shepherd.silos.site import audit, privacy_ledger, released
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import tune
 from tests.silos.site.trained import RUN, TABLES, ask, broadcast, reason, request, tables
@@ -257,7 +257,29 @@ def test_a_visit_that_overflows_looks_like_any_other_where_noise_hides_the_site(
     assert ask(trainer, sent) == replace(expected, round=1)
     kept = born().store.answered(RUN, sent.id)
     assert kept is not None
-    assert kept.moved == 0.0
+    assert kept.moved == released.MAX_COUNTED_LENGTH
     assert all(tensor.any() for tensor in kept.update.delta.values())  # the noise is there
     monkeypatch.undo()
     assert ask(trainer, asked(broadcast(shaped, 2), settings=NOISY)) == replace(expected, round=2)
+
+
+@pytest.mark.parametrize("rate", [0.01, 1e-5])
+def test_under_masks_no_refusal_tells_how_long_an_update_is(born, shaped, llama_folder, rate) -> None:
+    """A refused score costs nothing, so adapters at falling distances would find the length to any digit."""
+    masked = {
+        **tables(
+            federation={"rounds": 4, "weights": "equal"},
+            secure={"ring_bits": 32},
+            tuning={"learning_rate": rate},
+        ),
+        "transforms": [{"name": "fixed_point", "norm": 0.5}],
+    }
+    trainer = born(transforms=("fixed_point",))
+    sent = broadcast(shaped, 0)
+    trained = ask(trainer, request(llama_folder, sent, settings=masked))
+    assert isinstance(trained, Trained), trained
+    for distance in (5.01, 4.99):
+        moved = sent.adapter.plus(sent.adapter, distance / sent.adapter.norm())
+        again = replace(sent, round=1, adapter=moved)
+        reply = ask(trainer, request(llama_folder, again, "score", settings=masked))
+        assert isinstance(reply, Failure if distance > 5 else Scores), reply

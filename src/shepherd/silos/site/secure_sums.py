@@ -195,9 +195,7 @@ class SecureSums:
             try:
                 self._store.save_sum(session.run, replace(recorded, survivors=survivors))
             except BaseException:
-                del self._attempts[
-                    session.run
-                ]  # its shares would open a sum that is not recorded
+                del self._attempts[session.run]  # its shares would open a sum that is not recorded
                 raise
         return signed
 

@@ -64,7 +64,8 @@ class AnsweredRound:
     memory: Payload
     """The algorithm's client memory."""
     moved: float
-    """Length of the visit's change of the adapter, or of the update as sent if that is shorter."""
+    """Length of the visit's change of the adapter, or of the update as sent if that is shorter; under
+    [secure] the longest that the transforms let pass."""
     adapter: Adapter | None
     """The adapter that was trained from; None if it is lost."""
     base: str = ""

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import datetime
-from math import isfinite
 from pathlib import Path
 from time import monotonic
 
@@ -33,6 +32,7 @@ from shepherd.core import (
     Failure,
     FromSystem,
     Payload,
+    Transform,
     Update,
     seed_for,
 )
@@ -475,7 +475,6 @@ class Trainer:
             known=_is_known(clients.algorithm, request.broadcast, before),
         )
         task.commit()
-        moved = min(tuned.delta.norm(), answer.delta.norm())  # a coded update may have any length
         kept = AnsweredRound(
             round=request.round,
             id=request.id,
@@ -485,7 +484,7 @@ class Trainer:
             different=visit.different,
             examples=examples,
             memory=memory,
-            moved=moved if isfinite(moved) else 0.0,
+            moved=_moved(settings, clients.transform, tuned.delta, answer.delta),
             adapter=request.broadcast.adapter,
             base=request.base,
             settings=request.settings,
@@ -614,6 +613,16 @@ def _visit_of(batches: Batches, settings: RunSettings, examples: int) -> Visit:
         return policy.visit_length(settings, examples)
     steps = batches.indices
     return Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
+
+
+def _moved(settings: RunSettings, transform: Transform, tuned: Payload, sent: Payload) -> float:
+    """How long an update counts where an adapter has to be near it; nothing of the update under [secure].
+
+    Whether a score is refused shows this number, and masks are to hide the update's own.
+    """
+    if settings.secure is not None:
+        return min(transform.norm, released.MAX_COUNTED_LENGTH)
+    return min(tuned.norm(), sent.norm())  # a coded update may have any length
 
 
 def _is_known(algorithm: Algorithm, broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
