@@ -283,3 +283,16 @@ def test_under_masks_no_refusal_tells_how_long_an_update_is(born, shaped, llama_
         again = replace(sent, round=1, adapter=moved)
         reply = ask(trainer, request(llama_folder, again, "score", settings=masked))
         assert isinstance(reply, Failure if distance > 5 else Scores), reply
+
+
+def test_a_share_of_noise_is_not_drawn_from_what_the_server_knows(born, shaped, llama_folder) -> None:
+    """The seeds of the order and of the broadcast are known: noise from them could be taken out."""
+    trainer = born(require_privacy=("client",), max_epsilon=50.0, transforms=("skellam",))
+    drawn = []
+    for run in ("1" * 16, "2" * 16):
+        sent = request(llama_folder, broadcast(shaped), settings=NOISY, run=run)
+        assert isinstance(ask(trainer, sent), Trained)
+        kept = trainer.store.answered(run, sent.id)
+        assert kept is not None
+        drawn.append(kept.update.delta)
+    assert drawn[0] != drawn[1]

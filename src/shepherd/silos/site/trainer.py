@@ -403,10 +403,12 @@ class Trainer:
         algorithm = self._algorithm(settings)
         training = local_training(settings.tuning, {*limits.optimisers, *limits.objectives})
         require_steps_of(algorithm, training.optimiser, settings)
+        transform = plugins.transform(settings.transforms, limits.transforms)
+        known = self.settings.trainer.order_seed is not None
         return LocalClients(
             datasets={self.name: prepared.clients[self.name]},
             algorithm=algorithm,
-            transform=plugins.transform(settings.transforms, limits.transforms),
+            transform=transform,
             tuning=settings.tuning,
             federation=settings.federation,
             micro_batch_tokens=self.settings.trainer.micro_batch_tokens,
@@ -418,7 +420,7 @@ class Trainer:
             ranks=self._fewer_ranks(settings),
             # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
             # order seed, and then draw like a simulation
-            draws=FromSystem() if self.settings.trainer.order_seed is None else None,
+            draws=None if known and transform.mechanism is None else FromSystem(),
             privacy=settings.privacy.examples,
         )
 
