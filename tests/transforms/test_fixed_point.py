@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 
 from shepherd.algorithms import fedavg
@@ -46,6 +47,13 @@ def flat(tensors):
 
 
 # --- rounding
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-320, 1e-44, 1e-7, 1e7, float("nan")])
+def test_a_norm_of_which_float32_has_no_fractions_is_refused(norm):
+    """A step of 1e-320 / 32767 is 0, and 0 / 0 steps would be a code beyond every bound."""
+    with pytest.raises(ValidationError, match="norm"):
+        fixed_point.Config(norm=norm)
 
 
 @given(

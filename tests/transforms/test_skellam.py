@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import stats
 from tests.quadratic import Quadratic, bits, chosen, drawn, method
 from tests.rounds.test_loop import Scripted
@@ -125,6 +126,17 @@ def test_the_codes_before_the_noise_are_never_longer_than_the_norm(seed, length,
     if length < 0.5:  # and what is short enough is only rounded
         exact = update.delta["w"].astype(float) * levels(bits)
         assert np.abs(coded.delta["w"] - exact).max() < 1
+
+
+def test_a_norm_of_which_float32_has_no_fractions_is_refused():
+    """Clipped to 1e-44, four equal numbers are longer in float32, and no rounding makes them shorter."""
+    with pytest.raises(ValidationError, match="norm"):
+        skellam.Config(norm=1e-44)
+    update = Update(round=0, clients=("c",), delta=Adapter({"w": np.full(4, 0.5, np.float32)}), weight=1.0)
+    for norm in (1e-6, 1e6):
+        for seed in range(20):
+            sent = made(norm=norm, bits=16, noise=1e-6).on_client(update, None, Seeded(seed))
+            assert skellam.squared_length(sent) <= levels(16) ** 2
 
 
 def test_a_rounding_that_is_too_long_is_made_anew(monkeypatch):

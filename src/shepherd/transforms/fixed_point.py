@@ -37,10 +37,12 @@ NAME = "fixed_point"
 WEIGHT = "fixed_point.weight"
 """The tensor of `extra` with the client's weight, in multiples of `largest_weight` once it is decoded."""
 Codes = Mapping[str, NDArray[np.int64]]
+Norm = Annotated[float, Strict(), Field(ge=1e-6, le=1e6)]
+"""Lengths whose float32 numbers keep their precision: a change that is clipped to less is no longer in it."""
 
 
 class Config(Table):
-    norm: Annotated[float, Strict(), Field(gt=0.0, le=1e6)] = 1.0
+    norm: Norm = 1.0
     """Largest Euclidean norm of a client's change; longer ones are made shorter."""
     bits: Annotated[int, Strict(), Field(ge=2, le=32)] = 22
     """Bits of one number, its sign included: a step is norm / (2^(bits - 1) - 1)."""

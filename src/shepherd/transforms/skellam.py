@@ -34,7 +34,7 @@ from shepherd.core import Context, Draws, Mechanism, Payload, Sampling, Spending
 from shepherd.core.payload import not_finite
 from shepherd.errors import SettingsError, UpdateRefused
 from shepherd.transforms.clip import clipped
-from shepherd.transforms.fixed_point import decoded, levels, require_codes, require_real, rounded
+from shepherd.transforms.fixed_point import Norm, decoded, levels, require_codes, require_real, rounded
 from shepherd.transforms.gaussian import Positive, bare
 
 NAME = "skellam"
@@ -52,7 +52,7 @@ LARGEST_MEAN = 2.0**50
 
 
 class Config(Table):
-    norm: Positive = 1.0
+    norm: Norm = 1.0
     """Largest Euclidean norm of a client's change; longer ones are made shorter."""
     noise: Positive = 1.0
     """Noise multiplier of the sum over `honest` clients: the standard deviation of its noise, as a multiple

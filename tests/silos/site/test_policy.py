@@ -469,6 +469,16 @@ def test_the_noise_that_clients_add_counts_as_what_it_is() -> None:
     assert "gets no noise; add" in str(refused(table, none))
 
 
+def test_a_share_of_noise_on_a_single_update_protects_nobody() -> None:
+    """Without [secure] the server gets each update by itself, with 1 / honest of the variance."""
+    table = {"require_privacy": ("client",), "max_epsilon": 8.0, "transforms": ("skellam", "fixed_point")}
+    share = {"name": "skellam", "noise": 1.0, "honest": 1_000_000}
+    alone = request(transforms=[share], federation={"rounds": 5, "weights": "equal"})
+    assert "gets no noise; add" in str(refused(table, alone))
+    assert "without noise" in str(refused({"require_noise": True, "transforms": ("skellam",)}, alone))
+    assert policy.spending(PolicyTable(**table), parse_request(alone.settings), examples=100) == []
+
+
 def test_both_may_be_required_and_then_both_are_asked_for() -> None:
     both = {**PRIVATE, "require_privacy": ("example", "client"), "transforms": (MECHANISM,)}
     assert "gets no noise" in str(refused(both, request(**NOISY)))

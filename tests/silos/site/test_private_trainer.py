@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from shepherd.core import Update
+from shepherd.core import Failure, Update
 from shepherd.core.spending import Poisson
 from shepherd.errors import SettingsError
 from shepherd.privacy import accountant, example_level
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Ready
-from shepherd.silos.site import audit, privacy_ledger
+from shepherd.silos.protocol.wire import Ready, Scores, Trained
+from shepherd.silos.site import audit, privacy_ledger, released
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import tune
 from tests.silos.site.trained import RUN, TABLES, ask, broadcast, reason, request, tables
@@ -231,3 +231,68 @@ def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, s
     assert [each.delta for each in trainer._budgets(20)] == [entry.examples**-1.1]
     assert [each.delta for each in trainer._budgets(5000)] == [5000**-1.1]
     assert privacy_ledger.most_examples(path) == entry.examples
+
+
+NOISY = {
+    **tables(federation={"rounds": 4, "weights": "equal"}, secure={"ring_bits": 32}),
+    "transforms": [{"name": "skellam", "norm": 0.05, "noise": 1.0, "honest": 3}],
+}
+
+
+def test_a_visit_that_overflows_looks_like_any_other_where_noise_hides_the_site(
+    born, asked, shaped, monkeypatch
+) -> None:
+    """An adapter can be made to overflow on some texts alone, so staying away would tell of them."""
+    honest = tune.tune
+
+    def overflowed(base, job, watch):
+        (tuned,) = honest(base, job, watch)
+        return (replace(tuned, delta=tuned.delta.times(float("nan"))),)
+
+    trainer = born(require_privacy=("client",), max_epsilon=50.0, transforms=("skellam",))
+    expected = ask(trainer, asked(broadcast(shaped, 0), settings=NOISY))
+    assert isinstance(expected, Trained), expected
+    monkeypatch.setattr(tune, "tune", overflowed)
+    sent = asked(broadcast(shaped, 1), settings=NOISY)
+    assert ask(trainer, sent) == replace(expected, round=1)
+    kept = born().store.answered(RUN, sent.id)
+    assert kept is not None
+    assert kept.moved == released.MAX_COUNTED_LENGTH
+    assert all(tensor.any() for tensor in kept.update.delta.values())  # the noise is there
+    monkeypatch.undo()
+    assert ask(trainer, asked(broadcast(shaped, 2), settings=NOISY)) == replace(expected, round=2)
+
+
+@pytest.mark.parametrize("rate", [0.01, 1e-5])
+def test_under_masks_no_refusal_tells_how_long_an_update_is(born, shaped, llama_folder, rate) -> None:
+    """A refused score costs nothing, so adapters at falling distances would find the length to any digit."""
+    masked = {
+        **tables(
+            federation={"rounds": 4, "weights": "equal"},
+            secure={"ring_bits": 32},
+            tuning={"learning_rate": rate},
+        ),
+        "transforms": [{"name": "fixed_point", "norm": 0.5}],
+    }
+    trainer = born(transforms=("fixed_point",))
+    sent = broadcast(shaped, 0)
+    trained = ask(trainer, request(llama_folder, sent, settings=masked))
+    assert isinstance(trained, Trained), trained
+    for distance in (5.01, 4.99):
+        moved = sent.adapter.plus(sent.adapter, distance / sent.adapter.norm())
+        again = replace(sent, round=1, adapter=moved)
+        reply = ask(trainer, request(llama_folder, again, "score", settings=masked))
+        assert isinstance(reply, Failure if distance > 5 else Scores), reply
+
+
+def test_a_share_of_noise_is_not_drawn_from_what_the_server_knows(born, shaped, llama_folder) -> None:
+    """The seeds of the order and of the broadcast are known: noise from them could be taken out."""
+    trainer = born(require_privacy=("client",), max_epsilon=50.0, transforms=("skellam",))
+    drawn = []
+    for run in ("1" * 16, "2" * 16):
+        sent = request(llama_folder, broadcast(shaped), settings=NOISY, run=run)
+        assert isinstance(ask(trainer, sent), Trained)
+        kept = trainer.store.answered(run, sent.id)
+        assert kept is not None
+        drawn.append(kept.update.delta)
+    assert drawn[0] != drawn[1]

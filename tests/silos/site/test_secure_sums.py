@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +230,38 @@ def test_the_records_of_the_rounds_that_are_kept_outlive_other_rounds(tmp_path: 
     assert [each.round for each in store.record(RUN).sums] == [2, 3]
     # an older update is not kept, so none can be summed again
     assert "no update for this sum" in why(there.ask("site-1", "keys", there.attempt(1)))
+
+
+def test_nothing_is_revealed_of_a_sum_whose_sites_could_not_be_written(tmp_path: Path, monkeypatch) -> None:
+    """Enough others have signed; this site would open a sum, and could agree to another one afterwards."""
+    names = (*NAMES, "site-5", "site-6", "site-7")
+    there = Coordinator(tmp_path, names)
+    there.train()
+    session = there.attempt()
+    server, waiting = there.up_to("agree", session)
+    monkeypatch.setattr(Store, "save_sum", lambda *_: (_ for _ in ()).throw(FolderError("full")))
+    with pytest.raises(FolderError):
+        there.ask("site-1", "agree", session, waiting["site-1"])
+    monkeypatch.undo()
+    signed = {name: there.ask(name, "agree", session, waiting[name]) for name in names[1:]}
+    answer = there.ask("site-1", "reveal", session, server.signatures(signed))
+    assert "takes part in no such attempt" in why(answer)
+
+
+def test_an_update_is_not_kept_for_longer_than_the_record_of_its_sum(tmp_path: Path) -> None:
+    """Without the record, it could be in a sum over other sites."""
+    there = Coordinator(tmp_path)
+    there.train()
+    there.whole(there.attempt())
+    site = there.sites["site-1"]
+    old = time.time() - 366 * 86_400
+    os.utime(site.home / "runs" / f"{RUN}.json", (old, old))
+    asked = replace(train(), run="f" * 16, id="")
+    site(wire.encode_request(replace(asked, id=wire.request_id(asked))))  # another run's record is written
+    assert site.store.record(RUN).sums == ()
+    there.restart("site-1")
+    assert "no update for this sum" in why(there.ask("site-1", "keys", there.attempt()))
+    assert there.sites["site-1"].store.answered(RUN, train().id) is None
 
 
 # messages in another order ---------------------------------------------------------------------------------

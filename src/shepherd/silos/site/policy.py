@@ -335,7 +335,8 @@ def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple
     if all(part.name in policy.transforms for part in run.transforms):
         with suppress(SettingsError):  # it gives no guarantee for such a draw, or there is none of that name
             mechanism = plugins.transform(run.transforms, policy.transforms).mechanism
-            if mechanism is not None:
+            # a share of noise hides nothing by itself, and only in a secure sum it is with the others
+            if mechanism is not None and (run.secure is not None or not mechanism.honest):
                 found.append(("client", mechanism.spent(Poisson(chance=1.0), 1)))
     return found
 

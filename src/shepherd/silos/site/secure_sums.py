@@ -192,7 +192,11 @@ class SecureSums:
             )
         signed = attempt.member.agree(request.content)
         if not recorded.survivors:
-            self._store.save_sum(session.run, replace(recorded, survivors=survivors))
+            try:
+                self._store.save_sum(session.run, replace(recorded, survivors=survivors))
+            except BaseException:
+                del self._attempts[session.run]  # its shares would open a sum that is not recorded
+                raise
         return signed
 
     def _about(self, request: SumRequest) -> Sequence[str]:
@@ -263,7 +267,8 @@ def _require_fit(name: str, session: Session, kept: AnsweredRound, policy: Polic
             f"{name} keeps {length} numbers for a ring of {settings.secure.ring_bits} bits, and is asked for"
             f" {asked[1]} in {asked[0]} bits; install one version of shepherd-fit at both ends"
         )
-    largest = max((int(np.abs(tensor).max(initial=0)) for tensor in kept.update.delta.values()), default=0)
+    codes = _codes(kept.update)
+    largest = max(int(codes.max()), -int(codes.min()))
     if members * transform.largest_code >= 2 ** (session.ring_bits - 1) or largest > transform.largest_code:
         raise SecureError(
             f"the numbers of {members} sites do not fit a ring of {session.ring_bits} bits; set"

@@ -64,7 +64,8 @@ class AnsweredRound:
     memory: Payload
     """The algorithm's client memory."""
     moved: float
-    """Length of the visit's change of the adapter, or of the update as sent if that is shorter."""
+    """Length of the visit's change of the adapter, or of the update as sent if that is shorter; under
+    [secure] the longest that the transforms let pass."""
     adapter: Adapter | None
     """The adapter that was trained from; None if it is lost."""
     base: str = ""
@@ -254,7 +255,14 @@ class Store:
         for old in place.parent.iterdir():
             with suppress(OSError):
                 if old.stat().st_mtime < time.time() - YEAR_S:
+                    # its answers first, so that none outlives the record of the sum that it was in
+                    _delete(self.home / "state" / old.stem)
                     old.unlink()
+
+
+def _delete(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 def sweep(folder: Path, keep: int) -> None:
@@ -275,8 +283,9 @@ def _read_record(place: Path) -> RunRecord:
         return RunRecord()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FolderError(
-            f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run starts again"
-            " at the beginning of the data"
+            f"the record {place} cannot be read ({type(error).__name__}); delete it and"
+            f" {place.parent.parent / 'state' / place.stem}, and the run starts again at the beginning of the"
+            " data"
         ) from error
 
 

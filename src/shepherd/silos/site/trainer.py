@@ -32,6 +32,7 @@ from shepherd.core import (
     Failure,
     FromSystem,
     Payload,
+    Transform,
     Update,
     seed_for,
 )
@@ -402,10 +403,12 @@ class Trainer:
         algorithm = self._algorithm(settings)
         training = local_training(settings.tuning, {*limits.optimisers, *limits.objectives})
         require_steps_of(algorithm, training.optimiser, settings)
+        transform = plugins.transform(settings.transforms, limits.transforms)
+        known = self.settings.trainer.order_seed is not None
         return LocalClients(
             datasets={self.name: prepared.clients[self.name]},
             algorithm=algorithm,
-            transform=plugins.transform(settings.transforms, limits.transforms),
+            transform=transform,
             tuning=settings.tuning,
             federation=settings.federation,
             micro_batch_tokens=self.settings.trainer.micro_batch_tokens,
@@ -417,7 +420,7 @@ class Trainer:
             ranks=self._fewer_ranks(settings),
             # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
             # order seed, and then draw like a simulation
-            draws=FromSystem() if self.settings.trainer.order_seed is None else None,
+            draws=None if known and transform.mechanism is None else FromSystem(),
             privacy=settings.privacy.examples,
         )
 
@@ -456,11 +459,13 @@ class Trainer:
             log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
         remembered = before.memory if before else Payload()
         examples, position = clients.size(name), batches.position
+        mechanism = clients.transform.mechanism
         try:
             with redaction.of_the_examples():
                 tuned = self._tuned(task, clients, base, batches, remembered)
                 answer, memory = clients.update(request.broadcast, tuned, remembered)
-            request_checks.require_finite(tuned.delta, tuned.extra)  # codes do not show it
+            if not (mechanism and mechanism.honest):  # else its noise hides that, too
+                request_checks.require_finite(tuned.delta, tuned.extra)  # codes do not show it
             request_checks.require_finite(answer.delta, answer.extra)
         except (redaction.Diverged, UpdateRefused) as error:
             # reveals something about the examples, so never repeated
@@ -481,7 +486,7 @@ class Trainer:
             different=visit.different,
             examples=examples,
             memory=memory,
-            moved=min(tuned.delta.norm(), answer.delta.norm()),  # a coded update may have any length
+            moved=_moved(settings, clients.transform, tuned.delta, answer.delta),
             adapter=request.broadcast.adapter,
             base=request.base,
             settings=request.settings,
@@ -610,6 +615,16 @@ def _visit_of(batches: Batches, settings: RunSettings, examples: int) -> Visit:
         return policy.visit_length(settings, examples)
     steps = batches.indices
     return Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
+
+
+def _moved(settings: RunSettings, transform: Transform, tuned: Payload, sent: Payload) -> float:
+    """How long an update counts where an adapter has to be near it; nothing of the update under [secure].
+
+    Whether a score is refused shows this number, and masks are to hide the update's own.
+    """
+    if settings.secure is not None:
+        return min(transform.norm, released.MAX_COUNTED_LENGTH)
+    return min(tuned.norm(), sent.norm())  # a coded update may have any length
 
 
 def _is_known(algorithm: Algorithm, broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
