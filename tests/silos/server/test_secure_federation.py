@@ -21,7 +21,7 @@ from shepherd.core import Adapter, Broadcast, Expected, Failure, Update, shapes_
 from shepherd.errors import QuorumNotMet
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import SumRequest, Trained
-from shepherd.silos.secure import threshold
+from shepherd.silos.secure import messages, threshold
 from shepherd.silos.server.secure_federation import SecureFederation
 from shepherd.silos.server.site_federation import RequestContext, SiteFederation
 
@@ -255,6 +255,24 @@ def test_nonsense_costs_its_own_site_the_round_and_nobody_else(tmp_path: Path, c
     assert reason in lost["site-4"]
     for name, total in summed(names(3)).items():
         assert np.array_equal(update.delta[name], total)
+
+
+def test_one_site_can_end_a_round_and_is_named(tmp_path: Path) -> None:
+    """Shares that nobody can open make every other site leave: what stands against it is its name."""
+
+    def unreadable(asked: Any, reply: Any) -> bytes:
+        digest = reply.content[8:40]
+        sealed = messages.decode_shares(digest, reply.content)
+        changed = messages.encode_shares(digest, {to: bytes(len(each)) for to, each in sealed.items()})
+        return wire.encode_reply(replace(reply, content=changed))
+
+    there = room(tmp_path, 7)
+    there.sites["site-7"] = _instead(there.sites["site-7"], "shares", unreadable)
+    with pytest.raises(QuorumNotMet) as error:
+        ran(tmp_path, there)
+    assert str(error.value).count("the shares from site-7 were changed") == 5  # "and 1 more"
+    del there.sites["site-7"]
+    assert ran(tmp_path, there, 1)[1].clients == tuple(names(6))
 
 
 def test_bytes_that_are_no_reply_are_a_failure(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -262,6 +263,24 @@ def test_an_update_is_not_kept_for_longer_than_the_record_of_its_sum(tmp_path: P
     there.restart("site-1")
     assert "no update for this sum" in why(there.ask("site-1", "keys", there.attempt()))
     assert there.sites["site-1"].store.answered(RUN, train().id) is None
+
+
+def test_an_update_that_a_killed_save_left_behind_is_in_no_other_sum(tmp_path: Path) -> None:
+    """It is deleted last of all, so its record may be gone before it."""
+    there = Coordinator(tmp_path)
+    left = tmp_path / "left"
+    for round in range(3):
+        there.train(round)
+        there.whole(there.attempt(round))
+        if round == 0:
+            for name in NAMES:
+                shutil.copytree(there.folder / name / "state" / RUN / "round-00001", left / name)
+    for name in NAMES:
+        (left / name).rename(there.folder / name / "state" / RUN / "round-00001")
+        there.restart(name)
+    there.train(2)
+    for name in NAMES:
+        assert there.sites[name].store.answered(RUN, train(0).id) is None
 
 
 # messages in another order ---------------------------------------------------------------------------------

@@ -126,7 +126,9 @@ class Store:
         """
         with self._lock:
             if run != self._run:
-                self._kept = tuple(_read_round(path) for path in _round_folders(self.home / "state" / run))
+                # a killed save may have left an older one, whose secure sum is recorded no longer
+                found = _round_folders(self.home / "state" / run)[-KEPT_ROUNDS:]
+                self._kept = tuple(map(_read_round, found))
                 self._run = run
             return self._kept
 
