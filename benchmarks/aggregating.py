@@ -86,7 +86,7 @@ def measure(options: Namespace) -> Figures:
     counts, cohorts = sorted(options.counts), sorted(options.cohorts)
     small, large, layer = SMALL, LARGE, LAYER
     if options.quick:
-        counts, cohorts, small, large, layer = [2, 4], [2], TINY, TINY, TINY
+        counts, cohorts, small, large, layer = [3, 6], [3], TINY, TINY, TINY
     streaming = [_apart(Cell(rule, small, count, options.seed)) for rule in options.rules for count in counts]
     seven = [_apart(Cell("mean", large, count, options.seed)) for count in counts[:2]]
     product = [

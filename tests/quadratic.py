@@ -123,7 +123,9 @@ class Quadratic:
 
     def root(self, broadcast: Broadcast) -> Payload:
         """The change of a server that has examples like the first client's."""
-        (update,) = self.again().run(broadcast, [self.infos[0].name])
+        alone = self.again()
+        alone.transform = chain()
+        (update,) = alone.run(broadcast, [self.infos[0].name])
         assert isinstance(update, Update)
         return update.delta
 

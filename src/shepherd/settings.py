@@ -365,7 +365,7 @@ class PrivacyTable(Table):
     delta: Annotated[float, Strict(), Field(gt=0.0, lt=1.0)] | None = None
     """Delta at which epsilon is counted, below 1 over the number of those who are protected. The default is
     that number to the power of -1.1."""
-    examples: ExamplesTable | None = None
+    examples: Annotated[ExamplesTable | None, Field(examples=[{"norm": 1.0, "noise": 1.0}])] = None
     """Protect the single examples of each client: a table with norm and noise."""
 
 
@@ -559,7 +559,7 @@ class RunSettings(Table):
     server: ServerTable = ServerTable()
     transforms: tuple[PartTable, ...] = ()
     privacy: PrivacyTable = PrivacyTable()
-    secure: SecureTable | None = None
+    secure: Annotated[SecureTable | None, Field(examples=[{"ring_bits": 32}])] = None
     """Have sites mask their updates, so that the server sees sums alone: a table, which may be empty."""
     evaluation: EvaluationTable = EvaluationTable()
     compare: CompareTable = CompareTable()

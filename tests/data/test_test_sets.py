@@ -200,7 +200,7 @@ def test_a_client_of_which_all_is_in_the_test_set_is_named(tmp_path) -> None:
 )
 def test_a_test_set_that_is_no_file_is_refused(tmp_path, name, said) -> None:
     path = runs.written(tmp_path / "rows.jsonl")
-    with pytest.raises(DataError, match=f"test set .* {said}.*evaluation.data"):
+    with pytest.raises(DataError, match=f"the file .* {said}.*evaluation.data"):
         pipeline.divide(settings(path, evaluation={"data": str(tmp_path / name)}))
 
 

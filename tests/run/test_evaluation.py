@@ -89,7 +89,7 @@ def test_what_was_trained_on_is_said(run, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
 def test_a_file_that_is_none_is_refused_by_the_option(run, tmp_path, name) -> None:
-    with pytest.raises(DataError, match=r"test set .* give a file of rows in --data"):
+    with pytest.raises(DataError, match=r"the file .* give a file of rows in --data"):
         evaluate_run(run, tmp_path / name)
     result = CliRunner().invoke(main, ["evaluate", str(run), "--data", str(tmp_path / name)])
     assert result.exit_code == 2

@@ -51,7 +51,7 @@ from shepherd.silos.protocol.wire import Request
 from shepherd.silos.server import server_run
 from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.site_store import AnsweredRound, Store
-from shepherd.silos.site.trainer import Trainer
+from shepherd.silos.site.trainer import Trainer, _to_answer
 from shepherd.training.local import completed
 from shepherd.ui import report
 
@@ -115,7 +115,10 @@ def final(tmp_path: Path) -> bytes:
 def keeping(store: Store, name: str, site: Site) -> Site:
     """The site, with what a real one keeps of its answers and refuses by it."""
     trainer: Any = SimpleNamespace(
-        store=store, name=name, _require_allowed=lambda *_: None, _releasable=lambda update: update
+        store=store,
+        name=name,
+        _require_allowed=lambda *_: None,
+        _trained=lambda request, update: _to_answer(update),
     )
 
     def asked(request: Request) -> bytes | None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
@@ -55,11 +55,9 @@ from shepherd.run.log import append_row, reconciled
 from shepherd.settings import RunSettings, SecureTable
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.protocol.wire import Reply, Scores
-from shepherd.silos.secure import Directory
 from shepherd.silos.server import trusted_modules as trusted
 from shepherd.silos.server.pooling import pooled
 from shepherd.silos.server.run_status import RunStatus
-from shepherd.silos.server.secure_federation import SecureFederation
 from shepherd.silos.server.site_federation import (
     RequestContext,
     SiteFederation,
@@ -68,6 +66,10 @@ from shepherd.silos.server.site_federation import (
 )
 from shepherd.silos.server.trusted_modules import NO_OTHERS, Trusted
 from shepherd.training.local import require_at_server
+
+if TYPE_CHECKING:
+    from shepherd.silos.secure import Directory
+    from shepherd.silos.server.secure_federation import SecureFederation
 
 log = logging.getLogger(__name__)
 
@@ -250,6 +252,9 @@ class ServerRun:
 
     def _secure(self, method: Method, table: SecureTable) -> SecureFederation:
         """The sites as a federation that learns their sums alone."""
+        # needs `cryptography`, which a server without FLARE may lack
+        from shepherd.silos.server.secure_federation import SecureFederation
+
         anyone = ClientInfo(name="anyone", examples=1)
         quorum = 0.0 if method.is_private else self.settings.federation.quorum
         return SecureFederation(

@@ -27,6 +27,7 @@ from shepherd.silos.protocol.wire import Request, SumAnswer, SumRequest, Trained
 from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.site_settings import PolicyTable, parse_request
 from shepherd.silos.site.site_store import AnsweredRound, Store, SumRecord
+from shepherd.version import install
 
 if TYPE_CHECKING:
     from shepherd.silos.secure import Directory, Identity, Member, Session
@@ -35,7 +36,7 @@ RULE = "secure"
 """Name of the rule by which a site refuses a sum, in its audit log."""
 MAX_ATTEMPTS = 8
 """Most runs with an attempt under way; the oldest is given up for another."""
-NO_LIBRARY = "cannot mask its updates: its installation lacks the extra [silos]; run pip install '.[silos]'"
+NO_LIBRARY = f"cannot mask its updates: its installation lacks the extra [silos]; run {install('silos')}"
 
 Signer = Callable[[], "tuple[Identity, Directory]"]
 
