@@ -386,9 +386,9 @@ def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
     trainer, tuned, honest = born(), [], LocalClients.update
 
     def update(self, *words):
-        sent = honest(self, *words)
+        sent, memory = honest(self, *words)
         tuned.append(sent.round)
-        return replace(sent, delta=sent.delta.times(np.inf))
+        return replace(sent, delta=sent.delta.times(np.inf)), memory
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalClients, "update", update)
