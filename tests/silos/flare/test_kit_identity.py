@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from tests.silos.flare import federations
 
-from shepherd.errors import SecureError
+from shepherd.errors import SecureError, SilosError
 from shepherd.silos.flare import kits, tls
 from shepherd.silos.flare.kit_identity import KitDirectory, KitIdentity
 
@@ -120,3 +120,15 @@ def test_removed_sites_and_those_not_listed_are_refused(federation: Path, tmp_pa
     with pytest.raises(SecureError, match=r"site-2 is not in policy\.secure_with"):
         KitDirectory(mine, ["site-1", "site-3"]).verify("site-2", theirs.certificate, MESSAGE, signed)
     KitDirectory(mine, ["site-1", "site-2"]).verify("site-2", theirs.certificate, MESSAGE, signed)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"disabled_clients": "site-2"}', '{"disabled_clients": [1]}']
+)
+def test_a_damaged_list_of_removed_sites_is_not_taken_for_an_empty_one(
+    federation: Path, tmp_path: Path, text: str
+) -> None:
+    kit = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
+    (kit / tls.REMOVED).write_text(text)
+    with pytest.raises(SilosError, match=r"removed members .*disabled_clients\.json cannot be read; copy it"):
+        KitDirectory(kits.read(kit))

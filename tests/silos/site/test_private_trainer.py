@@ -296,3 +296,18 @@ def test_a_share_of_noise_is_not_drawn_from_what_the_server_knows(born, shaped, 
         assert kept is not None
         drawn.append(kept.update.delta)
     assert drawn[0] != drawn[1]
+
+
+def test_a_repeated_request_gets_the_same_noise_and_spends_nothing(born, shaped, llama_folder) -> None:
+    """Sums of one update with noise drawn anew would give it away on average."""
+    policy = {"require_privacy": ("client",), "max_epsilon": 50.0, "transforms": ("skellam",)}
+    sent = request(llama_folder, broadcast(shaped), settings=NOISY)
+    kept = []
+    for trainer in (born(**policy), born(**policy)):  # the second after a restart
+        for _ in range(2):
+            assert isinstance(ask(trainer, sent), Trained)
+            found = trainer.store.answered(RUN, sent.id)
+            assert found is not None
+            kept.append(found.update)
+        assert [entry.unit for entry in entries(trainer)] == ["client"]
+    assert all(update == kept[0] for update in kept)

@@ -8,7 +8,9 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from shepherd.errors import FolderError
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request, SumAnswer, SumRequest, Trained
-from shepherd.silos.secure import Session, SumServer
+from shepherd.silos.secure import Session, SumServer, messages
 from shepherd.silos.site import secure_sums
 from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.secure_sums import require_no_downgrade, require_trainable
@@ -281,6 +283,24 @@ def test_an_update_that_a_killed_save_left_behind_is_in_no_other_sum(tmp_path: P
     there.train(2)
     for name in NAMES:
         assert there.sites[name].store.answered(RUN, train(0).id) is None
+
+
+def test_of_two_sets_of_survivors_at_once_one_is_agreed_to(tmp_path: Path) -> None:
+    """Two threads ask, each with a set that this site could agree to."""
+    names = (*NAMES, "site-5", "site-6", "site-7")
+    there = Coordinator(tmp_path, names)
+    there.train()
+    for _ in range(5):
+        session = there.attempt()
+        there.up_to("agree", session)
+        sets = [names[:5], names[:6]]
+        contents = [messages.encode_survivors(session.digest(), each) for each in sets]
+        with ThreadPoolExecutor(2) as two:
+            answers = list(two.map(partial(there.ask, "site-1", "agree", session), contents))
+        (agreed,) = (each for each, answer in zip(sets, answers, strict=True) if isinstance(answer, bytes))
+        assert there.sites["site-1"].store.sum_of(RUN, 0) == SumRecord(
+            round=0, members=names, survivors=agreed
+        )
 
 
 # messages in another order ---------------------------------------------------------------------------------

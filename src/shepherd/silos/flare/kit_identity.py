@@ -6,8 +6,10 @@ site (not of the server or an administrator), and its common name is the member'
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -52,12 +54,16 @@ class KitDirectory:
 
     Names in `disabled_clients.json` of the kit are refused. The server's kit has that file; a site has it
     only if its owner puts it there.
+
+    Raises:
+        SilosError: that file is there and cannot be read.
     """
 
     def __init__(self, kit: Kit, allowed: Collection[str] = ()) -> None:
         """`allowed`: the only names that are accepted; empty for every site of the federation."""
         self._root = x509.load_pem_x509_certificate(kit.root.read_bytes())
         self._server, self._allowed = kit.identity, frozenset(allowed)
+        _require_readable(kit.folder / tls.REMOVED)
         self._removed = tls.Removed(kit.folder / tls.REMOVED)
 
     def verify(self, member: str, certificate: bytes, message: bytes, signature: bytes) -> None:
@@ -105,3 +111,19 @@ class KitDirectory:
                 f"the certificate shown for {member} is not that of a site of this name; have its owner use"
                 " its own kit"
             )
+
+
+def _require_readable(removed: Path) -> None:
+    """Raise SilosError unless a list of removed members, if there is one, is what FLARE writes."""
+    try:
+        names = json.loads(removed.read_text(encoding="utf8"))["disabled_clients"]
+        damaged = not isinstance(names, list) or not all(isinstance(name, str) for name in names)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        damaged = True
+    if damaged:
+        raise SilosError(
+            f"the list of removed members {removed} cannot be read; copy it from the server's kit again, or"
+            " delete it"
+        )
