@@ -343,6 +343,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "min_noise": (0.45, "A noise multiplier is 0.45 or more."),
     "require_secure_aggregation": (True, "must use secure aggregation"),
     "secure_with": (("lmu", "ukb"), "may be over this site and these only: lmu, ukb."),
+    "colluding": (3, "even if 3 of a sum help the server"),
     "hours": ("18:00-06:00", "between 18:00 and 06:00"),
 }
 

@@ -466,6 +466,23 @@ def test_noise_that_needs_more_honest_sites_than_can_open_a_sum_is_refused(tmp_p
     assert isinstance(there.ask("site-1", "keys", there.attempt()), bytes)
 
 
+def test_a_site_does_not_count_on_the_noise_of_those_who_may_collude(tmp_path: Path) -> None:
+    """Three of four can open a sum; if one of them helps the server, the noise of two is left."""
+    for honest, answered in ((3, False), (2, True)):
+        noisy = [{"name": "skellam", "norm": 1.0, "noise": 1.0, "honest": honest, "bits": 16}]
+        there = Coordinator(
+            tmp_path / str(honest),
+            tables={**TABLES, "transforms": noisy},
+            policy=POLICY.model_copy(update={"colluding": 1}),
+        )
+        there.train()
+        answer = there.ask("site-1", "keys", there.attempt())
+        if answered:
+            assert isinstance(answer, bytes)
+        else:
+            assert "3 of 4 can open one, of which 1 may collude (policy.colluding of site-1)" in why(answer)
+
+
 def test_an_update_that_was_asked_for_without_masks_is_in_no_sum(tmp_path: Path) -> None:
     plain = {name: table for name, table in TABLES.items() if name != "secure"}
     there = Coordinator(tmp_path, tables=plain)

@@ -283,6 +283,11 @@ def in_words(policy: PolicyTable) -> list[str]:
             if policy.secure_with
             else []
         ),
+        *(
+            [f"Noise that sites share hides this one even if {policy.colluding} of a sum help the server."]
+            if policy.colluding
+            else []
+        ),
         *_privacy_in_words(policy),
         "Code that comes with a base is never run.",
     ]

@@ -281,10 +281,12 @@ def _require_fit(name: str, session: Session, kept: AnsweredRound, policy: Polic
             f" {members} sites can open; ask more sites"
         )
     honest = transform.mechanism.honest if transform.mechanism else 0
-    if honest > session.threshold:
+    if honest > session.threshold - policy.colluding:
+        colluding = f", of which {policy.colluding} may collude (policy.colluding of {name})"
         raise SecureError(
             f"the noise of this run needs {honest} honest sites in a sum, and {session.threshold} of"
-            f" {members} can open one; lower `honest` of the transform, or ask more sites"
+            f" {members} can open one{colluding if policy.colluding else ''}; lower `honest` of the"
+            " transform, or ask more sites"
         )
 
 

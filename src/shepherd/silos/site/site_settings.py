@@ -230,6 +230,9 @@ class PolicyTable(Table):
     secure_with: tuple[str, ...] = ()
     """The only sites that may be in a secure sum with this one, by name, and this one; empty for every site
     of the federation. Whoever controls the server and a third of the sites of a sum may learn the others."""
+    colluding: NonNegativeInt = 0
+    """Most sites of a secure sum that may collude with the server: where sites share the noise, so many
+    shares hide nothing of this site, so a run whose `honest` counts on them is refused."""
     hours: Annotated[str, AfterValidator(_check_window)] | None = Field(
         default=None, examples=["18:00-06:00"]
     )
