@@ -8,6 +8,7 @@ from tests.runs import rows, settings, written
 
 from shepherd.data import pipeline
 from shepherd.errors import DataError, SettingsError
+from shepherd.overrides import overridden
 from shepherd.rounds.loop import next_broadcast
 from shepherd.run.opening import open_run, resume
 
@@ -48,6 +49,16 @@ def test_the_servers_change_is_that_of_a_client_with_its_examples(llama_folder, 
         assert first.keys() == run.state.adapter.keys()
         assert any(np.abs(tensor).max() > 0 for tensor in first.values())
         assert not run.simulation.positions  # no client has moved
+
+
+def test_the_servers_examples_are_tuned_without_the_clients_transforms(llama_folder, tmp_path):
+    """What a broadcast carries for these is not read, and the change is not an encoded one."""
+    transforms = ["transforms=[{name='clip', norm=1e-3}, {name='quantise', bits=4}]"]
+    with open_run(overridden(with_root(llama_folder, tmp_path), transforms)) as run:
+        change = run.root(next_broadcast(run.method, run.state, 3))
+        assert change.keys() == run.state.adapter.keys()
+        assert change.norm() > 1e-2
+        assert len(list(run.rounds())) == 3
 
 
 def test_a_run_without_examples_of_the_server_is_refused_before_it_begins(llama_folder, tmp_path):

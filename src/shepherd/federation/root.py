@@ -37,7 +37,7 @@ class Root:
         visit = self.local.with_memory(broadcast, self.local.visit(broadcast, ROOT, batches), Payload())
         with stage("tuning the server's examples"):
             ((tuned,),) = self.executor.tuned([self.local.job(broadcast, [visit])], _unseen)
-        update, _ = self.local.update(broadcast, tuned, Payload())
+        update, _ = self.local.update(replace(broadcast, transforms=()), tuned, Payload())
         return update.delta
 
 

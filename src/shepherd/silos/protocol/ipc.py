@@ -240,7 +240,8 @@ def ask(path: Path, message: bytes, timeout: float) -> bytes:
 
 
 def _send(connection: socket.socket, message: bytes, until: float) -> None:
-    for part in (_LENGTH.pack(len(message)), message):
+    # an empty message is whole with its length: by then the other end may have replied and closed
+    for part in filter(None, (_LENGTH.pack(len(message)), message)):
         connection.settimeout(_seconds_left(until))
         connection.sendall(part)
 
