@@ -183,8 +183,8 @@ def test_secure_aggregation_is_asked_of_the_table_and_not_of_a_name() -> None:
 
 
 def test_every_key_of_the_policy_refuses_something() -> None:
-    by_the_ledger, by_certificates = {"max_epsilon", "delta"}, {"secure_with"}
-    keys = set(PolicyTable.model_fields) - {"metrics"} - by_the_ledger - by_certificates
+    by_the_ledger, in_a_sum = {"max_epsilon", "delta"}, {"secure_with", "colluding"}
+    keys = set(PolicyTable.model_fields) - {"metrics"} - by_the_ledger - in_a_sum
     assert keys == set(REFUSED) - {"trust_remote_code", "bases"}
 
 
