@@ -13,6 +13,7 @@ import tomli_w
 
 from shepherd.overrides import parse
 from shepherd.run import folder
+from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
 
 CATEGORIES = ("qa", "poem", "list")
@@ -57,6 +58,16 @@ def settings(base: Path, source: Path, output: Path, **tables: Mapping[str, Any]
     for name, table in tables.items():
         given[name] = {**given.get(name, {}), **table}
     return parse({**given, "output": str(output)})
+
+
+def finished(base: Path, place: Path) -> Path:
+    """The folder of a run of one round, which lies in `place` with its data."""
+    given = settings(base, written(place / "rows.jsonl"), place / "run", federation={"rounds": 1})
+    with open_run(given) as run:
+        for _ in run.rounds():
+            pass
+        run.finish(answer=False)
+    return place / "run"
 
 
 def without_times(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from shepherd import plugins
 from shepherd.errors import SettingsError
 from shepherd.overrides import parse
 from shepherd.rounds.ring import centred, fewest_in_sum, require_sums
+from shepherd.silos.secure import threshold
 from shepherd.transforms.fixed_point import levels
 
 
@@ -86,3 +87,9 @@ def test_there_are_as_many_shares_of_noise_as_a_sum_may_have_clients():
     assert "opens when 7 are in it; set honest = 7 or less" in refused(*parts(8, 10))
     require_sums(*parts(7, 10))
     require_sums(*parts(10, 10, secure=False))
+
+
+@pytest.mark.parametrize("asked", [3, 4, 5, 10, 99, 100, 1000])
+def test_a_sum_in_one_process_opens_with_as_many_as_the_protocol_asks(asked: int) -> None:
+    """The protocol imports nothing of the rest of the package, so the rule stands in both."""
+    assert fewest_in_sum(asked) == threshold(asked)

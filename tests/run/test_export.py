@@ -24,13 +24,7 @@ from tests import runs
 
 @pytest.fixture(scope="module")
 def run(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("exported") / "run"
-    source = runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
-    with open_run(runs.settings(llama_folder, source, output, federation={"rounds": 1})) as opened:
-        for _ in opened.rounds():
-            pass
-        opened.finish(answer=False)
-    return output
+    return runs.finished(llama_folder, tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="module")

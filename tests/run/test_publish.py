@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from safetensors.numpy import load
 
-from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
 from tests import runs
 from tests.hub import Hub, serving
@@ -25,13 +24,7 @@ BASE = ("--base", "org/base")
 
 @pytest.fixture(scope="module")
 def run(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("published") / "run"
-    source = runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
-    with open_run(runs.settings(llama_folder, source, output, federation={"rounds": 1})) as opened:
-        for _ in opened.rounds():
-            pass
-        opened.finish(answer=False)
-    return output
+    return runs.finished(llama_folder, tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture

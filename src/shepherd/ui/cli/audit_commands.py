@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shepherd.ui.cli.options import overrides
+from shepherd.ui.cli.options import also_json, overrides
 from shepherd.ui.cli.silos import agreed, echo, plugin, trust, wished
 
 OF_RUN_FILES = ("canaries", "copies", "clients", "output", "overrides")
@@ -46,13 +46,7 @@ CONTRADICTED = 1
     show_default=True,
     help="Most training examples, and most held-out ones, to compare.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also write audit.json there.",
-)
+@also_json("audit.json")
 @trust
 @plugin
 @click.pass_context

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from shepherd.io.phrases import listed
-from shepherd.ui.cli.options import overrides, run_file
+from shepherd.ui.cli.options import also_json, overrides, run_file
 from shepherd.ui.cli.silos import agreed, echo, plugin, trust, wished
 
 
@@ -48,13 +48,7 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, trust, wished
     metavar="FILE.html",
     help="Also write the page there.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also write drill.json there.",
-)
+@also_json("drill.json")
 @trust
 @plugin
 def drill(
