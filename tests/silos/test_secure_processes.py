@@ -16,15 +16,18 @@ pytest.importorskip("nvflare")
 from benchmarks.silos_faults import process
 
 from benchmarks import silos_same
+from shepherd.core import Spending, Turns
 from shepherd.errors import FederationError
 from shepherd.machine import memory
 from shepherd.overrides import parse
-from shepherd.run import checkpoint
+from shepherd.privacy import accountant
+from shepherd.run import checkpoint, ledger
 from shepherd.run.folder import planned
 from shepherd.run.log import read_rows
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
-from shepherd.silos.site import audit
+from shepherd.silos.site import audit, privacy_ledger, site_settings
+from shepherd.transforms.fixed_point import levels
 from tests.silos.masking import PHASES
 
 pytestmark = [
@@ -107,3 +110,43 @@ def test_a_killed_trainer_fails_the_round_and_a_resumed_run_has_the_bits_of_one_
         assert all(answered.count(phase) == ROUNDS for phase in PHASES)
         masked = [event for event in of_site if event.left is not None and event.left.masked]
         assert {event.kind for event in masked} == {"masked"}
+
+
+def test_noise_inside_the_sum_is_accounted_at_the_server_and_in_the_ledger_of_each_site(
+    tmp_path: Path,
+) -> None:
+    """All count the same epsilon, which only holds if each of the three adds its share."""
+    noisy = {
+        "federation": {"rounds": 2, "weights": "equal"},
+        "transforms": [{"name": "skellam", "norm": 0.05, "noise": 2.0, "honest": 3, "bits": 20}],
+        "privacy": {"delta": 1e-3},
+        "output": str(tmp_path / "run"),
+    }
+    settings = parse({**RUN, **noisy}, "the test")
+    policy = {
+        "require_privacy": ["client"],
+        "max_epsilon": 50.0,
+        "require_secure_aggregation": True,
+        "transforms": ["skellam"],
+    }
+    sites = loopback.write_sites(settings, tmp_path / "sites", policy=policy)
+    with loopback.running(tmp_path / "federation", sites) as made:
+        run = coordinate.open_run(settings, made.admin, lambda line: None)
+        with closing(run):
+            assert [row["round"] for _, row in run.rounds()] == [1, 2]
+            run.finish()
+        spent = {}
+        for site, file in sites.items():
+            data = site_settings.read(file).data
+            spent[site] = privacy_ledger.read(privacy_ledger.place(made.kit(site) / "shepherd", data))
+
+    due = accountant.epsilon([Spending(noise=2.0, sampling=Turns(every=1), steps=2, levels=levels(20))], 1e-3)
+    claimed = ledger.read(tmp_path / "run")
+    assert (claimed["noise"], claimed["epsilon"]) == (2.0, due)
+    assert all(row["privacy"]["delta"] == 1e-3 for row in read_rows(tmp_path / "run")[1:])
+    for entries in spent.values():
+        assert [(entry.round, entry.unit, entry.spent.noise) for entry in entries] == [
+            (0, "client", 2.0),
+            (1, "client", 2.0),
+        ]
+        assert privacy_ledger.epsilon(entries, "client", 1e-3) == due
