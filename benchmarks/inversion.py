@@ -190,7 +190,7 @@ class Victims:
         if rank not in self.begun:
             steps = np.split(np.arange(len(self.others)), BEGUN_STEPS)
             visit = tune.Visit(client="others", data=self.others, batches=steps)
-            delta = _tuned(self.base("float32"), fresh, [visit], adamw=True)[0]
+            delta = tuned(self.base("float32"), fresh, [visit], adamw=True)[0]
             self.begun[rank] = Adapter({name: fresh[name] + delta[name] for name in fresh})
         return self.begun[rank]
 
@@ -204,10 +204,8 @@ class Victims:
             )
             for client, part in zip(count(), data.split([each] * case.clients), strict=False)
         ]
-        deltas = _tuned(base, start, visits, adamw=case.adamw)
-        mean, rounded = (
-            _summed(deltas, case.bits, self.options.seed) if case.bits else (_mean_of(deltas), 0.0)
-        )
+        deltas = tuned(base, start, visits, adamw=case.adamw)
+        mean, rounded = summed(deltas, case.bits, self.options.seed) if case.bits else (_mean_of(deltas), 0.0)
         noise = case.noise * mean.norm()
         rng = np.random.default_rng(self.options.seed)
         sent = Adapter(
@@ -222,7 +220,7 @@ class Victims:
         )
 
 
-def _tuned(base: Base, start: Adapter, visits: Sequence[tune.Visit], *, adamw: bool) -> list[Adapter]:
+def tuned(base: Base, start: Adapter, visits: Sequence[tune.Visit], *, adamw: bool) -> list[Adapter]:
     job = tune.Job(
         broadcast=Broadcast(round=1, adapter=start, seed=0),
         algorithm=fedavg.build(fedavg.Config()),
@@ -239,7 +237,7 @@ def _mean_of(deltas: Sequence[Adapter]) -> Adapter:
     return Adapter({name: np.mean([delta[name] for delta in deltas], axis=0) for name in deltas[0]})
 
 
-def _summed(deltas: Sequence[Adapter], bits: int, seed: int) -> tuple[Adapter, float]:
+def summed(deltas: Sequence[Adapter], bits: int, seed: int) -> tuple[Adapter, float]:
     """The mean that is decoded from the sum of these clients' codes, and its deviation from rounding.
 
     The norm is that of the longest change, so that nothing is clipped.
