@@ -164,6 +164,11 @@ class FieldsTable(Table):
     history: str = "auto"
     """Exchanges before the row's own, as pairs of a question and its answer; "auto" takes `history`
     (Alpaca's later forms), where it is that."""
+    chosen: str = "auto"
+    """The better one of a pair of answers, as text or as a chat; "auto" takes `chosen`, beside a field of the
+    rejected one."""
+    rejected: str = "auto"
+    """The worse one of a pair of answers; "auto" takes `rejected`."""
 
 
 NOT_OPTIONS = {
