@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.model import bases
 from tests.model.in_peft import in_peft
-from tests.plugins import dpo
 
 from shepherd.algorithms import fedavg
 from shepherd.config import PartTable
@@ -22,8 +21,9 @@ from shepherd.federation.clients import LocalClients
 from shepherd.plugins import built
 from shepherd.settings import FederationTable, TuningTable
 from shepherd.training import tune
-from shepherd.training.local import DEFAULT_TRAINING, OBJECTIVE, local_training
-from shepherd.training.objective import Scored
+from shepherd.training.local import DEFAULT_TRAINING, OBJECTIVE, GivenTraining, local_training
+from shepherd.training.objective import Objective, Scored
+from shepherd.training.objectives import dpo
 
 NONE = np.zeros(0)
 LENGTHS = [9, 7, 13, 6, 8, 11, 5, 10]
@@ -120,8 +120,18 @@ def test_groups_are_drawn_whole_and_a_batch_counts_them() -> None:
     assert sorted(pairs[:, 0]) == [0, 2, 4, 6, 8]
 
 
-def test_a_run_refuses_an_objective_whose_examples_belong_together() -> None:
-    """Nothing reads, holds out or divides pairs as pairs yet."""
-    name = "tests.plugins.dpo"
-    with pytest.raises(SettingsError, match=r"draws 2 examples together.*set tuning\.objective\.name"):
-        local_training(TuningTable.model_validate({"objective": {"name": name}}), {name})
+def test_pairs_are_for_objectives_that_compare_two_answers() -> None:
+    assert local_training(TuningTable.model_validate({"objective": {"name": "dpo"}})).paired
+    assert not local_training(TuningTable()).paired
+    with pytest.raises(SettingsError, match=r'loss_on = "all" trains on prompts.*set tuning.loss_on'):
+        local_training(TuningTable.model_validate({"objective": {"name": "dpo"}, "loss_on": "all"}))
+    threes = Objective(weights=lambda step: step.policy, group_size=3)
+    with pytest.raises(SettingsError, match=r"draws 3 examples together.*in pairs of answers"):
+        local_training(TuningTable(), parts=GivenTraining(objective=threes))
+
+
+@pytest.mark.parametrize("key", ["beta=0.0", "label_smoothing=0.5", "label_smoothing=-0.1", "gamma=1"])
+def test_a_wrong_key_of_dpo_is_refused(key: str) -> None:
+    name, value = key.split("=")
+    with pytest.raises(SettingsError, match=rf"objective 'dpo'.*{name}"):
+        built(OBJECTIVE, PartTable(name="dpo", **{name: float(value)}))

@@ -752,10 +752,9 @@ def _plain(example: Example) -> dict[str, Any]:
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    turns, rejected = (tuple(Turn(**turn) for turn in row.get(key, ())) for key in ("turns", "rejected"))
     return Example(
-        turns=turns,
-        rejected=rejected,
+        turns=tuple(Turn(**turn) for turn in row["turns"]),
+        rejected=tuple(Turn(**turn) for turn in row.get("rejected", ())),
         category=row["category"],
         client=row["client"],
         check=row["check"],

@@ -10,6 +10,7 @@ runs/NAME/
   secret          the number that decides the cohorts then
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
+  start/          the adapter that the run starts from, where it is given one
   adapter/        the final adapter in PEFT's layout, with its model card
 """
 
@@ -68,6 +69,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """Folder of the final adapter."""
         return self.path / "adapter"
+
+    @property
+    def start(self) -> Path:
+        """Folder of the adapter that the run starts from, if it is given one."""
+        return self.path / "start"
 
     @property
     def clients(self) -> Path:
