@@ -47,11 +47,13 @@ MAX_SHOWN_CHARS = 60
 """Longest value in the `repr` of settings."""
 TINY, WORLD, MEMORY = "tiny", "world", "memory"
 """Names of the embedded base, of the embedded data, and of rows that a Python program gives."""
+PREFERENCES = "world-preferences"
+"""Name of the embedded data with a right and a wrong answer to each instruction."""
 ROW_NUMBER = "#row"
 """Value of data.group that stands for a row's number in its file."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("model", "base"): (TINY,),
-    ("data", "source"): (WORLD, MEMORY),
+    ("data", "source"): (WORLD, PREFERENCES, MEMORY),
     ("data", "root"): ("",),
     ("evaluation", "data"): ("",),
     ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
@@ -182,8 +184,9 @@ NOT_OPTIONS = {
 
 class DataTable(Table):
     source: PathText
-    """Training data: "world" (embedded), a file or a folder with one file per client, relative to this file,
-    a Hugging Face id, or "memory" for rows given in Python, as `open_run(settings, rows=...)`."""
+    """Training data: "world" (embedded), "world-preferences" (the same with two answers, a right and a wrong
+    one), a file or a folder with one file per client, relative to this file, a Hugging Face id, or "memory"
+    for rows given in Python, as `open_run(settings, rows=...)`."""
     config: str | None = None
     """Configuration of a Hugging Face dataset."""
     part: str = "train"

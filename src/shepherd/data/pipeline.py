@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -43,7 +43,7 @@ from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.io.phrases import listed
 from shepherd.io.progress import many, stage
-from shepherd.settings import MEMORY, WORLD, DataTable, RunSettings, SplitTable
+from shepherd.settings import MEMORY, PREFERENCES, WORLD, DataTable, RunSettings, SplitTable
 from shepherd.visible import shown_line
 
 if TYPE_CHECKING:  # torch is not for `data split`
@@ -51,6 +51,10 @@ if TYPE_CHECKING:  # torch is not for `data split`
 
 MAX_CLIENTS_NAMED = 5
 WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
+EMBEDDED: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
+    WORLD: world.rows,
+    PREFERENCES: world.preferences,
+}
 INDEX, HELDOUT = "index.json", "heldout.jsonl"
 REJECTED, HELDOUT_REJECTED = "rejected", "heldout-rejected"
 HELD_OUT = "the held-out examples"
@@ -201,7 +205,7 @@ def _require_groups(reading: Reading, table: DataTable) -> Reading:
 
 
 def examples(settings: RunSettings, split_rule: Split, rows: Any = None) -> Reading:
-    """The examples of `data.source`, with what the split goes by; "world" is the embedded world's."""
+    """The examples of `data.source`, with what the split goes by; two names are of the embedded world."""
     source = settings.data.source
     if (rows is None) == (source == MEMORY):
         raise DataError(
@@ -209,15 +213,15 @@ def examples(settings: RunSettings, split_rule: Split, rows: Any = None) -> Read
             if rows is None
             else f'rows are given, and data.source is {source!r}; write "memory" there'
         )
-    if source != WORLD:
+    if source not in EMBEDDED:
         found = read(settings.data, split_rule, settings.data_seed, rows)
         return _require_groups(found, settings.data)
     count = settings.data.limit or WORLD_EXAMPLES
     try:
-        rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
+        rows = EMBEDDED[source](world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
     except ValueError as error:
         raise DataError(f"data.limit = {count} asks too much of the embedded world: {error}") from error
-    return _require_groups(from_rows(rows, settings.data, split_rule, WORLD), settings.data)
+    return _require_groups(from_rows(rows, settings.data, split_rule, source), settings.data)
 
 
 def prepare(

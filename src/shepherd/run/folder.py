@@ -34,6 +34,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.overrides import dump, read_kept
 from shepherd.run import log
+from shepherd.run.checkpoint import START
 from shepherd.run.log import LOG
 from shepherd.run.versions import VERSIONS, versions
 from shepherd.settings import RunSettings
@@ -73,7 +74,7 @@ class RunFolder:
     @property
     def start(self) -> Path:
         """Folder of the adapter that the run starts from, if it is given one."""
-        return self.path / "start"
+        return self.path / START
 
     @property
     def clients(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -124,8 +125,11 @@ def _start(
     if warning := files.rehearse(base):
         log.info("%s", warning)
     dated = pipeline.dated(settings, base.tokenizer)
-    prepared = prepared or _read_data(dated, base, consent, rows, paired=training.paired)
-    _require_paired(prepared, training, settings)
+    prepared = (
+        _read_data(dated, base, consent, rows, paired=training.paired)
+        if prepared is None
+        else _as_trained(prepared, training, settings)
+    )
     pipeline.require_readable(prepared, base)
     _require_contribution(settings, method, prepared)
     _require_root(settings, method, prepared)
@@ -280,14 +284,20 @@ def _require_start(adapter: Adapter, base: bases.Base, settings: RunSettings) ->
         ) from error
 
 
-def _require_paired(prepared: TokenisedData, training: LocalTraining, settings: RunSettings) -> None:
-    """Raise SettingsError if data that were read before are not as the objective needs them."""
-    if training.paired != bool(prepared.rejected):
-        kind = "pairs of answers" if training.paired else "single answers"
+def _as_trained(prepared: TokenisedData, training: LocalTraining, settings: RunSettings) -> TokenisedData:
+    """Data that were read before, as the objective needs them: of pairs maybe the better answers alone.
+
+    Raises:
+        SettingsError: it compares two answers, and the worse ones were not read.
+    """
+    if not training.paired:
+        return replace(prepared, rejected={})
+    if not prepared.rejected:
         raise SettingsError(
-            f"the data were not read as {kind}, which the objective {settings.tuning.objective.name!r} trains"
-            " on; leave out prepared=, and they are read again"
+            f"the objective {settings.tuning.objective.name!r} compares two answers to each prompt, and the"
+            " data were read for one; leave out prepared=, and they are read again"
         )
+    return prepared
 
 
 def _read_data(
@@ -358,7 +368,9 @@ def _continue(
     prepared = _kept_data(
         holder, plan.over(settings), base, consent, begun=last is not None, paired=training.paired
     )
-    begun_from = files.read(holder.start, base) if holder.start.is_dir() else None
+    begun_from = checkpoint.start_of(holder.path)
+    if begun_from is not None:
+        _require_start(begun_from, base, settings)
     fresh = begun_from or lora.first(base.targets, settings.adapter.rank, settings.seed)
     saved = load_checkpoint(last, base) if last else None
     if saved is not None:

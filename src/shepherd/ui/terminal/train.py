@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shepherd.io.paths import short
 from shepherd.run.folder import is_over_silos, is_run
 from shepherd.run.log import read_rows
-from shepherd.settings import WORLD
+from shepherd.settings import PREFERENCES, WORLD
 from shepherd.ui.terminal.running import Display, display
 from shepherd.ui.terminal.summary import ANY_QUESTION, print_summary
 
@@ -32,7 +32,8 @@ def train(open_run: OpenRun, folder: Path) -> None:
         with display() as shown, closing(open_run()) as run:
             _show_rounds(run, shown)
             finished = run.finish()
-        question = "Name three animals." if run.settings.data.source == WORLD else ANY_QUESTION
+        of_world = run.settings.data.source in (WORLD, PREFERENCES)
+        question = "Name three animals." if of_world else ANY_QUESTION
         print_summary(folder, read_rows(folder), finished, question=question)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stop_message(folder)) from None
