@@ -576,6 +576,9 @@ class RunSettings(Table):
     checkpoints: CheckpointTable = CheckpointTable()
     silos: SilosTable = SilosTable()
     machine: MachineTable = MachineTable()
+    stages: tuple[dict[str, JsonValue], ...] = ()
+    """Trainings one after another, each from the adapter of the one before: a table [[stages]] for each, with
+    what differs in it from the rest of the file, and a `name` for its folder."""
 
     @model_validator(mode="before")
     @classmethod

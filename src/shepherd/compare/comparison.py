@@ -37,7 +37,7 @@ from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
-from shepherd.run import folder
+from shepherd.run import folder, stages
 from shepherd.run.checkpoint import start_of
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
@@ -85,10 +85,18 @@ def compare(
             f"the run in {run} is over silos, whose data are not here to train the other arms on; compare a"
             " run in one process, with output=ANOTHER_FOLDER"
         )
-    _require_arms(settings, spec, consent)
-    _require_data(settings, spec, consent)
-    began = perf_counter()
-    train_run(settings, train, consent=consent)
+    *earlier, last = stages.settings_of(settings)
+    for stage in (*earlier, last):
+        _require_arms(stage, spec if stage is last else CompareSpec(), consent)
+    _require_data(last, spec, consent)
+    began, start = perf_counter(), None
+    if earlier:
+        stages.begin(settings)
+    for stage in earlier:
+        train_run(stage, train, consent=consent, start=start)
+        start = stages.end_of(Path(stage.output))
+    settings = last
+    train_run(settings, train, consent=consent, start=start)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
         return _compare_arms(settings, spec, train, consent, began)
 

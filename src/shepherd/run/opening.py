@@ -98,6 +98,10 @@ def open_run(
         ShepherdError: the base, the data or a setting cannot be used; nothing has been written.
     """
     require_settings(settings)
+    if settings.stages:
+        raise SettingsError(
+            "the run file has [[stages]], which are one run each; train them with shepherd.open_stages"
+        )
     training = _of_training(parts)
     with stage("preparing the run"):
         return _start(settings, prepared, consent, rows, Parts(**parts), training, start)

@@ -45,7 +45,8 @@ def _rejected(task: dict[str, Any], others: Sequence[str], *, misformed: bool, r
     kinds = [_misformed(task["response"], rng), _of_others(task["response"], others, rng)]
     for candidates in kinds if misformed else kinds[::-1]:
         for text in candidates:
-            if text.strip() and text != task["response"] and not checker.right(text):
+            says_something = any(letter.isalnum() for letter in text)
+            if says_something and text != task["response"] and not checker.right(text):
                 return text
     return ""  # of one word that every form of it answers rightly, which no category has
 

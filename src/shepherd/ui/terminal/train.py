@@ -39,6 +39,23 @@ def train(open_run: OpenRun, folder: Path) -> None:
         raise KeyboardInterrupt(stop_message(folder)) from None
 
 
+def train_stage(open_run: OpenRun, folder: Path) -> None:
+    """Train a stage of a run before its last one.
+
+    Args:
+        folder: of the whole run, which a message on how to continue names.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped; the message says how to continue it.
+    """
+    try:
+        train_arm(open_run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped in a stage before the last; continue with: shepherd resume {shlex.quote(str(folder))}"
+        ) from None
+
+
 def train_arm(open_run: OpenRun) -> None:
     """Train a run as an arm of a comparison, which generates the answers of all arms later."""
     with display() as shown, closing(open_run()) as run:
