@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shepherd.data import pairs
+from shepherd.data.columns import recognise
 from shepherd.data.examples import Example, Reading, Turn, from_rows
 from shepherd.data.split import rule
 from shepherd.data.template import Dropped, Template, render, render_pairs
@@ -290,3 +291,15 @@ def test_another_worse_answer_is_no_duplicate(llama_folder, tmp_path) -> None:
     )
     held = pipeline.divide(settings).held
     assert held.duplicates == 1
+
+
+@pytest.mark.parametrize("form", sorted({*FORMS} - {"an answer as one turn"}))
+def test_columns_of_pairs_are_recognised(form: str) -> None:
+    rows = [{**FORMS[form], "hospital": f"h{n % 2}"} for n in range(8)]
+    found = recognise(rows)
+    assert found.pair == ("chosen", "rejected")
+    assert (found.response, found.messages, found.client) == ("", "", "hospital")
+    prompt = {"prompt", "question", "instruction"} & FORMS[form].keys()
+    texts = {name for name in prompt if isinstance(FORMS[form][name], str)}
+    assert {found.instruction} - {""} == texts
+    assert not recognise([{"instruction": "a b c", "response": "d e f"}]).pair

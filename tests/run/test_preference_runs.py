@@ -16,6 +16,7 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
 from shepherd.overrides import overridden, parse, plain, read
 from shepherd.run import checkpoint, folder, stages
+from shepherd.run.evaluation import evaluate_run
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.settings import RunSettings
@@ -81,6 +82,30 @@ def test_a_stopped_run_resumes_with_the_same_bits(done, llama_folder, source, tm
         for _ in run.rounds():
             pass
         assert run.state.adapter == whole
+
+
+def test_a_file_of_pairs_is_scored_by_what_base_and_run_prefer(done, llama_folder, tmp_path) -> None:
+    place, adapter = done
+    file = runs.written(tmp_path / "test.jsonl", preferences.rows(15, seed=9))
+    found = evaluate_run(place, file)
+    assert [each.measure.name for each in found.scored] == ["loss", "preference", "margin"]
+    _, accuracy, margin = found.scored
+    assert (accuracy.base.value, margin.base.value) == (0.5, 0.0)
+    base = bases.load(llama_folder, rank=2, alpha=16)
+    held = pipeline.only_scored(
+        pipeline.test_set(folder.planned(place).data, str(file), "--data"),
+        folder.planned(place),
+        base.tokenizer,
+        paired=True,
+    )
+    sums = [
+        score.losses(base, [base.zero, adapter], each, micro_batch=64)
+        for each in (held.heldout, held.heldout_rejected)
+    ]
+    own = 0.5 * (sums[0][0] - sums[0][1] - sums[1][0] + sums[1][1])
+    by = np.array(pipeline.categories(held))
+    assert margin.run.value == pytest.approx(np.mean([own[by == n].mean() for n in set(by)]), abs=1e-4)
+    assert accuracy.run.value == pytest.approx(np.mean([(own[by == n] > 0).mean() for n in set(by)]))
 
 
 def test_pairs_are_kept_as_pairs(done) -> None:

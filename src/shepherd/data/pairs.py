@@ -16,7 +16,9 @@ from typing import Any
 from shepherd.data.chats import ROLE_KEYS, ROLES, Chat, Turn, chat
 from shepherd.data.fields import (
     CHATS,
+    CHOSEN,
     PROMPTS,
+    REJECTED,
     RESPONSES,
     alike,
     bad,
@@ -41,8 +43,6 @@ from shepherd.data.layouts import (
 )
 from shepherd.settings import DataTable, FieldsTable
 
-CHOSEN, REJECTED = ("chosen",), ("rejected",)
-"""Field names that "auto" reads for the better and the worse answer."""
 ASKED = {
     "role": "user",
     "content": "-",
