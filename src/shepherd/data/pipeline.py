@@ -362,7 +362,7 @@ def tokenised(
             "dropped": sum(count.examples - count.kept for count in counts),
             "tokens": sum(count.tokens for count in counts),
             "trained_tokens": sum(count.trained for count in counts),
-            "pairs_halved": 0 if paired else sum(bool(e.rejected) for e in division.reading.examples),
+            **_halved(division.reading.examples, paired),
         },
         dropped=list(_dropped([*counts, count])),
         notes=division.reading.notes,
@@ -372,6 +372,12 @@ def tokenised(
         rejected=rejected,
         heldout_rejected=worse,
     )
+
+
+def _halved(examples: Sequence[Example], paired: bool) -> dict[str, int]:
+    """How many rejected answers are read and not used, if any."""
+    count = 0 if paired else sum(bool(example.rejected) for example in examples)
+    return {"pairs_halved": count} if count else {}
 
 
 def client_counts(counts: Mapping[str, Counts], reading: Reading) -> dict[str, dict[str, int]]:
