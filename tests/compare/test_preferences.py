@@ -60,8 +60,10 @@ def test_accuracy_and_margin_are_those_of_the_scores_by_hand(made) -> None:
         assert measures["preference"]["value"] == pytest.approx(share, abs=1e-9)
         for interval in (measures["margin"], measures["preference"]):
             assert interval["low"] is None or interval["low"] <= interval["value"]
-    assert arm(found, "start")["measures"]["margin"]["value"] == 0.0
-    assert arm(found, "start")["measures"]["preference"]["value"] == 0.5
+    # of the reference they are so by definition, whatever the pairs are
+    assert arm(found, "start")["measures"]["margin"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert arm(found, "start")["measures"]["preference"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert arm(found, "base")["measures"]["margin"]["low"] < arm(found, "base")["measures"]["margin"]["high"]
 
 
 def test_the_federated_arm_is_compared_by_what_it_prefers(made) -> None:

@@ -17,7 +17,7 @@ from shepherd.evaluate.against import Against, against, summary
 from shepherd.evaluate.draws import Draws, draws
 from shepherd.evaluate.metric import Metric
 from shepherd.evaluate.sentences import LOSS, Measure
-from shepherd.evaluate.statistics import interval, sample
+from shepherd.evaluate.statistics import Interval, interval, sample
 from shepherd.io.phrases import listed
 from shepherd.settings import RunSettings
 from shepherd.training.local import DEFAULT_TRAINING
@@ -42,6 +42,8 @@ class Measured:
     values: Mapping[str, Floats]
     draws: Draws
     weights: Floats | None = None
+    defined: str = ""
+    """Arm whose number is what it is for any question, by definition, and so has no uncertainty."""
 
 
 def measured(
@@ -104,8 +106,8 @@ def _preferences(
     drawn = draws([named[place] for place in places], seeds=seeds)
     accuracy = {arm: rewards.preferred(values) for arm, values in margins.items()}
     return [
-        Measured(measure=rewards.ACCURACY, values=accuracy, draws=drawn),
-        Measured(measure=rewards.MARGIN, values=margins, draws=drawn),
+        Measured(measure=rewards.ACCURACY, values=accuracy, draws=drawn, defined=reference),
+        Measured(measure=rewards.MARGIN, values=margins, draws=drawn, defined=reference),
     ]
 
 
@@ -157,14 +159,18 @@ def arm_row(
 
 def _interval(each: Measured, arm: str) -> Row:
     one = sample(each.values[arm], each.draws, each.weights, each.measure.span)
-    return dict(interval(one).row())
+    return dict(_known(one.value) if arm == each.defined else interval(one).row())
+
+
+def _known(value: float) -> dict[str, float | None]:
+    return Interval(value, value, value).row()
 
 
 def _by_category(each: Measured, arm: str) -> Row:
     found = {}
     for category in sorted(set(each.draws.strata)):
         one = sample(each.values[arm], each.draws.only(category), each.weights, each.measure.span)
-        found[category] = dict(interval(one).row())
+        found[category] = dict(_known(one.value) if arm == each.defined else interval(one).row())
     return found
 
 
