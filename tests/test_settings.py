@@ -152,8 +152,7 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
     assert "unknown key modle; known keys there are adapter, aggregation, algorithm" in outer
     inner = fault({**LEAST, "data": {"source": "world", "fields": {"prompt": "x"}}})
     assert (
-        "unknown key data.fields.prompt; known keys there are context, history, instruction, messages"
-        in inner
+        "unknown key data.fields.prompt; known keys there are chosen, context, history, instruction" in inner
     )
 
 

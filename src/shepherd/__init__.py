@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shepherd.run.inspection import inspect_data
     from shepherd.run.opening import open_run, resume
     from shepherd.run.run import Run
+    from shepherd.run.stages import open_stages
     from shepherd.settings import RunSettings
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "inspect_data",
     "load_run",
     "open_run",
+    "open_stages",
     "overridden",
     "parse",
     "read",
@@ -77,6 +79,7 @@ _HOME = {
     "run.inspection": ("inspect_data",),
     "run.opening": ("open_run", "resume"),
     "run.run": ("Run",),
+    "run.stages": ("open_stages",),
     "overrides": ("dump", "overridden", "parse", "read"),
     "settings": ("RunSettings",),
 }

@@ -79,6 +79,12 @@ def _placed(
         if isinstance(before, Mapping) and before.get(key) == text:
             continue
         whole[name] = {**inner, key: _path(text, folder, f"{name}.{key}", file)}  # type: ignore[dict-item]
+    if isinstance(stages := whole.get("stages"), list | tuple):
+        before = dict(enumerate(known.get("stages", ())))
+        whole["stages"] = [
+            _placed(stage, folder, file, before.get(number, {})) if isinstance(stage, Mapping) else stage
+            for number, stage in enumerate(stages)
+        ]
     return whole
 
 

@@ -47,11 +47,13 @@ MAX_SHOWN_CHARS = 60
 """Longest value in the `repr` of settings."""
 TINY, WORLD, MEMORY = "tiny", "world", "memory"
 """Names of the embedded base, of the embedded data, and of rows that a Python program gives."""
+PREFERENCES = "world-preferences"
+"""Name of the embedded data with a right and a wrong answer to each instruction."""
 ROW_NUMBER = "#row"
 """Value of data.group that stands for a row's number in its file."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("model", "base"): (TINY,),
-    ("data", "source"): (WORLD, MEMORY),
+    ("data", "source"): (WORLD, PREFERENCES, MEMORY),
     ("data", "root"): ("",),
     ("evaluation", "data"): ("",),
     ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
@@ -164,6 +166,11 @@ class FieldsTable(Table):
     history: str = "auto"
     """Exchanges before the row's own, as pairs of a question and its answer; "auto" takes `history`
     (Alpaca's later forms), where it is that."""
+    chosen: str = "auto"
+    """The better one of a pair of answers, as text or as a chat; "auto" takes `chosen`, beside a field of the
+    rejected one."""
+    rejected: str = "auto"
+    """The worse one of a pair of answers; "auto" takes `rejected`."""
 
 
 NOT_OPTIONS = {
@@ -177,8 +184,9 @@ NOT_OPTIONS = {
 
 class DataTable(Table):
     source: PathText
-    """Training data: "world" (embedded), a file or a folder with one file per client, relative to this file,
-    a Hugging Face id, or "memory" for rows given in Python, as `open_run(settings, rows=...)`."""
+    """Training data: "world" (embedded), "world-preferences" (the same with two answers, a right and a wrong
+    one), a file or a folder with one file per client, relative to this file, a Hugging Face id, or "memory"
+    for rows given in Python, as `open_run(settings, rows=...)`."""
     config: str | None = None
     """Configuration of a Hugging Face dataset."""
     part: str = "train"
@@ -568,6 +576,9 @@ class RunSettings(Table):
     checkpoints: CheckpointTable = CheckpointTable()
     silos: SilosTable = SilosTable()
     machine: MachineTable = MachineTable()
+    stages: tuple[dict[str, JsonValue], ...] = ()
+    """Trainings one after another, each from the adapter of the one before: a table [[stages]] for each, with
+    what differs in it from the rest of the file, and a `name` for its folder."""
 
     @model_validator(mode="before")
     @classmethod

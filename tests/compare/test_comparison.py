@@ -191,7 +191,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
 def test_the_centralised_arm_saw_everybodys_data(made) -> None:
     settings, found = made
     prepared = pipeline.load(Path(settings.output) / "data")
-    together = training._dataset(_arm("centralised"), prepared)
+    together = training._dataset(_arm("centralised"), prepared.trained_on)
     assert len(together) == sum(len(data) for data in prepared.clients.values())
     every = [tuple(data.example(i)[0]) for data in prepared.clients.values() for i in range(len(data))]
     assert [tuple(together.example(i)[0]) for i in range(len(together))] == every

@@ -122,7 +122,7 @@ def test_what_is_given_holds() -> None:
         ),
         ({"title": ABOUT, "body": SAID}, {}, "no column is named as the instruction; .* of title, body"),
         ({"question": ASKED, "n": IDS}, {}, "no column is named as the response; .* --response COLUMN, of n"),
-        ({"chosen": CHAT, "rejected": CHAT}, {}, "chosen, rejected may each be the messages"),
+        ({"first": CHAT, "other": CHAT}, {}, "first, other may each be the messages"),
         ({ABOUT[0] * 2: ABOUT, "18": IDS}, {}, "its first line looks like a row"),
         ({"question": ASKED, "answer": SAID}, {"client": "who"}, "--client who: there is no such column"),
     ],

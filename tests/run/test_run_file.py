@@ -12,7 +12,7 @@ from shepherd import plugins
 from shepherd.data.split import SPLIT
 from shepherd.errors import FolderError
 from shepherd.overrides import parse, read
-from shepherd.run import run_file
+from shepherd.run import run_file, stages
 from shepherd.run.fitting import Choice, Fit
 from shepherd.settings import RunSettings
 
@@ -33,7 +33,7 @@ def every_key(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     for key, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from every_key(field.annotation)
-        elif key != "transforms":
+        elif key not in ("transforms", "stages"):
             yield key, field
 
 
@@ -111,6 +111,16 @@ def test_the_keys_of_the_chosen_split_are_written_and_those_of_others_are_commen
     text = run_file.text(Fit(found=(), choices={**BARE.choices, **chosen}))
     assert parse(tomllib.loads(text)).split.own == {"clients": 3, "shards_per_client": 2, "field": ""}
     assert "# Here: few.\nclients = 3" in text
+
+
+def test_the_example_of_stages_is_one(tmp_path: Path) -> None:
+    text = run_file.text(BARE)
+    lines = text.splitlines()
+    start = lines.index("# [[stages]]")
+    switched = [line.removeprefix("# ") if n >= start else line for n, line in enumerate(lines)]
+    first, second = stages.settings_of(parse(tomllib.loads("\n".join(switched))))
+    assert (first.tuning.objective.name, second.tuning.objective.name) == ("sft", "dpo")
+    assert second.tuning.learning_rate == 1e-5
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

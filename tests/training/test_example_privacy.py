@@ -276,8 +276,8 @@ def test_a_client_whose_visit_has_ended_gets_no_noise(llama) -> None:
 def test_a_gradient_that_is_not_finite_counts_as_nothing(llama, monkeypatch) -> None:
     kept = tune._accumulate
 
-    def spoiling(base, job, rows, weights, sums):
-        tokens = kept(base, job, rows, weights, sums)
+    def spoiling(base, job, rows, weights):
+        losses = kept(base, job, rows, weights)
         number = 0
         for row in rows:
             for example in row.examples:
@@ -285,7 +285,7 @@ def test_a_gradient_that_is_not_finite_counts_as_nothing(llama, monkeypatch) -> 
                     layer = base.model.get_submodule(base.targets[0].module)
                     layer.rows.b[number] = math.nan
                 number += 1
-        return tokens
+        return losses
 
     without = gradient(llama, clipped(0.5), visit("a", 1, [0, 5]))
     monkeypatch.setattr(tune, "_accumulate", spoiling)

@@ -47,7 +47,7 @@ from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
-from shepherd.training.local import GivenTraining, local_training
+from shepherd.training.local import GivenTraining, local_training, require_single
 from shepherd.visible import shown_json
 
 JSON, HTML, RUN, AUDIT, ASKED = "audit.json", "audit.html", "run", "audit", "asked.toml"
@@ -201,10 +201,11 @@ def audit_run_file(
     write_atomic(where / ASKED, dump(settings))
     base = load_base(settings, consent)
     dated = pipeline.dated(settings, base.tokenizer)
-    prepared = pipeline.prepare(dated, base.tokenizer, consent.plugins)
-    candidates = _candidates(prepared, examples, settings)
     given = GivenTraining(**{name: parts[name] for name in OF_TRAINING if name in parts})
     training = local_training(settings.tuning, consent.plugins, given)
+    require_single(training.objective, "an audit")
+    prepared = pipeline.prepare(dated, base.tokenizer, consent.plugins)
+    candidates = _candidates(prepared, examples, settings)
     method = _method(settings, consent, parts)
     planting = kept or _planted(base, dated, prepared, planted, method)
     tokens = canaries.tokens_of(planting, dated, base)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from shepherd.compare.arms import BASE, Arm
+from shepherd.compare.arms import BASE, START, Arm
 from shepherd.compare.folders import arm_folder
 from shepherd.core import Adapter
 from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.run.answerer import adapter_of
+from shepherd.run.checkpoint import start_of
 
 
 def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
@@ -19,6 +20,8 @@ def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
     match arm.kind:
         case "base":
             return None
+        case "start":
+            return start_of(run)
         case "federated" | "variant":
             return adapter_of(path, base)
         case _:
@@ -29,6 +32,8 @@ def digest(run: Path, number: int, arm: Arm) -> str:
     """Digest of an arm's adapter file, which identifies the weights that scores belong to."""
     if arm.name == BASE:
         return BASE
+    if arm.name == START:
+        return digest_of(run / START)
     path = arm_folder(run, number, arm)
     return digest_of(path / "adapter" if arm.kind in ("federated", "variant") else path)
 

@@ -11,11 +11,13 @@ from typing import Literal
 
 from shepherd.errors import SettingsError
 
-Kind = Literal["base", "local", "centralised", "federated", "variant"]
+Kind = Literal["base", "start", "local", "centralised", "federated", "variant"]
 Way = Literal["steps", "examples"]
 WAYS: tuple[Way, ...] = ("steps", "examples")
 BY_STEPS = "centralised-steps"
-BASE, CENTRALISED, FEDERATED, LOCAL = "base", "centralised", "federated", "local-"
+BASE, START, CENTRALISED, FEDERATED, LOCAL = "base", "start", "centralised", "federated", "local-"
+UNTRAINED = (BASE, START)
+"""Arms that a comparison does not train: the base, and the adapter that the run began from."""
 SCORES = "scores"  # name of a folder beside those of the arms
 # a variant answers the same questions, with an adapter of the same shape, over the same base
 FIXED = ("seed", "output", "model", "adapter", "data", "split", "evaluation", "tracking", "judge")
@@ -55,8 +57,11 @@ class CompareSpec:
     seeds: int = 1
 
 
-def arms(spec: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
+def arms(spec: CompareSpec, clients: Sequence[str], started: bool = False) -> tuple[Arm, ...]:
     """List the arms of a comparison of a run with these clients.
+
+    Args:
+        started: whether the run began from an adapter, from which all arms begin then.
 
     Raises:
         SettingsError: a client is unknown, or a variant cannot be read, is named twice, or changes a key that
@@ -69,6 +74,7 @@ def arms(spec: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
     central: Way = "examples" if spec.match == "both" else spec.match
     found = (
         Arm(name=BASE, kind="base"),
+        *[Arm(name=START, kind="start")] * started,
         *(
             Arm(name=LOCAL + name, kind="local", client=name, match=local, twin=name in twins)
             for name in names

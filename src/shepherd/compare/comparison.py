@@ -13,7 +13,7 @@ from typing import Any
 from shepherd import plugins
 from shepherd.compare import table
 from shepherd.compare.adapters import arm_adapter, digest
-from shepherd.compare.arms import BASE, FEDERATED, Arm, CompareSpec, arms, variant
+from shepherd.compare.arms import BASE, FEDERATED, START, UNTRAINED, Arm, CompareSpec, arms, variant
 from shepherd.compare.folders import (
     COMPARISON,
     TUNED,
@@ -28,6 +28,7 @@ from shepherd.compare.folders import (
 from shepherd.compare.scoring import ArmToScore, Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_references, train_run
 from shepherd.consent import NOTHING, Consent
+from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate.metric import Metric, metrics
@@ -36,12 +37,14 @@ from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
-from shepherd.run import folder
+from shepherd.run import folder, stages
+from shepherd.run.checkpoint import start_of
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.run.run import Run, executor
 from shepherd.settings import RunSettings
-from shepherd.training.local import require
+from shepherd.training.local import local_training, require
+from shepherd.training.objective import Objective
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -82,10 +85,18 @@ def compare(
             f"the run in {run} is over silos, whose data are not here to train the other arms on; compare a"
             " run in one process, with output=ANOTHER_FOLDER"
         )
-    _require_arms(settings, spec, consent)
-    _require_data(settings, spec, consent)
-    began = perf_counter()
-    train_run(settings, train, consent=consent)
+    *earlier, last = stages.settings_of(settings)
+    for stage in (*earlier, last):
+        _require_arms(stage, spec if stage is last else CompareSpec(), consent)
+    _require_data(last, spec, consent)
+    began, start = perf_counter(), None
+    if earlier:
+        stages.begin(settings)
+    for stage in earlier:
+        train_run(stage, train, consent=consent, start=start)
+        start = stages.end_of(Path(stage.output))
+    settings = last
+    train_run(settings, train, consent=consent, start=start)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
         return _compare_arms(settings, spec, train, consent, began)
 
@@ -96,10 +107,11 @@ def _compare_arms(
     """Compare the arms in the folder of a finished run."""
     run = Path(settings.output)
     prepared = pipeline.load(run / "data")
-    chosen = arms(spec, sorted(prepared.clients))
+    start = start_of(run)
+    chosen = arms(spec, sorted(prepared.clients), started=start is not None)
     keep_plan(run, spec.match, settings.compare, chosen)
     _write_begun(run, settings, spec, chosen)
-    _train_runs(settings, spec, chosen, prepared, train, consent)
+    _train_runs(settings, spec, chosen, prepared, train, consent, start)
     kept = planned(run)
     base = load_base(kept, consent)
     plan = read_plan(run) or planning.from_run_file(kept, base)
@@ -121,6 +133,7 @@ def _compare_arms(
                 seed=settings.seed + number,
                 executor=where,
                 consent=consent,
+                start=start,
             )
         for number in range(spec.seeds):
             score_arms(
@@ -134,7 +147,15 @@ def _compare_arms(
                 executor=where,
             )
     return _write_results(
-        run, kept, spec, chosen=chosen, prepared=prepared, asked=asked, measured=measured, began=began
+        run,
+        kept,
+        spec,
+        chosen=chosen,
+        prepared=prepared,
+        asked=asked,
+        measured=measured,
+        began=began,
+        objective=local_training(kept.tuning, consent.plugins).objective,
     )
 
 
@@ -145,6 +166,7 @@ def _train_runs(
     prepared: pipeline.TokenisedData,
     train: Train,
     consent: Consent,
+    start: Adapter | None,
 ) -> None:
     """Train the arms that are runs of their own: variants, and the federated arm of each further seed."""
     run = Path(settings.output)
@@ -152,7 +174,7 @@ def _train_runs(
         private.make(seed_folder(run, number))
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
-                train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
+                train_run(_settings_of(settings, run, arm, number), train, prepared, consent, start)
 
 
 def _federated(chosen: Sequence[Arm]) -> Arm:
@@ -170,7 +192,7 @@ def _arms_to_score(run: Path, number: int, chosen: Sequence[Arm], base: Base) ->
             digest=digest(run, number, arm),
         )
         for arm in chosen
-        if arm.kind != "base" or not number
+        if arm.name not in UNTRAINED or not number
     ]
 
 
@@ -285,10 +307,13 @@ def _write_results(
     asked: Questions,
     measured: Sequence[Metric],
     began: float,
+    objective: Objective,
 ) -> Row:
     """Write comparison.json from the scores of all arms, and return its content."""
     scores = {arm.name: _scores(run, arm, spec.seeds) for arm in chosen}
-    measures = table.measured(scores, asked, prepared, spec.seeds, measured)
+    started = any(arm.name == START for arm in chosen)
+    reference = START if started else BASE
+    measures = table.measured(scores, asked, prepared, spec.seeds, measured, objective, reference)
     rows = table.differences(measures)
     trained = {arm.name: _training_of(run, arm) for arm in chosen}
     kept = read_json(compare_folder(run) / COMPARISON) or {}
@@ -308,7 +333,7 @@ def _write_results(
             table.lengths(chosen, trained),
             *table.own_tuning(chosen, settings),
             *table.sentences(rows, table.unequal(chosen, trained)),
-            *table.notes(measures, asked, prepared),
+            *table.notes(measures, asked, prepared, reference),
         ],
         "judge": kept.get("judge"),
         "samples": table.samples(scores, asked, prepared),
@@ -318,14 +343,14 @@ def _write_results(
 
 
 def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
-    found = [read_json(scores_file(run, n, arm)) for n in range(1 if arm.name == BASE else seeds)]
+    found = [read_json(scores_file(run, n, arm)) for n in range(1 if arm.name in UNTRAINED else seeds)]
     return [each for each in found if each is not None]
 
 
 def _training_of(run: Path, arm: Arm) -> Row | None:
     """Steps, examples and tokens that the arm was trained with, for the first seed; None for the base."""
     match arm.kind:
-        case "base":
+        case "base" | "start":
             return None
         case "federated" | "variant":
             return asdict(totals(arm_folder(run, 0, arm)))

@@ -202,7 +202,7 @@ def _scored(
         max_new_tokens=evaluation.max_new_tokens,
         micro_batch=plan.micro_batch_tokens,
     )
-    sums, texts = score_one(base, (sheet, adapter_of(run.path, base)))
+    sums, _, texts = score_one(base, (sheet, adapter_of(run.path, base)))
     return Scored(
         sums=np.array(sums),
         tokens=predictions(held).astype(np.float64),

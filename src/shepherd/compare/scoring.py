@@ -14,7 +14,7 @@ from shepherd.core import Adapter
 from shepherd.data.examples import Example
 from shepherd.data.pipeline import TokenisedData, categories
 from shepherd.data.tokens import Tokens
-from shepherd.evaluate import loss
+from shepherd.evaluate import loss, rewards
 from shepherd.evaluate.metric import TEXT, Metric
 from shepherd.evaluate.metric import scores as metric_scores
 from shepherd.io.progress import many, stage
@@ -58,9 +58,13 @@ def questions(base: Base, settings: RunSettings, prepared: TokenisedData) -> Que
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sheet:
-    """Work that is the same for every arm: the loss on `examples`, and answers to `prompts`."""
+    """Work that is the same for every arm: the loss on `examples`, and answers to `prompts`.
+
+    `rejected` are the worse answers to the examples, where arms are also scored by what they prefer.
+    """
 
     examples: Tokens
+    rejected: Tokens | None = None
     prompts: Sequence[Sequence[int]]
     data: DataTable
     max_new_tokens: int
@@ -120,9 +124,10 @@ def score_arms(
     work = ((sheet, arm.adapter()) for arm in todo)
     scores = executor.each(score_one, work)
     with stage(f"scoring {many(len(todo), 'arm')}", len(todo)) as now:
-        for arm, (sums, texts) in zip(todo, scores, strict=True):
+        for arm, (sums, worse, texts) in zip(todo, scores, strict=True):
             measured = _measure(texts, examples, metrics)
             row = {"questions": keys[arm.name], "metrics": named, "losses": sums, "answers": measured}
+            row |= {"rejected": worse} if prepared.heldout_rejected is not None else {}
             write_json(arm.path, row)
             now.advance()
 
@@ -135,6 +140,7 @@ def _is_scored(path: Path, asked: Mapping[str, Any]) -> bool:
 def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: TokenisedData, asked: Questions) -> Sheet:
     return Sheet(
         examples=prepared.heldout.take(asked.losses),
+        rejected=None if prepared.heldout_rejected is None else prepared.heldout_rejected.take(asked.losses),
         prompts=[_prompt(base, settings, prepared, i) for i in asked.answers],
         data=settings.data,
         max_new_tokens=settings.evaluation.max_new_tokens,
@@ -142,15 +148,18 @@ def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: TokenisedDat
     )
 
 
-def score_one(base: Base, work: tuple[Sheet, Adapter | None]) -> tuple[list[float], list[str]]:
-    """Score one arm: its summed loss on each example, in nats, and its answer to each prompt."""
+def score_one(base: Base, work: tuple[Sheet, Adapter | None]) -> tuple[list[float], list[float], list[str]]:
+    """Score one arm: its summed loss on each example and on the worse answer, in nats, and its answers."""
     sheet, adapter = work
-    sums: list[float] = []
-    if len(sheet.examples):
+    sums, worse = list[float](), list[float]()
+    if len(sheet.examples) and sheet.rejected is not None:
+        both = -rewards.sums(base, adapter, sheet.examples, sheet.rejected, micro_batch=sheet.micro_batch)
+        sums, worse = both[:, 0].tolist(), both[:, 1].tolist()
+    elif len(sheet.examples):
         scored = score.losses(base, [adapter or base.zero], sheet.examples, micro_batch=sheet.micro_batch)
         sums = scored[0].tolist()
     (found,) = answers(base, sheet.data, [adapter], sheet.prompts, max_new_tokens=sheet.max_new_tokens)
-    return sums, [each.text for each in found]
+    return sums, worse, [each.text for each in found]
 
 
 def _prompt(base: Base, settings: RunSettings, prepared: TokenisedData, place: int) -> list[int]:

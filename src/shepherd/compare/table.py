@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.compare.arms import BY_STEPS, CENTRALISED, FEDERATED, Arm
+from shepherd.compare.arms import BASE, BY_STEPS, CENTRALISED, FEDERATED, START, Arm
 from shepherd.compare.scoring import Questions
 from shepherd.data.pipeline import TokenisedData, categories
-from shepherd.evaluate import loss, scripts
+from shepherd.evaluate import loss, rewards, scripts
 from shepherd.evaluate.against import Against, against, summary
 from shepherd.evaluate.draws import Draws, draws
 from shepherd.evaluate.metric import Metric
 from shepherd.evaluate.sentences import LOSS, Measure
-from shepherd.evaluate.statistics import interval, sample
+from shepherd.evaluate.statistics import Interval, interval, sample
 from shepherd.io.phrases import listed
 from shepherd.settings import RunSettings
+from shepherd.training.local import DEFAULT_TRAINING
+from shepherd.training.objective import Objective
 from shepherd.training.tune import predictions
 
 Floats = NDArray[np.float64]
@@ -40,14 +42,27 @@ class Measured:
     values: Mapping[str, Floats]
     draws: Draws
     weights: Floats | None = None
+    defined: str = ""
+    """Arm whose number is what it is for any question, by definition, and so has no uncertainty."""
 
 
 def measured(
-    scores: Scores, asked: Questions, prepared: TokenisedData, seeds: int, metrics: Sequence[Metric]
+    scores: Scores,
+    asked: Questions,
+    prepared: TokenisedData,
+    seeds: int,
+    metrics: Sequence[Metric],
+    objective: Objective = DEFAULT_TRAINING.objective,
+    reference: str = BASE,
 ) -> list[Measured]:
-    """Collect every measure that all arms have, with its bootstrap draws."""
+    """Collect every measure that all arms have, with its bootstrap draws.
+
+    Args:
+        objective: what was trained; one that compares two answers says what a margin is.
+        reference: the arm that margins are counted from.
+    """
     named = categories(prepared)
-    found = []
+    found = _preferences(scores, asked, prepared, seeds, objective, reference)
     if asked.losses:
         counts = predictions(prepared.heldout)[list(asked.losses)].astype(np.float64)
         trained = counts > 0  # an example without trained tokens has no loss
@@ -67,6 +82,38 @@ def measured(
             strata = [named[asked.answers[i]] for i in places]
             found.append(Measured(measure=metric.measure, values=values, draws=draws(strata, seeds=seeds)))
     return found
+
+
+def _preferences(
+    scores: Scores,
+    asked: Questions,
+    prepared: TokenisedData,
+    seeds: int,
+    objective: Objective,
+    reference: str,
+) -> list[Measured]:
+    """What the arms prefer of each held-out pair; [] if there are no pairs."""
+    if prepared.heldout_rejected is None or objective.margins is None or not asked.losses:
+        return []
+    places = list(asked.losses)
+    held = prepared.heldout.take(places), prepared.heldout_rejected.take(places)
+    (by,) = scores[reference]
+    margins = {
+        arm: np.array([rewards.margins_of(objective, _policy(each), _policy(by), *held) for each in of_seeds])
+        for arm, of_seeds in scores.items()
+    }
+    named = categories(prepared)
+    drawn = draws([named[place] for place in places], seeds=seeds)
+    accuracy = {arm: rewards.preferred(values) for arm, values in margins.items()}
+    return [
+        Measured(measure=rewards.ACCURACY, values=accuracy, draws=drawn, defined=reference),
+        Measured(measure=rewards.MARGIN, values=margins, draws=drawn, defined=reference),
+    ]
+
+
+def _policy(scored: Mapping[str, Any]) -> Floats:
+    """Summed log-probability of both answers, (Q, 2), from an arm's scores."""
+    return -np.array([scored["losses"], scored["rejected"]], dtype=np.float64).T
 
 
 def _losses(seeds: Sequence[Mapping[str, Any]]) -> Floats:
@@ -112,14 +159,18 @@ def arm_row(
 
 def _interval(each: Measured, arm: str) -> Row:
     one = sample(each.values[arm], each.draws, each.weights, each.measure.span)
-    return dict(interval(one).row())
+    return dict(_known(one.value) if arm == each.defined else interval(one).row())
+
+
+def _known(value: float) -> dict[str, float | None]:
+    return Interval(value, value, value).row()
 
 
 def _by_category(each: Measured, arm: str) -> Row:
     found = {}
     for category in sorted(set(each.draws.strata)):
         one = sample(each.values[arm], each.draws.only(category), each.weights, each.measure.span)
-        found[category] = dict(interval(one).row())
+        found[category] = dict(_known(one.value) if arm == each.defined else interval(one).row())
     return found
 
 
@@ -137,7 +188,7 @@ def _by_client(
 
 
 def _categories(arm: Arm, prepared: TokenisedData) -> dict[str, int]:
-    if arm.kind == "base":
+    if arm.kind in ("base", "start"):
         return {}
     category_counts = (
         [prepared.category_counts[arm.client]]
@@ -152,8 +203,15 @@ def _categories(arm: Arm, prepared: TokenisedData) -> dict[str, int]:
 
 
 def differences(measures: Sequence[Measured]) -> list[Against]:
-    """Compare the federated arm with every other, by loss, and by right answers if examples have a check."""
-    chief = [each for each in measures if each.measure.name in (LOSS.name, RIGHT)]
+    """Compare the federated arm with every other, by right answers if examples have a check, and by loss.
+
+    Where there are pairs of answers, what the arms prefer takes the place of the loss, which such a training
+    need not lower.
+    """
+    preferring = [each for each in measures if each.measure in (rewards.ACCURACY, rewards.MARGIN)]
+    by_loss = [each for each in measures if each.measure.name == LOSS.name]
+    right = [each for each in measures if each.measure.name == RIGHT]
+    chief = [*(preferring or by_loss), *right]
     return [
         row
         for each in chief
@@ -248,11 +306,25 @@ def sentences(rows: Sequence[Against], amounts: str = "") -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def notes(measures: Sequence[Measured], asked: Questions, prepared: TokenisedData) -> list[str]:
-    """Sentences on how answers were measured, below the table."""
+def notes(
+    measures: Sequence[Measured], asked: Questions, prepared: TokenisedData, reference: str = BASE
+) -> list[str]:
+    """Sentences on how arms were measured, below the table.
+
+    Args:
+        reference: the arm that margins are counted from.
+    """
     by_words = any(each.measure.name in ("exact", "f1", "rouge_l") for each in measures)
     expected = (prepared.heldout_examples[place].response for place in asked.answers)
-    return [scripts.NOTE] if by_words and any(map(scripts.has_unspaced, expected)) else []
+    said = [scripts.NOTE] if by_words and any(map(scripts.has_unspaced, expected)) else []
+    if any(each.measure == rewards.MARGIN for each in measures):
+        said.append(
+            f"Preference accuracy is the share of held-out pairs with a reward margin over {reference} above"
+            f" 0; {reference} itself prefers neither answer, which counts half."
+        )
+    if reference == START:
+        said.append(f"All arms but {BASE} began from {START}, the adapter that the run was given.")
+    return said
 
 
 def samples(scores: Scores, asked: Questions, prepared: TokenisedData) -> list[Row]:

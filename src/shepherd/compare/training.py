@@ -73,12 +73,17 @@ def totals(path: Path) -> Totals:
 
 
 def train_run(
-    settings: RunSettings, train: Train, prepared: TokenisedData | None = None, consent: Consent = NOTHING
+    settings: RunSettings,
+    train: Train,
+    prepared: TokenisedData | None = None,
+    consent: Consent = NOTHING,
+    start: Adapter | None = None,
 ) -> None:
     """Train the run in `settings.output`, or continue it; nothing is done if it is finished.
 
     Args:
         prepared: the data, if another run has read and divided them already.
+        start: adapter that a new run begins from; None is a new one.
 
     Raises:
         FolderError: the folder holds a run with other settings.
@@ -86,15 +91,17 @@ def train_run(
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda: _open_with_heldout(settings, prepared, consent))
+        train(lambda: _open_with_heldout(settings, prepared, consent, start))
         return
     require_same(settings, path, consent)
     if not finished(path):
         train(lambda: resume(path, consent))
 
 
-def _open_with_heldout(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
-    run = open_run(settings, prepared, consent)
+def _open_with_heldout(
+    settings: RunSettings, prepared: TokenisedData | None, consent: Consent, start: Adapter | None
+) -> Run:
+    run = open_run(settings, prepared, consent, start=start)
     if not len(run.prepared.heldout):
         run.close()
         raise DataError(
@@ -155,6 +162,7 @@ def train_references(
     seed: int,
     executor: Executor,
     consent: Consent,
+    start: Adapter | None = None,
 ) -> None:
     """Train the local and centralised arms that are missing, as rows of one stack.
 
@@ -171,6 +179,7 @@ def train_references(
         seed: seed of the first adapter (that of the federated arm) and of the order of the examples.
         executor: where the arms are tuned.
         consent: modules outside the package that may be imported.
+        start: the adapter that the run began from; None is a new one.
 
     Raises:
         DataError: a client's step holds no trained token, or an arm diverged.
@@ -188,9 +197,9 @@ def train_references(
         if names := [arm.name for arm in arms if arm.match == way and arm.name not in existing]:
             each = " each" * (len(names) > 1)
             log.info("tuning %s for %s %s%s", _first_names(names), f"{done.matched(way):,}", way, each)
-    local = _clients(arms, settings, plan, prepared, done=done, seed=seed, consent=consent)
+    local = _clients(arms, settings, plan, prepared, done=done, seed=seed, consent=consent, start=start)
     simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, stacks)))
-    first = lora.first(base.targets, settings.adapter.rank, seed)
+    first = start or lora.first(base.targets, settings.adapter.rank, seed)
     updates = simulation.run_groups(Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms")), todo)
     _write_arms(updates, first, base, todo, places, made, timed=executor.count == 1)
 
@@ -204,9 +213,13 @@ def _clients(
     done: Totals,
     seed: int,
     consent: Consent,
+    start: Adapter | None,
 ) -> LocalClients:
     """The arms as clients, each with one visit for its whole training."""
-    datasets = {arm.name: _dataset(arm, prepared) for arm in arms}
+    trained_on = prepared.trained_on
+    datasets = {arm.name: _dataset(arm, trained_on) for arm in arms}
+    training = local_training(settings.tuning, consent.plugins)
+    sizes = {name: len(data) / training.objective.group_size for name, data in datasets.items()}
     by_examples = [arm.name for arm in arms if arm.match == "examples"]
     tuning = _tuning_in_one_visit(settings.tuning, done)
     return LocalClients(
@@ -217,11 +230,12 @@ def _clients(
         federation=FederationTable(rounds=1),
         micro_batch_tokens=plan.micro_batch_tokens,
         order_seed=seed,
-        training=local_training(settings.tuning, consent.plugins),
+        training=training,
         tunings={
-            name: _long_training(tuning, settings.compare, done.examples / len(datasets[name]))
+            name: _long_training(tuning, settings.compare, done.examples / sizes[name])
             for name in by_examples
         },
+        reference=start,
     )
 
 
@@ -304,10 +318,10 @@ def _require_finite(arm: str, adapter: Adapter, loss: float) -> None:
         raise DataError(f"arm {arm} diverged: its numbers are no longer finite; lower tuning.learning_rate")
 
 
-def _dataset(arm: Arm, prepared: TokenisedData) -> Tokens:
+def _dataset(arm: Arm, trained_on: Mapping[str, Tokens]) -> Tokens:
     if arm.client is not None:
-        return prepared.clients[arm.client]
-    return Tokens.pooled(list(prepared.clients.values()))
+        return trained_on[arm.client]
+    return Tokens.pooled(list(trained_on.values()))
 
 
 def _tuning_in_one_visit(tuning: TuningTable, done: Totals) -> TuningTable:

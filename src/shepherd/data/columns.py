@@ -13,7 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shepherd.data.fields import CHATS, CONTEXTS, HISTORIES, RESPONSES, SYSTEMS, alike, filled, is_filled
+from shepherd.data.fields import (
+    CHATS,
+    CHOSEN,
+    CONTEXTS,
+    HISTORIES,
+    REJECTED,
+    RESPONSES,
+    SYSTEMS,
+    alike,
+    filled,
+    is_filled,
+)
 from shepherd.errors import DataError
 
 MAX_NAME_CHARS = 60  # a longer name of a column is a cell of a file without a header
@@ -71,6 +82,8 @@ class Columns:
     unused: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     """Unused columns with few values, which may be the client or the category."""
+    pair: tuple[str, ...] = ()
+    """Columns of a better and a worse answer, which are the response then; () if there are none."""
 
 
 def listed(names: Iterable[object], many: int = 8) -> str:
@@ -124,6 +137,13 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None
     for part, name in found.items():
         if name and name not in columns:
             raise DataError(f"--{part} {name}: there is no such column; {listed(columns)}")
+    pair = _pair(columns) if not {"messages", "response"} & found.keys() else ()
+    if pair:
+        found |= {"messages": "", "response": ""}
+        if "instruction" not in found:
+            names = _named("instruction", {n: c for n, c in columns.items() if n not in pair}, found)
+            found["instruction"] = _only(names, "instruction")
+            why["instruction"] = "by its name" if names else "the answers hold the prompt"
     if "messages" not in found and not {"instruction", "response"} & {p for p, name in found.items() if name}:
         chats = [name for name, column in columns.items() if column.chat]
         found["messages"], why["messages"] = _only(chats, "messages"), "it holds chats"
@@ -138,17 +158,24 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None
         names = _named(part, columns, found)
         if name := _only(names, part):
             found[part], why[part] = name, "by its name" if name != AUTO else _first_of(names)
-    if not found.get("messages"):
+    if not found.get("messages") and not pair:
         _by_content(columns, found, why)
     auto = (name for part, name in found.items() for name in _known(name, part))
     own = alike(columns, (*SYSTEMS, *HISTORIES, *auto))  # read under these names
-    left = [name for name in columns if name not in (*found.values(), *own)]
+    left = [name for name in columns if name not in (*found.values(), *own, *pair)]
     labels = [name for name in left if columns[name].few]
     if "category" not in found and len(labels) == 1:
         found["category"] = labels[0]
         why["category"] = f"the only other column of few values, {columns[labels[0]].distinct}"
         labels, left = [], [name for name in left if name != found["category"]]
-    return Columns(**found, why=why, unused=tuple(left), labels=tuple(labels))
+    return Columns(**found, why=why, unused=tuple(left), labels=tuple(labels), pair=pair)
+
+
+def _pair(columns: Mapping[str, _Column]) -> tuple[str, ...]:
+    """The columns of a better and a worse answer, as texts or chats; () if there are none."""
+    found = [next(iter(alike(columns, names)), "") for names in (CHOSEN, REJECTED)]
+    texts = all(name and (columns[name].chat or columns[name].filled) for name in found)
+    return tuple(found) if texts else ()
 
 
 def _no_header(rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -17,8 +17,9 @@ from shepherd.data.chats import ROLES, Role, Turn
 from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, part_keys, sort
 from shepherd.data.form import Form
 from shepherd.data.in_memory import memory_parts
-from shepherd.data.layouts import missing, question, require_full, turns_of
+from shepherd.data.layouts import missing, question, require_full
 from shepherd.data.noted import Notes, Tally
+from shepherd.data.pairs import turns_of
 from shepherd.data.split import Split
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import ROW_NUMBER, DataTable
@@ -41,6 +42,8 @@ class Example:
 
     `label` is the value of `split.field`, if a split uses it; `group` that of `data.group`; `where` is file
     and line; `check` is the settings of a checker of answers, if the row has one (as in the embedded world).
+    `rejected` is the whole chat of a pair of answers that ends with the worse one, as `turns` ends with the
+    better one; both begin with the same prompt.
     """
 
     turns: tuple[Turn, ...]
@@ -50,6 +53,7 @@ class Example:
     group: str = ""
     where: str = ""
     check: Mapping[str, Any] | None = None
+    rejected: tuple[Turn, ...] = ()
 
     def __repr__(self) -> str:
         """The place and the number of turns: the text of an example stays out of logs."""
@@ -238,6 +242,7 @@ def _found(row: Any, table: DataTable, split: Split, where: str, number: int) ->
     check = row.get("check")
     example = Example(
         turns=read.turns,
+        rejected=read.rejected,
         category=_name(row, category, where, "data.category") if category else "",
         client=_full_name(row, client, where) if client else "",
         label=_full_name(row, label, where) if label else "",
@@ -248,7 +253,7 @@ def _found(row: Any, table: DataTable, split: Split, where: str, number: int) ->
     used = {*read.used, category, client, label, group, *(["check"] if example.check is not None else [])}
     unread = [str(name) for name, value in row.items() if name not in used and is_filled(from_cell(value))]
     unread += [f"{name}[].{key}" for name in row if name in used for key in part_keys(row[name])]
-    texts = [(name, text) for turn in read.turns for name, text in _said(turn)]
+    texts = [(name, text) for turn in (*read.turns, *read.rejected) for name, text in _said(turn)]
     names = [("category", example.category), ("client", example.client), (f"field {label}", example.label)]
     return _Found(
         example=example,

@@ -19,6 +19,10 @@ CHATS, CONTEXTS, RESPONSES = ("messages", "conversations"), ("context", "input")
 """Field names that "auto" reads for each part: the first of them that a row fills."""
 SYSTEMS, HISTORIES = ("system", "system_prompt"), ("history",)
 """Field names of a row's system prompt, and of the exchanges before its own."""
+CHOSEN, REJECTED = ("chosen",), ("rejected",)
+"""Field names that "auto" reads for the better and the worse answer of a pair."""
+PROMPTS = ("prompt", "question")
+"""Field names of the instruction of a pair of answers, where the row has no `instruction`."""
 TEXTS = ("text", "input_text", "output_text")
 """Types of the parts of a message that are text."""
 

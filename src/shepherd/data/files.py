@@ -30,7 +30,7 @@ from shepherd.data.tabular import Placed, csv_rows
 from shepherd.errors import DataError
 from shepherd.io import lfs
 from shepherd.io.paths import is_hub_id, is_utf8
-from shepherd.settings import MEMORY, WORLD
+from shepherd.settings import MEMORY, PREFERENCES, WORLD
 
 __all__ = [
     "READERS",
@@ -122,7 +122,7 @@ def left_out(source: str, config: str | None = None, part: str = "train") -> lis
         DataError: the folder cannot be read.
     """
     path = Path(source).expanduser()
-    if source in (WORLD, MEMORY):
+    if source in (WORLD, PREFERENCES, MEMORY):
         return []
     if _is_client_folder(path):
         return listing.sentences(_listed(path))

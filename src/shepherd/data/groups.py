@@ -46,6 +46,7 @@ class Marks:
 def marks(example: Example) -> Marks:
     """What the example shares with others, if anything."""
     texts = [(folded(turn.text), folded(turn.context)) for turn in example.turns]
+    every = (*example.turns, *example.rejected)  # a better answer with another worse one is no duplicate
     turns = [
         _digest(turn.role, *both, *([] if turn.trained else ["masked"]))
         for turn, both in zip(example.turns, texts, strict=True)
@@ -56,7 +57,7 @@ def marks(example: Example) -> Marks:
     asked = {place: _questions(*texts[place], system) for place in users}
     told = [(place, texts[place + 1][0]) for place in users if place + 1 < len(texts)]
     return Marks(
-        whole=_digest(*turns, *(_exact(turn.text) for turn in example.turns if turn.role == "assistant")),
+        whole=_digest(*turns, *(_exact(turn.text) for turn in every if turn.role == "assistant")),
         said=b"".join(digest for digest, apart in zip(turns, is_system, strict=True) if not apart),
         asked=_digest(*(spaced(" ".join(both)) for both in texts[:-1])),
         questions=_digests((question,) for question in asked[users[0]]),

@@ -36,12 +36,16 @@ from shepherd.settings import DataTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowTurns:
-    """Turns of a row; the fields that they come from; and what of these is not read or was changed."""
+    """Turns of a row; the fields that they come from; and what of these is not read or was changed.
+
+    `rejected` are the turns that end with the worse one of a pair of answers, if the row holds one.
+    """
 
     turns: tuple[Turn, ...]
     used: frozenset[str]
     unread: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    rejected: tuple[Turn, ...] = ()
 
 
 def turns_of(row: Mapping[str, Any], table: DataTable, where: str) -> RowTurns:
@@ -54,8 +58,8 @@ def turns_of(row: Mapping[str, Any], table: DataTable, where: str) -> RowTurns:
         _require(row, table, ("system",), where)
         return _chat(row, found, table, where)
     _require(row, table, ("messages",), where)
-    asked = _user_turn(row, table, where)
-    names = _known(table.fields.response, RESPONSES)
+    asked = user_turn(row, table, where)
+    names = known_names(table.fields.response, RESPONSES)
     response = _full(row, pick(row, names), where, "data.fields.response")
     return replace(
         asked,
@@ -83,8 +87,8 @@ def asked_of(row: Any, table: DataTable, where: str) -> RowTurns:
     if found := _chat_field(row, table):
         read = _chat(row, found, table, where, answered=False)
         return replace(read, turns=read.turns[:-1]) if read.turns[-1].role == "assistant" else read
-    read = _user_turn(row, table, where, asked=True)
-    return replace(read, used=read.used | set(alike(row, _known(table.fields.response, RESPONSES))))
+    read = user_turn(row, table, where, asked=True)
+    return replace(read, used=read.used | set(alike(row, known_names(table.fields.response, RESPONSES))))
 
 
 def _require(row: Mapping[str, Any], table: DataTable, parts: Sequence[str], where: str) -> None:
@@ -95,17 +99,17 @@ def _require(row: Mapping[str, Any], table: DataTable, parts: Sequence[str], whe
             raise missing(row, name, where, f"data.fields.{part}")
 
 
-def _known(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def known_names(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The names that a field may have: the one that the run file gives, or those known."""
     return known if name == "auto" else (name,) if name else ()
 
 
 def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
     """The field with a chat, or "" where the row has none."""
-    names = _known(table.fields.messages, CHATS)
+    names = known_names(table.fields.messages, CHATS)
     there = alike(row, names)
     held = {name: value for name in filled(row, names) if is_filled(value := from_cell(row[name]))}
-    instruction = _known(table.fields.instruction, ())
+    instruction = known_names(table.fields.instruction, ())
     for name, value in held.items():
         # a named field that holds no list is an error later; under "auto" it is not a chat
         if isinstance(value, list | tuple | Mapping) or table.fields.messages != "auto":
@@ -122,12 +126,12 @@ def _chat(
     if answered and not any(turn.trained for turn in read.turns if turn.role == "assistant"):
         fault = f"field {found} has no assistant turn that is to be trained"
         raise bad(where, f"{fault}, by the marks of its turns; remove the row", fault)
-    names = _known(table.fields.messages, CHATS)
+    names = known_names(table.fields.messages, CHATS)
     same = _same_chats(row, found, filled(row, names), where, answered)
     used, turns = same, read.turns
     others = [name for name in filled(row, names) if name not in same]
-    changed = (*read.changed, *(_both(found, name) for name in others))
-    system, field = _system(row, table, where)
+    changed = (*read.changed, *(both_filled(found, name) for name in others))
+    system, field = system_of(row, table, where)
     if system and turns[0].role != "system":
         turns, used = (Turn(role="system", text=system), *turns), used | {field}
     elif system and turns[0].text == system:
@@ -149,13 +153,13 @@ def _same_chats(
     return frozenset(same)
 
 
-def _system(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, str]:
+def system_of(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, str]:
     """Text and field of the row's system prompt; two empty strings for none.
 
     A field that is not text counts only where the run file names it.
     """
     name = table.fields.system
-    for field in filled(row, _known(name, SYSTEMS)):
+    for field in filled(row, known_names(name, SYSTEMS)):
         if name != "auto" or isinstance(row[field], str) or is_parts(row[field]):
             return _text(row, field, where), field
     return "", ""
@@ -167,7 +171,7 @@ def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Chat
     A text or a list of anything else counts only where the run file names its field.
     """
     name = table.fields.history
-    for field in filled(row, _known(name, HISTORIES)):
+    for field in filled(row, known_names(name, HISTORIES)):
         value = from_cell(row[field])
         if isinstance(value, list) and all(_is_pair(each) for each in value if is_filled(each)):
             return Chat(turns=tuple(_exchanges(value, where, field))), field
@@ -199,7 +203,7 @@ def _exchanges(pairs: Sequence[Any], where: str, field: str) -> Iterator[Turn]:
             yield Turn(role="user" if role == "user" else "assistant", text=said)
 
 
-def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> RowTurns:
+def user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> RowTurns:
     """Turns up to the row's question; if `asked`, fields that the run file names may be missing."""
     names = table.fields
     key = "" if asked else "data.fields.instruction"
@@ -210,13 +214,13 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
             where, f"{fault}; write a row for each chat, with its turns in a list under messages", fault
         )
     instruction = _full(row, field, where, key)
-    contexts = _known(names.context, CONTEXTS)
+    contexts = known_names(names.context, CONTEXTS)
     context = ""
     if not asked:
         _require(row, table, ("context", "system", "history"), where)
     if alike(row, contexts):
         context = _text(row, pick(row, contexts), where)
-    system, system_field = _system(row, table, where)
+    system, system_field = system_of(row, table, where)
     earlier, history_field = _history(row, table, where)
     first = next(iter(earlier.turns), None)
     if first is not None and first.role == "system":
@@ -243,10 +247,10 @@ def _differ(row: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:
     first, *others = filled(row, names) or [""]
     for name in others:
         if row[name] != row[first]:
-            yield _both(first, name)
+            yield both_filled(first, name)
 
 
-def _both(read: str, other: str) -> str:
+def both_filled(read: str, other: str) -> str:
     return f"fields {read} and {other} are both filled and differ; {read} is read"
 
 

@@ -8,13 +8,14 @@ data/
   heldout/         their tokens
   root/            tokens of the server's own examples, if there are any
   clients/         all clients' tokens, one after another in the order of index.json
+  rejected/        the worse answers to these, and heldout-rejected/ to those, where an objective compares two
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -36,13 +37,13 @@ from shepherd.data.holdout import (
 from shepherd.data.noted import Notes
 from shepherd.data.split import Split, rule, split
 from shepherd.data.template import Template, prints_date
-from shepherd.data.tokens import Counts, Tokens, response_remarks, tokenise
+from shepherd.data.tokens import Counts, Tokens, response_remarks, tokenise, tokenise_pairs
 from shepherd.errors import DataError, FolderError, PluginError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.io.phrases import listed
 from shepherd.io.progress import many, stage
-from shepherd.settings import MEMORY, WORLD, DataTable, RunSettings, SplitTable
+from shepherd.settings import MEMORY, PREFERENCES, WORLD, DataTable, RunSettings, SplitTable
 from shepherd.visible import shown_line
 
 if TYPE_CHECKING:  # torch is not for `data split`
@@ -50,7 +51,13 @@ if TYPE_CHECKING:  # torch is not for `data split`
 
 MAX_CLIENTS_NAMED = 5
 WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
+EMBEDDED: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
+    WORLD: world.rows,
+    PREFERENCES: world.preferences,
+}
 INDEX, HELDOUT = "index.json", "heldout.jsonl"
+REJECTED, HELDOUT_REJECTED = "rejected", "heldout-rejected"
+HELD_OUT = "the held-out examples"
 NO_CATEGORIES: Mapping[str, Any] = {"names": [], "clients": {}}
 
 
@@ -97,6 +104,18 @@ class TokenisedData:
     example_categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """For each client, the category of each example that it trains on; folders of earlier versions have
     none."""
+    rejected: Mapping[str, Tokens] = field(default_factory=dict)
+    """For each client, the worse answer to each of its examples, where the objective compares two; `clients`
+    then holds the better ones."""
+    heldout_rejected: Tokens | None = None
+    """The worse answers to the held-out examples, where the objective compares two."""
+
+    @property
+    def trained_on(self) -> Mapping[str, Tokens]:
+        """What each client trains on: its examples, or the two answers to each of them one after another."""
+        if not self.rejected:
+            return self.clients
+        return {name: Tokens.interleaved([own, self.rejected[name]]) for name, own in self.clients.items()}
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -186,7 +205,7 @@ def _require_groups(reading: Reading, table: DataTable) -> Reading:
 
 
 def examples(settings: RunSettings, split_rule: Split, rows: Any = None) -> Reading:
-    """The examples of `data.source`, with what the split goes by; "world" is the embedded world's."""
+    """The examples of `data.source`, with what the split goes by; two names are of the embedded world."""
     source = settings.data.source
     if (rows is None) == (source == MEMORY):
         raise DataError(
@@ -194,21 +213,29 @@ def examples(settings: RunSettings, split_rule: Split, rows: Any = None) -> Read
             if rows is None
             else f'rows are given, and data.source is {source!r}; write "memory" there'
         )
-    if source != WORLD:
+    if source not in EMBEDDED:
         found = read(settings.data, split_rule, settings.data_seed, rows)
         return _require_groups(found, settings.data)
     count = settings.data.limit or WORLD_EXAMPLES
     try:
-        rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
+        rows = EMBEDDED[source](world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
     except ValueError as error:
         raise DataError(f"data.limit = {count} asks too much of the embedded world: {error}") from error
-    return _require_groups(from_rows(rows, settings.data, split_rule, WORLD), settings.data)
+    return _require_groups(from_rows(rows, settings.data, split_rule, source), settings.data)
 
 
 def prepare(
-    settings: RunSettings, tokenizer: Any, allowed: Collection[str] = (), rows: Any = None
+    settings: RunSettings,
+    tokenizer: Any,
+    allowed: Collection[str] = (),
+    rows: Any = None,
+    *,
+    paired: bool = False,
 ) -> TokenisedData:
     """Divide and tokenise; `allowed` and `rows` as for `divide`.
+
+    Args:
+        paired: whether both answers of each example are wanted; else only the better one is tokenised.
 
     Raises:
         DataError: as `divide`; or a client keeps no example after rendering; or answers are wanted and
@@ -219,23 +246,23 @@ def prepare(
         _require_checks(division.of(division.held.heldout.tolist()))
     table = settings.data
     said = left_out(table.source, table.config, table.part)
-    root = root_examples(settings, tokenizer) if table.root else None
-    return replace(tokenised(division, settings, tokenizer), left_out=said, root=root)
+    root = root_examples(settings, tokenizer, paired=paired) if table.root else None
+    return replace(tokenised(division, settings, tokenizer, paired=paired), left_out=said, root=root)
 
 
-def root_examples(settings: RunSettings, tokenizer: Any) -> Tokens:
-    """The server's own examples, from `data.root`.
+def root_examples(settings: RunSettings, tokenizer: Any, *, paired: bool = False) -> Tokens:
+    """The server's own examples, from `data.root`; `paired` as for `prepare`.
 
     Raises:
         DataError: there is no such file, it cannot be read, or no example is left.
     """
     path = settings.data.root
     own = test_set(settings.data, path, "data.root").examples
-    found, kept, counts = _tokenised(own, settings, tokenizer)
+    found, worse, kept, counts = _tokenised(own, settings, tokenizer, paired)
     if not kept:
         reason = next(iter(counts.dropped), "it had none")
         raise DataError(f"data.root = {path!r} keeps no example ({reason}); name a file with more of them")
-    return found
+    return Tokens.interleaved([found, worse]) if worse is not None else found
 
 
 def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:
@@ -250,7 +277,7 @@ def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:
     return settings.model_copy(update={"data": data})
 
 
-def one_client(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
+def one_client(settings: RunSettings, name: str, tokenizer: Any, *, paired: bool = False) -> TokenisedData:
     """As `prepare`, but all the examples of the source that are not held out are the client `name`'s.
 
     What a client of a ready-made folder trains on is the same here, given its file as the source, where
@@ -260,22 +287,24 @@ def one_client(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedDat
     Raises:
         DataError: a row or a file cannot be used, or no example is left to train on.
     """
-    return tokenised(alone(settings, name), settings, tokenizer)
+    return tokenised(alone(settings, name), settings, tokenizer, paired=paired)
 
 
-def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
+def held_out(settings: RunSettings, name: str, tokenizer: Any, *, paired: bool = False) -> TokenisedData:
     """Of `one_client`, only what is held out.
 
     Raises:
         DataError: a row or a file cannot be used.
     """
-    return tokenised(replace(alone(settings, name), clients={}), settings, tokenizer)
+    return tokenised(replace(alone(settings, name), clients={}), settings, tokenizer, paired=paired)
 
 
-def only_scored(test: Reading, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+def only_scored(
+    test: Reading, settings: RunSettings, tokenizer: Any, *, paired: bool = False
+) -> TokenisedData:
     """The examples of a test set, all held out, in the order in which they are drawn to be scored."""
     held = set_apart((), test.examples, seed_for(settings.data_seed, "data"))
-    return tokenised(Partition(reading=test, held=held, clients={}), settings, tokenizer)
+    return tokenised(Partition(reading=test, held=held, clients={}), settings, tokenizer, paired=paired)
 
 
 def alone(settings: RunSettings, name: str) -> Partition:
@@ -290,19 +319,22 @@ def alone(settings: RunSettings, name: str) -> Partition:
     return Partition(reading=replace(reading, examples=own), held=held, clients={name: held.train.tolist()})
 
 
-def tokenised(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
-    """Tokenise a division: what clients train on, and what is held out.
+def tokenised(
+    division: Partition, settings: RunSettings, tokenizer: Any, *, paired: bool = False
+) -> TokenisedData:
+    """Tokenise a division: what clients train on, and what is held out; `paired` as for `prepare`.
 
     Raises:
         DataError: a client keeps no example after rendering.
     """
     clients, category_counts, counts, of = {}, {}, list[Counts](), dict[str, Counts]()
-    example_categories = {}
+    example_categories, rejected = {}, dict[str, Tokens]()
     total = sum(map(len, division.clients.values()))
     with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
         for name, indices in division.clients.items():
             own = division.of(indices)
-            clients[name], kept, count = _tokenised(own, settings, tokenizer)
+            clients[name], worse, kept, count = _tokenised(own, settings, tokenizer, paired)
+            rejected |= {} if worse is None else {name: worse}
             example_categories[name] = [own[i].category or "all" for i in kept]
             category_counts[name] = dict(Counter(example_categories[name]))
             counts.append(count)
@@ -315,7 +347,7 @@ def tokenised(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
             now.advance(len(own))
     held = division.of(division.held.heldout.tolist())
     with stage(f"tokenising {len(held):,} held-out examples"):
-        heldout, kept, count = _tokenised(held, settings, tokenizer)
+        heldout, worse, kept, count = _tokenised(held, settings, tokenizer, paired)
     return TokenisedData(
         clients=clients,
         category_counts=category_counts,
@@ -330,13 +362,22 @@ def tokenised(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
             "dropped": sum(count.examples - count.kept for count in counts),
             "tokens": sum(count.tokens for count in counts),
             "trained_tokens": sum(count.trained for count in counts),
+            **_halved(division.reading.examples, paired),
         },
         dropped=list(_dropped([*counts, count])),
         notes=division.reading.notes,
         places=_places(division),
         by_client=client_counts(of, division.reading),
         example_categories=example_categories,
+        rejected=rejected,
+        heldout_rejected=worse,
     )
+
+
+def _halved(examples: Sequence[Example], paired: bool) -> dict[str, int]:
+    """How many rejected answers are read and not used, if any."""
+    count = 0 if paired else sum(bool(example.rejected) for example in examples)
+    return {"pairs_halved": count} if count else {}
 
 
 def client_counts(counts: Mapping[str, Counts], reading: Reading) -> dict[str, dict[str, int]]:
@@ -386,7 +427,9 @@ def _dropped(counts: Sequence[Counts]) -> Iterator[str]:
 def require_readable(prepared: TokenisedData, base: Base) -> None:
     """Raise DataError where an example holds a token, or a place, that the base has no embedding for."""
     known = len(base.model.get_input_embeddings().weight)
-    for name, data in {**prepared.clients, "the held-out examples": prepared.heldout}.items():
+    whole = [*prepared.clients.items(), *prepared.rejected.items(), (HELD_OUT, prepared.heldout)]
+    whole += [] if prepared.heldout_rejected is None else [(HELD_OUT, prepared.heldout_rejected)]
+    for name, data in whole:
         if len(data) and int(data.ids.max()) >= known:
             raise DataError(
                 f"{name}: token {int(data.ids.max())} is not among the {known} of base {base.name}; "
@@ -408,17 +451,25 @@ def _require_checks(examples: Sequence[Example]) -> None:
 
 
 def _tokenised(
-    examples: Sequence[Example], settings: RunSettings, tokenizer: Any
-) -> tuple[Tokens, list[int], Counts]:
+    examples: Sequence[Example], settings: RunSettings, tokenizer: Any, paired: bool
+) -> tuple[Tokens, Tokens | None, list[int], Counts]:
+    """The examples, the worse answers to them if they are wanted, which examples are kept, and counts."""
+    template, most = Template.of(settings.data), settings.data.max_tokens
+    skip = settings.data.on_bad_row == "skip"
+    if paired:
+        chosen, rejected, kept, counts = tokenise_pairs(
+            examples, template, tokenizer, max_tokens=most, drop_refused=skip
+        )
+        return chosen, rejected, kept.tolist(), counts
     data, kept, counts = tokenise(
         examples,
-        Template.of(settings.data),
+        template,
         tokenizer,
-        max_tokens=settings.data.max_tokens,
+        max_tokens=most,
         loss_on=settings.tuning.loss_on,
-        drop_refused=settings.data.on_bad_row == "skip",
+        drop_refused=skip,
     )
-    return data, kept.tolist(), counts
+    return data, None, kept.tolist(), counts
 
 
 def save(folder: Path, prepared: TokenisedData) -> None:
@@ -431,6 +482,10 @@ def save(folder: Path, prepared: TokenisedData) -> None:
         private.make(folder)
         stored.save_together(folder / "clients", list(prepared.clients.values()))
         prepared.heldout.save(folder / "heldout")
+        if prepared.rejected:
+            stored.save_together(folder / REJECTED, [prepared.rejected[name] for name in prepared.clients])
+        if prepared.heldout_rejected is not None:
+            prepared.heldout_rejected.save(folder / HELDOUT_REJECTED)
         if prepared.root is not None:
             prepared.root.save(folder / "root")
     lines = [json.dumps(_plain(example)) + "\n" for example in prepared.heldout_examples]
@@ -465,6 +520,10 @@ def load(folder: Path) -> TokenisedData:
         else:  # an earlier version had a folder for each client
             parts = [stored.load(folder / "clients" / f"{number:04d}") for number in range(len(names))]
         clients = dict(zip(names, parts, strict=True))
+        worse = stored.load(folder / REJECTED).split(index["sizes"]) if (folder / REJECTED).is_dir() else None
+        unlike = stored.load(folder / HELDOUT_REJECTED) if (folder / HELDOUT_REJECTED).is_dir() else None
+        if unlike is not None and len(unlike) != len(lines):
+            raise DataError(f"{HELDOUT} has {len(lines)} examples, and {len(unlike)} have a worse answer")
         heldout = stored.load(folder / "heldout")
         if len(lines) != len(heldout):
             raise DataError(f"{HELDOUT} has {len(lines)} examples and their tokens {len(heldout)}")
@@ -481,6 +540,8 @@ def load(folder: Path) -> TokenisedData:
             left_out=index.get("left_out", []),
             root=stored.load(folder / "root") if (folder / "root").is_dir() else None,
             example_categories=_named(**index.get("example_categories", NO_CATEGORIES)),
+            rejected={} if worse is None else dict(zip(names, worse, strict=True)),
+            heldout_rejected=unlike,
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
@@ -510,6 +571,7 @@ def training_remarks(prepared: TokenisedData) -> list[str]:
     counts = prepared.summary
     return [
         *prepared.notes.sentences(),
+        *_halved_remarks(counts.get("pairs_halved", 0)),
         *_repeat_remarks(counts, prepared.places),
         *prepared.dropped,
         *response_remarks(
@@ -537,6 +599,17 @@ def repeat_remarks(division: Partition, settings: RunSettings) -> list[str]:
     counts = _counts(division, settings, ())
     said = [*_repeat_remarks(counts, _places(division)), _repeat_warning(counts)]
     return [sentence for sentence in said if sentence]
+
+
+def _halved_remarks(count: int) -> list[str]:
+    """What is to be said where worse answers are read and not trained on."""
+    if not count:
+        return []
+    has = "has a rejected answer" if count == 1 else "have a rejected answer each"
+    return [
+        f"{many(count, 'example')} {has}, which this objective does not use: the chosen one is trained on;"
+        ' [tuning.objective] name = "dpo" trains on both'
+    ]
 
 
 def training_warnings(prepared: TokenisedData) -> list[str]:
@@ -684,12 +757,18 @@ def _plain(example: Example) -> dict[str, Any]:
         "category": example.category,
         "client": example.client,
         "check": example.check,
+        **({"rejected": [asdict(turn) for turn in example.rejected]} if example.rejected else {}),
     }
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    turns = tuple(Turn(**turn) for turn in row["turns"])
-    return Example(turns=turns, category=row["category"], client=row["client"], check=row["check"])
+    return Example(
+        turns=tuple(Turn(**turn) for turn in row["turns"]),
+        rejected=tuple(Turn(**turn) for turn in row.get("rejected", ())),
+        category=row["category"],
+        client=row["client"],
+        check=row["check"],
+    )
 
 
 def categories(prepared: TokenisedData) -> list[str]:
@@ -698,6 +777,6 @@ def categories(prepared: TokenisedData) -> list[str]:
 
 
 def mean_length(prepared: TokenisedData) -> float:
-    """Tokens of an example, on average over all clients."""
-    tokens = sum(len(data.ids) for data in prepared.clients.values())
+    """Tokens of an example, on average over all clients; of a pair, those of both answers."""
+    tokens = sum(len(data.ids) for data in (*prepared.clients.values(), *prepared.rejected.values()))
     return tokens / sum(len(data) for data in prepared.clients.values())

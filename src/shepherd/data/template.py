@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shepherd.data.chat_template import ChatTemplate, Refusal, chat_template
 from shepherd.data.encode import Encoded, encode, leading_ids
 from shepherd.data.examples import Example, Turn
+from shepherd.data.pairs import answers_from
 from shepherd.data.template_pieces import Piece, Template, TemplateName, Tokenizer, styled
 from shepherd.errors import TemplateError
 
@@ -31,6 +32,7 @@ __all__ = [
     "prompt",
     "render",
     "render_all",
+    "render_pairs",
     "stop_ids",
 ]
 
@@ -144,6 +146,86 @@ def render_all(
             cannot render an example.
     """
     renderer = _renderer(template, tokenizer)
+    return [
+        part if isinstance(part, Dropped) else _rendered(part, max_tokens, renderer, loss_on, example.where)
+        for part, example in zip(_encoded_chats(examples, renderer, drop_refused), examples, strict=True)
+    ]
+
+
+def render_pairs(
+    examples: Sequence[Example],
+    template: Template,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    drop_refused: bool = False,
+) -> list[tuple[Rendered, Rendered] | Dropped]:
+    """Render the better and the worse answer of each example, as `render_all` does; both or neither is kept.
+
+    Only what follows the prompt that both share is trained. Where one is too long, the contexts of both are
+    cut alike, so that they answer the same prompt. A pair is dropped whose answers are the same, also where
+    that is only so after both were cut, and an example that has no other answer.
+
+    Raises:
+        TemplateError: as `render_all`.
+    """
+    renderer = _renderer(template, tokenizer)
+    chats = [
+        replace(example, turns=_only_answers(turns, answers_from(example.turns, example.rejected)))
+        for example in examples
+        for turns in (example.turns, example.rejected or example.turns)
+    ]
+    encoded = _encoded_chats(chats, renderer, drop_refused)
+    return [
+        _rendered_pair(chosen, rejected, max_tokens, renderer, example)
+        for chosen, rejected, example in zip(encoded[::2], encoded[1::2], examples, strict=True)
+    ]
+
+
+def _only_answers(turns: Sequence[Turn], prompt: int) -> tuple[Turn, ...]:
+    """The turns, of which the first `prompt` are not trained."""
+    return tuple(replace(turn, trained=turn.trained and n >= prompt) for n, turn in enumerate(turns))
+
+
+def _rendered_pair(
+    chosen: list[_Exchange] | Dropped,
+    rejected: list[_Exchange] | Dropped,
+    max_tokens: int,
+    renderer: _Renderer,
+    example: Example,
+) -> tuple[Rendered, Rendered] | Dropped:
+    if not example.rejected:
+        return Dropped(reason="it has no rejected answer", where=example.where)
+    if isinstance(chosen, Dropped):
+        return chosen
+    if isinstance(rejected, Dropped):
+        return rejected
+    room = max_tokens - len(renderer.head)
+    over = max(_size([*side[:-1], _ended(side[-1], renderer.eos)]) for side in (chosen, rejected)) - room
+
+    def rendered(side: list[_Exchange]) -> Rendered | Dropped:
+        shorter = _contexts_cut(side, over)
+        found = _rendered(shorter, max_tokens, renderer, "responses", example.where)
+        if isinstance(found, Dropped):
+            return found
+        # turns of the prompt are masked as such, and not by marks of the data
+        return replace(found, cut=found.cut + _size(side) - _size(shorter), marked=0)
+
+    first, other = rendered(chosen), rendered(rejected)
+    if isinstance(first, Dropped):
+        return first
+    if isinstance(other, Dropped):
+        return other
+    if np.array_equal(first.ids, other.ids):
+        cut = " in the part that fits" if first.cut_response else ""
+        return Dropped(reason=f"its chosen and its rejected answer are the same{cut}", where=example.where)
+    return first, other
+
+
+def _encoded_chats(
+    examples: Sequence[Example], renderer: _Renderer, drop_refused: bool
+) -> list[list[_Exchange] | Dropped]:
+    """The exchanges of each example as tokens, uncut."""
     parts: list[list[Piece] | Dropped] = []
     for example in examples:
         try:
@@ -162,10 +244,8 @@ def render_all(
     whole = [part for part in parts if not isinstance(part, Dropped)]
     ids = iter(renderer.encoded([piece for part in whole for piece in part]))
     return [
-        part
-        if isinstance(part, Dropped)
-        else _rendered(_exchanges(part, list(islice(ids, len(part)))), max_tokens, renderer, loss_on, example)
-        for part, example in zip(parts, examples, strict=True)
+        part if isinstance(part, Dropped) else _exchanges(part, list(islice(ids, len(part))))
+        for part in parts
     ]
 
 
@@ -319,18 +399,18 @@ def _contexts_cut(exchanges: list[_Exchange], over: int) -> list[_Exchange]:
 
 
 def _rendered(
-    whole: list[_Exchange], max_tokens: int, renderer: _Renderer, loss_on: LossOn, example: Example
+    whole: list[_Exchange], max_tokens: int, renderer: _Renderer, loss_on: LossOn, where: str
 ) -> Rendered | Dropped:
     if not all(exchange.response for exchange in whole):
-        return Dropped(reason="a response has no token", where=example.where)
+        return Dropped(reason="a response has no token", where=where)
     *earlier, last = whole
     whole = [*earlier, _ended(last, renderer.eos)]
     kept = _fitted(whole, max_tokens - len(renderer.head), renderer.eos)
     if not kept:
-        return Dropped(reason="its prompt leaves no room for a response", where=example.where)
+        return Dropped(reason="its prompt leaves no room for a response", where=where)
     if all(exchange.marked for exchange in kept):
         left = "" if all(exchange.marked for exchange in whole) else " that is left of it"
-        return Dropped(reason=f"no response{left} is to be trained", where=example.where)
+        return Dropped(reason=f"no response{left} is to be trained", where=where)
     every = loss_on == "all"
     pieces = [(renderer.head, every)]
     for exchange in kept:

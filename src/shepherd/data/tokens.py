@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shepherd.data.examples import Example
-from shepherd.data.template import Dropped, LossOn, Rendered, Template, Tokenizer, render_all
+from shepherd.data.template import (
+    Dropped,
+    LossOn,
+    Rendered,
+    Template,
+    Tokenizer,
+    render_all,
+    render_pairs,
+)
 from shepherd.errors import DataError
 from shepherd.io import private
 from shepherd.io.progress import many
@@ -71,6 +79,17 @@ class Tokens:
             loss_mask=np.concatenate([part.loss_mask for part in parts]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
         )
+
+    @staticmethod
+    def interleaved(parts: Sequence[Tokens]) -> Tokens:
+        """The first example of each part, then the second of each, and so on; a copy.
+
+        Raises:
+            DataError: the parts have different numbers of examples.
+        """
+        if len({len(part) for part in parts}) != 1:
+            raise DataError(f"parts of {[len(part) for part in parts]} examples cannot be interleaved")
+        return _joined([part.example(index) for index in range(len(parts[0])) for part in parts])
 
     def save(self, folder: str | Path) -> None:
         """Write the three arrays atomically; an older folder is replaced.
@@ -277,3 +296,35 @@ def tokenise(
     kept = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rendered)]
     pairs = [(o.ids, o.loss_mask) for o in outcomes if isinstance(o, Rendered)]
     return _joined(pairs), np.array(kept, dtype=np.int64), count(outcomes)
+
+
+def tokenise_pairs(
+    examples: Sequence[Example],
+    template: Template,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    drop_refused: bool = False,
+) -> tuple[Tokens, Tokens, NDArray[np.int64], Counts]:
+    """Tokenise pairs of answers: the better ones, the worse ones, the indices of those kept, and the counts.
+
+    Counts are of pairs, and of the tokens of both answers, each with its prompt.
+
+    Raises:
+        TemplateError: as `tokenise`.
+    """
+    outcomes = render_pairs(examples, template, tokenizer, max_tokens=max_tokens, drop_refused=drop_refused)
+    kept = [index for index, outcome in enumerate(outcomes) if not isinstance(outcome, Dropped)]
+    both = [outcome for outcome in outcomes if not isinstance(outcome, Dropped)]
+    sides = count([side for pair in both for side in pair])
+    dropped = count([outcome for outcome in outcomes if isinstance(outcome, Dropped)])
+    counts = replace(
+        sides,
+        examples=len(outcomes),
+        kept=len(kept),
+        cut=sum(any(side.cut for side in pair) for pair in both),
+        dropped=dropped.dropped,
+        first=dropped.first,
+    )
+    chosen, rejected = (_joined([(pair[i].ids, pair[i].loss_mask) for pair in both]) for i in (0, 1))
+    return chosen, rejected, np.array(kept, dtype=np.int64), counts

@@ -47,7 +47,7 @@ from shepherd.run.loading import load_base
 from shepherd.run.opening import require_cohort
 from shepherd.run.run import executor
 from shepherd.settings import RunSettings
-from shepherd.training.local import local_training, require_steps_of
+from shepherd.training.local import local_training, require_single, require_steps_of
 from shepherd.visible import shown_json
 
 JSON, HTML, ASKED, RESULT = "drill.json", "drill.html", "asked.toml", "result.json"
@@ -190,7 +190,9 @@ def _require_rules(
     for each in rules:
         changed = each.over(settings)
         method = plugins.method(changed, consent.plugins)
-        require_steps_of(method.algorithm, local_training(changed.tuning, consent.plugins).optimiser, changed)
+        training = local_training(changed.tuning, consent.plugins)
+        require_single(training.objective, "a drill")
+        require_steps_of(method.algorithm, training.optimiser, changed)
         require_cohort(changed, method.aggregation, selection, clients)
         if method.aggregation.needs_root and not settings.data.root:
             raise SettingsError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -11,7 +12,10 @@ from numpy.typing import ArrayLike
 from shepherd.errors import StatisticsError
 from shepherd.evaluate.draws import Draws
 from shepherd.evaluate.sentences import Measure, decided, limits, says, these, verdict
-from shepherd.evaluate.statistics import Compared, between, holm, sample
+from shepherd.evaluate.statistics import Compared, Interval, between, holm, sample
+
+UNKNOWN = Interval(nan, nan, nan)
+"""What a ratio comes to where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,7 @@ class Against:
             "arm": self.arm,
             "measure": self.measure.name,
             "difference": self.compared.difference.row(),
-            "relative": self.compared.relative.row(),
+            "relative": (UNKNOWN if self.measure.signed else self.compared.relative).row(),
             "p": self.compared.p,
             "p_holm": self.p_holm,
             "questions_needed": self.compared.questions_needed,
@@ -109,7 +113,7 @@ def summary(
     rests_on = limits(compared.questions, compared.seeds, measure.asked)
     outcome = verdict(first, by_outcome[1], by_outcome[-1], by_outcome[0])
     said = [f"By {measure.label}{rests_on}, {outcome}{amounts and f'; {amounts}'}."]
-    said += [_ratio_sentence(row) for row in rows if row.arm in references]
+    said += [_ratio_sentence(row) for row in rows if row.arm in references and not measure.signed]
     said.append(_coverage_sentence(compared, measure.asked))
     return said
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shepherd.evaluate.statistics import Compared, Interval
 from shepherd.evaluate.still import LOSS as NATS
-from shepherd.evaluate.still import SHARE, Span
+from shepherd.evaluate.still import SHARE, SIGNED, Span
 from shepherd.io.phrases import listed
 from shepherd.io.progress import many
 
@@ -26,7 +26,8 @@ class Measure:
 
     more, fewer: the phrase for an arm with the higher or the lower number; "" makes it from the label.
     share: whether it is from 0 to 1, shown in percent and points; otherwise it is in nats per token.
-    asked: noun of what it is measured on. unit: of a measure that is not a share.
+    asked: noun of what it is measured on. unit: of a measure that is not a share. signed: whether it may be
+    negative, so that no ratio of two scores means anything.
     """
 
     name: str
@@ -37,11 +38,12 @@ class Measure:
     asked: str = "questions"
     lower_is_better: bool = False
     unit: str = "nats a token"
+    signed: bool = False
 
     @property
     def span(self) -> Span:
         """Smallest and largest possible value."""
-        return SHARE if self.share else NATS
+        return SIGNED if self.signed else SHARE if self.share else NATS
 
     def verb(self, difference: float) -> str:
         """Phrase for an arm that differs from the other by `difference`."""

@@ -23,6 +23,7 @@ from shepherd.evaluate.draws import Group
 Span = tuple[float, float]
 SHARE: Span = (0.0, 1.0)
 LOSS: Span = (0.0, math.inf)
+SIGNED: Span = (-math.inf, math.inf)
 _EQUAL_WITHIN = 1e-9
 Missed = Callable[[int, float], float]
 """(questions, alpha) -> the share of questions that may have another value, though none of these has."""

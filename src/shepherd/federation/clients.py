@@ -96,6 +96,8 @@ class LocalClients:
     """What a client may spend of their privacy; None if somebody else decides, as the owner of a site."""
     private_draws: Draws = field(default_factory=FromSystem)
     """Randomness of the batches and the noise under `privacy`, which nobody may be able to repeat."""
+    reference: Adapter | None = None
+    """The adapter that an objective compares the current one with; None is the base alone."""
 
     def infos(self) -> Sequence[ClientInfo]:
         """Information on every client, in order of their names."""
@@ -211,6 +213,7 @@ class LocalClients:
             privacy=None
             if self.privacy is None
             else ExamplePrivacy(norm=self.privacy.norm, noise=self.privacy.noise, draws=self.private_draws),
+            reference=self.reference,
         )
 
     def learning_rate(self, round: int) -> float:

@@ -331,6 +331,10 @@ def _training(settings: RunSettings, rows: Sequence[Row], revision: str | None) 
     tuning = settings.tuning
     yield "base", f"`{settings.model.base}`" + (f" at revision `{revision}`" if revision else "")
     visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
+    yield (
+        "objective",
+        " ".join([tuning.objective.name, *(f"{k}={v}" for k, v in tuning.objective.own.items())]),
+    )
     yield "algorithm", settings.algorithm.name
     yield "aggregation", settings.aggregation.name
     yield "transforms", ", ".join(part.name for part in settings.transforms) or "none"
@@ -380,7 +384,22 @@ def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
         for name in names
     ]
     head = ("category", "right before", "right after", "loss before", "loss after")
-    return "## Scores on held-out examples\n\n" + _table(head, lines)
+    return (
+        "## Scores on held-out examples\n\n"
+        + _table(head, lines)
+        + _preference(scored[-1][1] if scored else {})
+    )
+
+
+def _preference(heldout: Mapping[str, Any]) -> str:
+    """What the adapter prefers of held-out pairs of answers, if there are any."""
+    found = heldout.get("preference")
+    if not found:
+        return ""
+    return (
+        f"\n\nOf held-out pairs of answers it prefers the better one in {found['accuracy']:.1%}, by a mean"
+        f" reward margin of {found['margin']:.3f} nats over what its training began from."
+    )
 
 
 def _losses(heldout: Mapping[str, Any]) -> dict[str, float | None]:

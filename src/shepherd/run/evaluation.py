@@ -16,7 +16,7 @@ from shepherd.data import pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
-from shepherd.evaluate import loss
+from shepherd.evaluate import loss, rewards
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.metric import Metric, metrics, scores
 from shepherd.evaluate.sentences import LOSS, Measure, says
@@ -26,11 +26,12 @@ from shepherd.io.progress import many
 from shepherd.model.answer import answers as generated
 from shepherd.model.answer import prompt_ids
 from shepherd.model.base import Base
-from shepherd.run import folder, ledger
+from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.answerer import Options, adapter_of, require_options
 from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings
-from shepherd.training import score
+from shepherd.training import local, score
+from shepherd.training.objective import Objective
 from shepherd.training.tune import predictions
 
 PASS_TOKENS = 4096
@@ -73,7 +74,7 @@ class Evaluation:
     examples: int
     """Number of examples that were scored by loss."""
     scored: tuple[Scored, ...]
-    """The loss first, then each metric of the answers."""
+    """The loss first, then what is preferred of pairs of answers, then each metric of the answers."""
     categories: Mapping[str, Mapping[str, float]]
     """For each category, its number of `examples` and the loss of `base` and of `run`."""
     remarks: tuple[str, ...]
@@ -122,20 +123,26 @@ def evaluate_run(
     """
     where, settings = Path(path), folder.planned(path)
     test = pipeline.test_set(settings.data, str(data), "--data")
+    objective = _compared_by(settings, consent)
     measures = metrics(settings.evaluation.metrics, consent.plugins) if answers else ()
     require_options(where, Options(round=round))
     base = load_base(settings, consent)
     if answers and base.proof.mute:
         raise BaseError(f"{base.name} cannot answer ({base.proof.mute}); leave out --answers")
-    prepared = pipeline.only_scored(test, settings, base.tokenizer)
+    prepared = pipeline.only_scored(test, settings, base.tokenizer, paired=objective is not None)
     pipeline.require_readable(prepared, base)
     adapter = adapter_of(where, base, round)
     by_loss, categories = _by_loss(base, adapter, settings, prepared)
+    start = checkpoint.start_of(where)
     return Evaluation(
         folder=str(path),
         data=paths.short(str(data)),
         examples=by_loss.difference.questions,
-        scored=(by_loss, *_by_answers(base, adapter, settings, prepared, answers, measures)),
+        scored=(
+            by_loss,
+            *_by_preference(base, adapter, start, objective, settings, prepared),
+            *_by_answers(base, adapter, settings, prepared, answers, measures),
+        ),
         categories=categories,
         remarks=(
             *prepared.notes.sentences(),
@@ -174,6 +181,38 @@ def _by_loss(
         for name in np.unique(named)
     }
     return _scored(LOSS, sums / counts, named.tolist(), counts), rows
+
+
+def _compared_by(settings: RunSettings, consent: Consent) -> Objective | None:
+    """The objective of a run, if it compares two answers and was not given as a value."""
+    if local.given(settings):
+        return None
+    objective = local.local_training(settings.tuning, consent.plugins).objective
+    return None if objective.margins is None else objective
+
+
+def _by_preference(
+    base: Base,
+    adapter: Adapter,
+    start: Adapter | None,
+    objective: Objective | None,
+    settings: RunSettings,
+    prepared: TokenisedData,
+) -> list[Scored]:
+    """What base and run prefer of each pair, by margins over what the run began from."""
+    if objective is None or prepared.heldout_rejected is None:
+        return []
+    tokens = settings.machine.micro_batch_tokens
+    most = tokens if isinstance(tokens, int) else PASS_TOKENS
+    pairs = rewards.pairs(base, start, prepared.heldout, prepared.heldout_rejected, micro_batch=most)
+    margins = np.array(
+        [rewards.margins(base, objective, each, pairs, micro_batch=most) for each in (None, adapter)]
+    )
+    named = pipeline.categories(prepared)
+    return [
+        _scored(rewards.ACCURACY, rewards.preferred(margins), named, None),
+        _scored(rewards.MARGIN, margins, named, None),
+    ]
 
 
 def _by_answers(

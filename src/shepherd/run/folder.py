@@ -10,6 +10,8 @@ runs/NAME/
   secret          the number that decides the cohorts then
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
+  stages.toml     the run file with stages, if it has them; stages/ holds the runs of those before the last
+  start/          the adapter that the run starts from, where it is given one
   adapter/        the final adapter in PEFT's layout, with its model card
 """
 
@@ -33,6 +35,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.overrides import dump, read_kept
 from shepherd.run import log
+from shepherd.run.checkpoint import START
 from shepherd.run.log import LOG
 from shepherd.run.versions import VERSIONS, versions
 from shepherd.settings import RunSettings
@@ -42,6 +45,8 @@ SILOS = "silos.json"
 """File of a run over silos that names its server."""
 TRAINED_WITH = "trained-with.toml"
 """File of the settings that a run's rounds were trained with; the run file may be edited, this is not."""
+STAGES, STAGES_FILE = "stages", "stages.toml"
+"""Folder of a run's earlier stages, and file of the run file that names them; see `run.stages`."""
 OWN_FILES = (VERSIONS, PLAN, SILOS, TRAINED_WITH, RUN_FILE, LOG, FINISHED, "privacy.json", "secret")
 logger = logging.getLogger(__name__)
 
@@ -68,6 +73,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """Folder of the final adapter."""
         return self.path / "adapter"
+
+    @property
+    def start(self) -> Path:
+        """Folder of the adapter that the run starts from, if it is given one."""
+        return self.path / START
 
     @property
     def clients(self) -> Path:
@@ -320,7 +330,16 @@ def _require_empty(path: Path) -> None:
             "or set output to a new folder"
         )
     # all that a run leaves if it dies before it has written its run file
-    ours = {LOCK, VERSIONS, PLAN, SILOS, TRAINED_WITH, *(each.name for each in leftovers(path, OWN_FILES))}
+    ours = {
+        LOCK,
+        VERSIONS,
+        PLAN,
+        SILOS,
+        TRAINED_WITH,
+        STAGES,
+        STAGES_FILE,
+        *(each.name for each in leftovers(path, OWN_FILES)),
+    }
     other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if other:
         raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")

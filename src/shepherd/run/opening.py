@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
@@ -23,6 +26,7 @@ from shepherd.core import (
 )
 from shepherd.data import pipeline
 from shepherd.data.pipeline import TokenisedData
+from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.io import paths
@@ -58,6 +62,8 @@ from shepherd.training.local import (
     require_steps_of,
 )
 
+TRIED = 200
+"""Pairs of a client that are at hand to measure the speed on."""
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +72,7 @@ def open_run(
     prepared: TokenisedData | None = None,
     consent: Consent = NOTHING,
     rows: Any = None,
+    start: Adapter | None = None,
     **parts: Any,
 ) -> Run:
     """Start a new run: load base and data, divide them among clients, and create the run folder.
@@ -77,6 +84,8 @@ def open_run(
         consent: what a person has agreed to; the settings alone cannot allow it.
         rows: the data, where data.source is "memory": a list of dicts, a pandas DataFrame, a
             `datasets.Dataset`, columns by name; or any of these by the name of its client.
+        start: adapter to start from, and that an objective such as DPO compares with, in place of a new one
+            and the base alone; with adapter.rank ranks, for the same targets. The run folder keeps it.
         parts: `algorithm`, `aggregation`, `server`, `transform` or `selection`, a value of the type of that
             name in `shepherd.core`; or `optimiser` or `objective`, of the type in `shepherd.training`; in
             place of what the settings name. The run file in the folder says so, and `resume` needs the same
@@ -89,9 +98,13 @@ def open_run(
         ShepherdError: the base, the data or a setting cannot be used; nothing has been written.
     """
     require_settings(settings)
+    if settings.stages:
+        raise SettingsError(
+            "the run file has [[stages]], which are one run each; train them with shepherd.open_stages"
+        )
     training = _of_training(parts)
     with stage("preparing the run"):
-        return _start(settings, prepared, consent, rows, Parts(**parts), training)
+        return _start(settings, prepared, consent, rows, Parts(**parts), training, start)
 
 
 def _start(
@@ -101,6 +114,7 @@ def _start(
     rows: Any,
     parts: Parts,
     given: GivenTraining,
+    begin: Adapter | None,
 ) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
@@ -115,7 +129,11 @@ def _start(
     if warning := files.rehearse(base):
         log.info("%s", warning)
     dated = pipeline.dated(settings, base.tokenizer)
-    prepared = prepared or _read_data(dated, base, consent, rows)
+    prepared = (
+        _read_data(dated, base, consent, rows, paired=training.paired)
+        if prepared is None
+        else _as_trained(prepared, training, settings)
+    )
     pipeline.require_readable(prepared, base)
     _require_contribution(settings, method, prepared)
     _require_root(settings, method, prepared)
@@ -134,15 +152,21 @@ def _start(
         log.info("%s", sentence)
     for sentence in pipeline.training_warnings(prepared):
         log.log(_level(method, logging.WARNING), "%s", sentence)
-    sample = next(iter(prepared.clients.values()))
+    name, sample = next(iter(prepared.clients.items()))
+    if prepared.rejected:
+        first = np.arange(min(len(sample), TRIED))
+        sample = Tokens.interleaved([sample.take(first), prepared.rejected[name].take(first)])
     tokens = _round_tokens(settings, prepared, cohort)
-    _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method)))
-    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method), training))
+    adapter = begin or lora.first(base.targets, settings.adapter.rank, settings.seed)
+    _require_start(adapter, base, settings)
     context = context_of(settings, selection, adapter, len(prepared.clients))
     state = start(method, adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         pipeline.save(holder.path / "data", prepared)
+        if begin is not None:
+            files.write(holder.start, begin, base)
         run = Run(
             settings=settings,
             plan=plan,
@@ -157,6 +181,7 @@ def _start(
             consent=consent,
             account=account,
             privacy=privacy,
+            start=begin,
         )
         run._keep_ledger()
         run._log_start()
@@ -250,9 +275,40 @@ def _example_account(
     return account
 
 
-def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: Any) -> TokenisedData:
+def _require_start(adapter: Adapter, base: bases.Base, settings: RunSettings) -> None:
+    """Raise AdapterError unless an adapter fits the base, with the ranks that the run file asks for."""
+    lora.require_fits(base.targets, adapter, "the adapter that the run starts from")
+    due = shapes_of(lora.first(base.targets, settings.adapter.rank, settings.seed))
+    try:
+        require_shapes(due, shapes_of(adapter))
+    except AdapterError as error:
+        raise AdapterError(
+            "the adapter that the run starts from has other ranks than"
+            f" adapter.rank = {settings.adapter.rank}: {error}"
+        ) from error
+
+
+def _as_trained(prepared: TokenisedData, training: LocalTraining, settings: RunSettings) -> TokenisedData:
+    """Data that were read before, as the objective needs them: of pairs maybe the better answers alone.
+
+    Raises:
+        SettingsError: it compares two answers, and the worse ones were not read.
+    """
+    if not training.paired:
+        return replace(prepared, rejected={})
+    if not prepared.rejected:
+        raise SettingsError(
+            f"the objective {settings.tuning.objective.name!r} compares two answers to each prompt, and the"
+            " data were read for one; leave out prepared=, and they are read again"
+        )
+    return prepared
+
+
+def _read_data(
+    settings: RunSettings, base: bases.Base, consent: Consent, rows: Any, *, paired: bool
+) -> TokenisedData:
     log.info("reading %s", settings.data.source)
-    found = pipeline.prepare(settings, base.tokenizer, consent.plugins, rows)
+    found = pipeline.prepare(settings, base.tokenizer, consent.plugins, rows, paired=paired)
     for sentence in found.left_out:
         log.info("%s", sentence)
     return found
@@ -313,8 +369,13 @@ def _continue(
             name, then, now,
         )  # fmt: skip
     last = checkpoint.latest(holder.checkpoints)
-    prepared = _kept_data(holder, plan.over(settings), base, consent, begun=last is not None)
-    fresh = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    prepared = _kept_data(
+        holder, plan.over(settings), base, consent, begun=last is not None, paired=training.paired
+    )
+    begun_from = checkpoint.start_of(holder.path)
+    if begun_from is not None:
+        _require_start(begun_from, base, settings)
+    fresh = begun_from or lora.first(base.targets, settings.adapter.rank, settings.seed)
     saved = load_checkpoint(last, base) if last else None
     if saved is not None:
         _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)
@@ -341,6 +402,7 @@ def _continue(
         consent=consent,
         account=_example_account(settings, base, training, prepared, selection),
         privacy=_privacy(settings, method, selection, prepared, consent),
+        start=begun_from,
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
@@ -406,12 +468,18 @@ def _kept_plan(holder: RunFolder, settings: RunSettings) -> Plan | None:
 
 
 def _kept_data(
-    holder: RunFolder, settings: RunSettings, base: bases.Base, consent: Consent, *, begun: bool
+    holder: RunFolder,
+    settings: RunSettings,
+    base: bases.Base,
+    consent: Consent,
+    *,
+    begun: bool,
+    paired: bool,
 ) -> TokenisedData:
     """The data of a run folder; prepared again if the run was killed before its first round."""
     data = holder.path / "data"
     if not (begun or pipeline.whole(data)):
-        pipeline.save(data, pipeline.prepare(settings, base.tokenizer, consent.plugins))
+        pipeline.save(data, pipeline.prepare(settings, base.tokenizer, consent.plugins, paired=paired))
     prepared = pipeline.load(data)
     pipeline.require_readable(prepared, base)
     return prepared

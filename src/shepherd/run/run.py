@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import (
     Adapter,
@@ -37,7 +40,7 @@ from shepherd.data.examples import Example
 from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import FederationError, FolderError
-from shepherd.evaluate import answers, contribution, loss, personal
+from shepherd.evaluate import answers, contribution, loss, personal, rewards
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.root import Root, root_of
@@ -90,6 +93,9 @@ class Run(HeldRun):
     """What the steps of each client spend of its examples' privacy; None if nothing protects examples."""
     privacy: ClientPrivacy | None = None
     """What the rounds spend of each client's privacy; None if no transform hides clients."""
+    start: Adapter | None = None
+    """The adapter that the run was given to start from, and that an objective compares with; None is a new
+    one, and the base alone."""
     closed: bool = False
     finished: Row | None = None
     """Result of `finish`; None before it."""
@@ -98,11 +104,13 @@ class Run(HeldRun):
     simulation: Simulation = field(init=False)
     root: Root | None = field(init=False)
     """Tunes the server's own examples, if there are any."""
+    held_pairs: rewards.Pairs | None = field(init=False, default=None)
+    """The held-out pairs that are scored, once they are."""
 
     def __post_init__(self) -> None:
         self.simulation = Simulation(
             local=LocalClients(
-                datasets=self.prepared.clients,
+                datasets=self.prepared.trained_on,
                 algorithm=self.method.algorithm,
                 transform=self.method.transform,
                 tuning=self.settings.tuning,
@@ -116,6 +124,7 @@ class Run(HeldRun):
                 account=self.account,
                 # noise that protects a person must not be reproducible
                 draws=FromSystem() if self.method.is_private else None,
+                reference=self.start,
             ),
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
@@ -319,12 +328,32 @@ class Run(HeldRun):
         return personal.summarise(found).row() if found else {}
 
     def _heldout_scores(self, adapter: Adapter) -> Row:
-        """Held-out loss of an adapter, on the same examples in every round."""
+        """Held-out loss of an adapter, on the same examples in every round; and what it prefers of pairs."""
         categories = pipeline.categories(self.prepared)
         places = loss.stratified_subset(categories, self.settings.evaluation.examples)
         # what a client holds is its own where noise hides it
         mixes = {} if self.method.is_private else self.prepared.category_counts
-        return self._losses(adapter, places.tolist(), mixes).row()
+        found = self._losses(adapter, places.tolist(), mixes).row()
+        if self.prepared.heldout_rejected is None or self.training.objective.margins is None:
+            return found
+        margins = rewards.margins(
+            self.base,
+            self.training.objective,
+            adapter,
+            self._held_pairs(places),
+            micro_batch=self.plan.micro_batch_tokens,
+        )
+        return {**found, "preference": rewards.summarise(margins, [categories[place] for place in places])}
+
+    def _held_pairs(self, places: NDArray[np.int64]) -> rewards.Pairs:
+        """Held-out pairs with the reference's scores of them, which no round changes."""
+        if self.held_pairs is None:
+            assert self.prepared.heldout_rejected is not None
+            both = [part.take(places) for part in (self.prepared.heldout, self.prepared.heldout_rejected)]
+            self.held_pairs = rewards.pairs(
+                self.base, self.start, *both, micro_batch=self.plan.micro_batch_tokens
+            )
+        return self.held_pairs
 
     def _losses(
         self, adapter: Adapter, places: Sequence[int], clients: Mapping[str, Mapping[str, int]]

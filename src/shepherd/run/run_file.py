@@ -87,6 +87,13 @@ def text(fit: Fit, name: str = "run.toml") -> str:
     )
 
 
+STAGES = (
+    "# [[stages]]",
+    '# tuning = {objective = {name = "sft"}}',
+    "# [[stages]]",
+    '# tuning = {objective = {name = "dpo"}, learning_rate = 1e-5}',
+)
+"""Lines of an example of stages, commented out."""
 PARTS = {
     "split": SPLIT,
     "selection": plugins.SELECTION,
@@ -101,7 +108,7 @@ def _table(kind: type[BaseModel], path: Key, choices: Choices) -> Iterator[str]:
     """Lines of a table: its own keys, then the tables inside it, the order that TOML requires."""
     yield from ("", f"[{'.'.join(path)}]") if path else ()
     for key, field in kind.model_fields.items():
-        if _table_of(field) is None and key != "transforms":
+        if _table_of(field) is None and key not in ("transforms", "stages"):
             yield from _key_lines(key, field, choices.get((*path, key)))
         if (*path, key) == ("evaluation", "metrics"):
             yield from _plugin_names(METRIC, "# There are:", "#   ")
@@ -111,6 +118,8 @@ def _table(kind: type[BaseModel], path: Key, choices: Choices) -> Iterator[str]:
         if key == "transforms":
             title = "\n# What happens to each update on its way. There are:"
             yield from _plugins_commented(plugins.TRANSFORM, title, "# [[transforms]]\n# name = ")
+        elif key == "stages":
+            yield from ("", *_comment(_meaning(field)), *STAGES)
         elif inner := _table_of(field):
             yield from _table(inner, (*path, key), choices)
 

@@ -28,6 +28,11 @@ class LocalTraining(NamedTuple):
     optimiser: Optimiser
     objective: Objective
 
+    @property
+    def paired(self) -> bool:
+        """Whether two answers to each prompt are trained on."""
+        return self.objective.group_size == 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenTraining:
@@ -72,19 +77,37 @@ def local_training(
 
     Raises:
         PluginError: as `plugins.built`.
-        SettingsError: as `plugins.built`, or the objective draws examples in groups, which no reader of data
-            supports yet.
+        SettingsError: as `plugins.built`, or the objective draws other groups of examples than pairs, which
+            no reader of data supports; or it draws pairs, and the prompts are trained as well.
     """
     found = LocalTraining(
         parts.optimiser or plugins.built(OPTIMISER, table.optimiser, allowed),
         parts.objective or plugins.built(OBJECTIVE, table.objective, allowed),
     )
-    if found.objective.group_size > 1:
+    if found.objective.group_size > 2:
         raise SettingsError(
             f"the objective {table.objective.name!r} draws {found.objective.group_size} examples together,"
-            ' but a run reads and splits examples one by one; set tuning.objective.name = "sft"'
+            ' and data come one by one or in pairs of answers; set tuning.objective.name = "sft"'
+        )
+    if found.objective.group_size == 2 and table.loss_on != "responses":
+        raise SettingsError(
+            f'tuning.loss_on = "{table.loss_on}" trains on prompts, which are the same for both answers of a'
+            f' pair; with the objective {table.objective.name!r}, set tuning.loss_on = "responses"'
         )
     return found
+
+
+def require_single(objective: Objective, doing: str) -> None:
+    """Raise SettingsError if an objective compares two answers, which what is being done does not read.
+
+    Args:
+        doing: what is being done, as the subject of a sentence.
+    """
+    if objective.group_size > 1:
+        raise SettingsError(
+            f"{doing} reads examples one by one, and the objective of this run compares two answers to each"
+            ' prompt; use a run with [tuning.objective] name = "sft"'
+        )
 
 
 def with_given(settings: RunSettings, parts: GivenTraining) -> RunSettings:

@@ -21,7 +21,8 @@ class Scored:
     """Summed log-probability of each example's trained tokens under the current adapter, in nats, (n,); empty
     unless the objective needs scores."""
     reference: Numbers
-    """Summed log-probability of each example's trained tokens under the base alone, in nats, (n,)."""
+    """Summed log-probability of each example's trained tokens under the reference, in nats, (n,): the base
+    alone, or with the adapter that the training started from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,19 @@ class Objective:
     """The weight of each example's tokens, (n,)."""
     group_size: int = 1
     """Consecutive examples that are drawn together, and that a batch size counts as one: 2 for pairs of a
-    chosen and a rejected answer."""
+    chosen and a rejected answer, in this order."""
     needs_scores: bool = False
     """Whether `weights` reads `policy` and `reference`, which cost a forward pass each."""
+    losses: Callable[[Scored], Numbers] | None = None
+    """The loss of each group, (n / group_size,), which is reported and never trained on; None reports the
+    mean cross-entropy of the trained tokens."""
+    margins: Callable[[Scored], Numbers] | None = None
+    """How much more the current adapter prefers the first answer of each pair than the reference does, in
+    nats, (n / 2,): the implicit reward margin; None if the objective does not compare two answers."""
+
+
+def above_reference(step: Scored) -> Numbers:
+    """Log-ratio to the reference of each pair's chosen answer minus that of its rejected one, (n / 2,)."""
+    own = (step.policy - step.reference).reshape(-1, 2)
+    difference: Numbers = own[:, 0] - own[:, 1]
+    return difference

@@ -94,6 +94,8 @@ class Job:
     privacy: ExamplePrivacy | None = None
     """How each example is protected. Gradients are then clipped by example and not by step, a batch may be
     empty, and no progress tells a loss."""
+    reference: Adapter | None = None
+    """The adapter that an objective compares the current one with; None is the base alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +179,7 @@ def _run(
     references: Sequence[NDArray[np.float64]],
     watch: Callable[[Progress], None],
 ) -> NDArray[np.float64]:
-    """Run all optimiser steps; returns the sum of losses over each visit's trained tokens, (K,)."""
+    """Run all optimiser steps; returns the sum of each visit's reported losses, (K,)."""
     visits, tuning = job.visits, job.tuning
     core = cores.build(adapters, bases) if bases else None
     stepped = adapters if core is None else core.stack
@@ -186,18 +188,24 @@ def _run(
     clipped = None if job.privacy is None else example_privacy.begin(job.privacy, adapters)
     least = 0 if clipped is None else fewest_tokens(clipped.sums.shape[1], job.micro_batch_tokens)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
-    tokens = trained = 0
+    tokens = counted = 0
+    group, by_group = job.training.objective.group_size, job.training.objective.losses is not None
     steps, reported_at = max((len(visit.batches) for visit in visits), default=0), monotonic()
     for step in range(steps):
         adapters.grads.zero_()
-        shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed, least=least)
-        weights = _weights(base, job, step, shared, references)
+        shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed, least=least, group=group)
+        weights, losses = _weights(base, job, step, shared, references)
+        sums += torch.from_numpy(losses).to(sums)
         for rows in shared:
             with nullcontext() if clipped is None else clipped.collecting(base, rows):
-                tokens += _accumulate(base, job, rows, weights, sums)
-            trained += sum(int(visits[row.client].trained_tokens[row.examples].sum()) for row in rows)
+                own = _accumulate(base, job, rows, weights)
+            if not by_group:
+                for row, loss in zip(rows, own, strict=True):
+                    sums[row.client] += loss.sum()  # not `index_add_`, whose order CUDA leaves open
+            tokens += sum(row.tokens for row in rows)
+            counted += sum(_count(visits[row.client], row.examples, job) for row in rows)
             if monotonic() - reported_at > REPORT_INTERVAL_S:  # a step of a large base may take minutes
-                watch(_progress(job, tokens, _mean(sums, trained), step, steps))
+                watch(_progress(job, tokens, _mean(sums, counted), step, steps))
                 reported_at = monotonic()
         if clipped is not None:
             making = {k: (v.client, v.expected_batch) for k, v in enumerate(visits) if step < len(v.batches)}
@@ -215,7 +223,7 @@ def _run(
         if core is not None:
             cores.push(core, adapters)
         stack.keep_fixed(adapters)
-        watch(_progress(job, tokens, _mean(sums, trained), step, steps))
+        watch(_progress(job, tokens, _mean(sums, counted), step, steps))
     return sums.cpu().numpy()
 
 
@@ -223,8 +231,16 @@ def _progress(job: Job, tokens: int, loss: float, step: int, steps: int) -> Prog
     return Progress(tokens=tokens, loss=loss if job.privacy is None else 0.0, step=step + 1, steps=steps)
 
 
-def _mean(sums: Tensor, trained: int) -> float:
-    return float(sums.sum()) / max(1, trained)
+def _mean(sums: Tensor, counted: int) -> float:
+    return float(sums.sum()) / max(1, counted)
+
+
+def _count(visit: Visit, examples: NDArray[np.int64], job: Job) -> int:
+    """What the reported loss is a mean over: the groups of these examples, or their trained tokens."""
+    objective = job.training.objective
+    if objective.losses is not None:
+        return len(examples) // objective.group_size
+    return int(visit.trained_tokens[examples].sum())
 
 
 def predictions(data: Tokens) -> NDArray[np.int64]:
@@ -244,14 +260,27 @@ def require_trained(visit: Visit) -> None:
 
 
 def _references(base: Base, job: Job) -> list[NDArray[np.float64]]:
-    """Summed log-probability of each visit's examples under the base alone, (n,) each; [] if not needed."""
+    """Summed log-probability of each visit's examples under the reference, (n,) each; [] if not needed.
+
+    Only that of the examples in its batches is known; the others' is 0.
+    """
     if not job.training.objective.needs_scores:
         return []
-    micro_batch, blank = job.micro_batch_tokens, job.broadcast.adapter.times(0.0)
-    return [
-        -score.losses(base, [blank], visit.data, micro_batch=micro_batch, what="examples")[0]
-        for visit in job.visits
-    ]
+    reference = base.zero if job.reference is None else job.reference
+    found = []
+    for visit in job.visits:
+        sums = np.zeros(len(visit.data))
+        taken = np.unique(np.concatenate([np.zeros(0, np.int64), *visit.batches]))
+        if len(taken):
+            sums[taken] = -score.losses(
+                base,
+                [reference],
+                visit.data.take(taken),
+                micro_batch=job.micro_batch_tokens,
+                what="examples by the reference",
+            )[0]
+        found.append(sums)
+    return found
 
 
 def _weights(
@@ -260,10 +289,15 @@ def _weights(
     step: int,
     passes: Sequence[Sequence[Row]],
     references: Sequence[NDArray[np.float64]],
-) -> list[NDArray[np.float32]]:
-    """Weight of each example's tokens for each client, (n,) each; 0 for examples that are not in the step."""
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float64]]:
+    """Weight of each example's tokens for each client, (n,) each; 0 for examples that are not in the step.
+
+    Also the sum of each client's losses by group, (K,), capped as the losses of tokens are; zeros if the
+    objective reports none.
+    """
+    objective, losses = job.training.objective, np.zeros(len(job.visits))
     weights = [np.zeros(len(visit.data), np.float32) for visit in job.visits]
-    sums = _policy(base, job, passes) if job.training.objective.needs_scores else []
+    sums = _policy(base, job, passes) if objective.needs_scores else []
     for k, visit in enumerate(job.visits):
         if step < len(visit.batches):
             taken = visit.batches[step]
@@ -274,8 +308,11 @@ def _weights(
                     policy=sums[k][of] if sums else NO_SCORES,
                     reference=references[k][of] if references else NO_SCORES,
                 )
-                weights[k][of] = job.training.objective.weights(scored)
-    return weights
+                weights[k][of] = objective.weights(scored)
+                if objective.losses is not None:
+                    own = np.nan_to_num(objective.losses(scored), nan=job.cap_nats, posinf=job.cap_nats)
+                    losses[k] += np.minimum(own, job.cap_nats).sum()
+    return weights, losses
 
 
 def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArray[np.float64]]:
@@ -295,7 +332,13 @@ def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArr
 
 
 def passes(
-    visits: Sequence[Visit], step: int, micro_batch: int, *, packed: bool = True, least: int = 0
+    visits: Sequence[Visit],
+    step: int,
+    micro_batch: int,
+    *,
+    packed: bool = True,
+    least: int = 0,
+    group: int = 1,
 ) -> list[list[Row]]:
     """The rows of one optimiser step, in forward passes of at most `micro_batch` tokens where they fit.
 
@@ -305,9 +348,12 @@ def passes(
     Args:
         least: how many tokens a shorter example counts as, where examples are clipped one by one: it bounds
             the examples of a pass. 0 if they are not.
+        group: how many consecutive examples are packed into one row, since they begin with the same tokens.
     """
-    cut = pack if packed else batches
-    rows = [row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch, cut, least)]
+    cut, group = (pack, group) if packed else (batches, 1)
+    rows = [
+        row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch, cut, least, group)
+    ]
     if not packed:
         return [[row] for row in rows]
     counted = [np.maximum(visits[row.client].data.lengths[row.examples], least) for row in rows]
@@ -322,6 +368,7 @@ def _rows(
     capacity: int,
     cut: Callable[[Sequence[int], int], list[list[int]]],
     least: int,
+    group: int,
 ) -> Iterator[Row]:
     if step >= len(visit.batches):
         return
@@ -329,16 +376,18 @@ def _rows(
     if least:  # the gradient of others is 0, and no failure may tell that nobody else was drawn
         batch = batch[visit.trained_tokens[batch] > 0]
     lengths = visit.data.lengths[batch]
-    for index, members in enumerate(cut(np.maximum(lengths, least).tolist(), capacity)):
+    counted = np.maximum(lengths, least).reshape(-1, group).sum(axis=1)
+    for index, groups in enumerate(cut(counted.tolist(), capacity)):
+        members = (group * np.asarray(groups)[:, None] + np.arange(group)).ravel()
         # no draw of an example that is clipped by itself may depend on what else is in the step
         seed = seed_for(visit.seed, "dropout", step, *([] if least else [index]))
         yield Row(client=k, examples=batch[members], tokens=int(lengths[members].sum()), seed=seed)
 
 
 def _accumulate(
-    base: Base, job: Job, rows: Sequence[Row], weights: Sequence[NDArray[np.float32]], sums: Tensor
-) -> int:
-    """Run one forward and backward pass: add gradients to the stack and losses to `sums`; return tokens."""
+    base: Base, job: Job, rows: Sequence[Row], weights: Sequence[NDArray[np.float32]]
+) -> tuple[Tensor, ...]:
+    """Run one forward and backward pass: add gradients to the stack; return each row's token losses."""
     batch = _batch(base, job.visits, rows, apart=job.privacy is not None)
     each = np.concatenate([weights[row.client][row.examples] for row in rows])  # of each example
     weight = torch.from_numpy(each[batch.examples]).to(base.device)  # (M,)
@@ -347,9 +396,7 @@ def _accumulate(
         hidden = prediction_states(states, batch)  # (M, width), from (U, width)
         loss, every = weighted_loss(base, hidden, batch.targets, weight)
         loss.backward()
-    for row, own in zip(rows, capped(every, job.cap_nats).double().split(batch.counts), strict=True):
-        sums[row.client] += own.sum()  # not `index_add_`, whose order CUDA leaves open
-    return sum(row.tokens for row in rows)
+    return tuple(capped(every, job.cap_nats).double().split(batch.counts))
 
 
 def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row], apart: bool = False) -> PackedBatch:
@@ -430,7 +477,7 @@ def _result(
     taken = np.concatenate(list(visit.batches)) if steps else np.zeros(0, np.int64)
     trained = int(visit.trained_tokens[taken].sum())
     report = LocalReport(
-        loss=float(loss_sum) / max(1, trained),
+        loss=float(loss_sum) / max(1, _count(visit, taken, job)),
         examples=len(taken) // job.training.objective.group_size,
         tokens=int(visit.data.lengths[taken].sum()),
         trained_tokens=trained,

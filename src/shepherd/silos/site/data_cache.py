@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from shepherd.data import pipeline
@@ -25,6 +26,8 @@ from shepherd.silos.site import redaction
 from shepherd.silos.site.site_store import sweep
 from shepherd.version import version
 
+PAIRS = "-pairs"
+"""End of the key of data with both answers of each example."""
 log = logging.getLogger(__name__)
 
 MAX_STORED_DATASETS = 8  # tokenised data sets kept on the disk, the latest ones
@@ -48,13 +51,19 @@ class DataCache:
         """Digest of the loaded base; "" if none is loaded."""
         return self._base_key[0] if self._base is not None and self._base_key else ""
 
-    def ready(self, settings: RunSettings, digest: str, longest: int) -> TokenisedData | None:
+    def ready(
+        self, settings: RunSettings, digest: str, longest: int, *, paired: bool = False
+    ) -> TokenisedData | None:
         """The training data, if they and the base that these settings ask for are loaded; else None."""
         held = self._base is not None and self._base_key == _base_key(settings, digest, longest)
-        return self._prepared if held and self._data_key == _data_key(settings, digest) else None
+        key = _data_key(settings, digest) + PAIRS * paired
+        return self._prepared if held and self._data_key == key else None
 
-    def data(self, settings: RunSettings, digest: str) -> TokenisedData:
+    def data(self, settings: RunSettings, digest: str, *, paired: bool = False) -> TokenisedData:
         """The tokenised training examples: from memory, from the disk, or tokenised now.
+
+        Args:
+            paired: whether both answers of each example are wanted.
 
         Raises:
             SettingsError: the template prints the date, and the run does not set it.
@@ -62,11 +71,13 @@ class DataCache:
             BaseError: the base's tokenizer cannot be used.
             FolderError: the disk is full or cannot be written.
         """
-        key = _data_key(settings, digest)
+        key = _data_key(settings, digest) + PAIRS * paired
         if self._prepared is None or key != self._data_key:
             self._prepared = None
             _require_date(settings, "the run sets none; set data.date to one that the site allows")
-            self._prepared = self._load_stored(key) or self._tokenise(settings, key, pipeline.one_client)
+            self._prepared = self._load_stored(key) or self._tokenise(
+                settings, key, partial(pipeline.one_client, paired=paired)
+            )
             self._data_key = key
         return self._prepared
 

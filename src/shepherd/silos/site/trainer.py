@@ -75,7 +75,7 @@ from shepherd.silos.site.site_settings import (
 from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
 from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
-from shepherd.training.local import local_training, require_steps_of
+from shepherd.training.local import LocalTraining, local_training, require_steps_of
 from shepherd.training.tune import Progress, TuningResult
 from shepherd.visible import in_this_process
 
@@ -275,7 +275,12 @@ class Trainer:
         if self.cache.digest != request.base:
             return 0
         settings = self._settings_here(request)
-        prepared = self.cache.ready(settings, request.base, self._max_length(settings))
+        prepared = self.cache.ready(
+            settings,
+            request.base,
+            self._max_length(settings),
+            paired=self._training(settings).paired,
+        )
         return len(prepared.clients[self.name]) if prepared else 0
 
     def _submit(self, request: Request, until: float) -> Task:
@@ -314,14 +319,14 @@ class Trainer:
         request, settings = task.request, self._settings_here(task.request)
         if request.kind == "score":
             return self._score(task, settings)
-        prepared = self.cache.data(settings, request.base)
+        prepared = self.cache.data(settings, request.base, paired=self._training(settings).paired)
         examples = len(prepared.clients[self.name])
         self._require_allowed(request, examples)
         self._require_allowed_now(request)  # again, since it may have been queued
         self._require_budget(settings, examples)
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
-        visit = _visit_of(batches, settings, examples)
+        visit = _visit_of(batches, settings, examples, clients.training)
         self._record(audit.granted_event(request, _now(), visit=visit))
         task.require_awaited()
         base = self.cache.base(settings, request.base, self._max_length(settings))
@@ -401,12 +406,12 @@ class Trainer:
         """This site's data as a set of one client."""
         limits = self.settings.policy
         algorithm = self._algorithm(settings)
-        training = local_training(settings.tuning, {*limits.optimisers, *limits.objectives})
+        training = self._training(settings)
         require_steps_of(algorithm, training.optimiser, settings)
         transform = plugins.transform(settings.transforms, limits.transforms)
         known = self.settings.trainer.order_seed is not None
         return LocalClients(
-            datasets={self.name: prepared.clients[self.name]},
+            datasets=prepared.trained_on,
             algorithm=algorithm,
             transform=transform,
             tuning=settings.tuning,
@@ -423,6 +428,10 @@ class Trainer:
             draws=None if known and transform.mechanism is None else FromSystem(),
             privacy=settings.privacy.examples,
         )
+
+    def _training(self, settings: RunSettings) -> LocalTraining:
+        limits = self.settings.policy
+        return local_training(settings.tuning, {*limits.optimisers, *limits.objectives})
 
     def _algorithm(self, settings: RunSettings) -> Algorithm:
         return plugins.algorithm(settings.algorithm, self.settings.policy.algorithms)
@@ -609,12 +618,13 @@ class Trainer:
             log.error("%s", error)
 
 
-def _visit_of(batches: Batches, settings: RunSettings, examples: int) -> Visit:
+def _visit_of(batches: Batches, settings: RunSettings, examples: int, training: LocalTraining) -> Visit:
     """The length of a visit; what to expect of it, where what was drawn must stay secret."""
     if settings.privacy.examples is not None:
         return policy.visit_length(settings, examples)
     steps = batches.indices
-    return Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
+    group = training.objective.group_size
+    return Visit(len(steps), sum(map(len, steps)) // group, cursor.different(steps) // group)
 
 
 def _moved(settings: RunSettings, transform: Transform, tuned: Payload, sent: Payload) -> float:

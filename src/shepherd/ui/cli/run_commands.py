@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from shepherd.errors import FolderError
+from shepherd.consent import Consent
+from shepherd.errors import FolderError, SettingsError
 from shepherd.io.progress import many
+from shepherd.settings import RunSettings
 from shepherd.ui.cli.options import overrides, run_file, run_folder
 from shepherd.ui.cli.silos import agreed, echo, plugin, require_flare, tracker, trust, wished
 
@@ -79,6 +81,8 @@ def run(
 
     settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)
+    if settings.stages:
+        _require_begun_here(settings.output, kit)
     consent = agreed(remote_code, plugins, trackers)
     require(settings, consent.plugins)
     from shepherd.ui.terminal.train import train
@@ -89,9 +93,40 @@ def run(
 
         train(lambda: coordinate.open_run(settings, kit, consent=consent), Path(settings.output))
         return
+    if settings.stages:
+        _train_stages(settings, consent)
+        return
     from shepherd.run.opening import open_run  # torch takes seconds, a wrong key should not
 
     train(lambda: open_run(settings, consent=consent), Path(settings.output))
+
+
+def _require_begun_here(output: str, kit: Path | None) -> None:
+    """Raise an error if a run with stages cannot begin: over sites, or where another one has begun."""
+    from shepherd.run.folder import STAGES_FILE
+
+    if kit is not None:
+        raise SettingsError(
+            "[[stages]] are trained in one process; run a file without them over sites, one stage after"
+            " another"
+        )
+    if (Path(output) / STAGES_FILE).is_file():
+        raise FolderError(
+            f"{output} holds a run with stages that has begun; continue it with `shepherd resume {output}`,"
+            " or set output to a new folder"
+        )
+
+
+def _train_stages(settings: RunSettings, consent: Consent) -> None:
+    """Train the stages of a run that are not finished, the last one in the run folder itself."""
+    from shepherd.run import stages
+    from shepherd.run.opening import open_run
+    from shepherd.ui.terminal.train import train, train_stage
+
+    stages.begin(settings)
+    folder = Path(settings.output)
+    last, start = stages.train_before(settings, lambda opened: train_stage(opened, folder), consent)
+    train(lambda: open_run(last, consent=consent, start=start), folder)
 
 
 @click.command(short_help="Continue a run that was stopped, or extend it.")
@@ -120,10 +155,22 @@ def resume(
     A run gets more rounds by federation.rounds=30; what its rounds were trained with cannot change.
     """
     from shepherd.run.changes import continued
-    from shepherd.run.folder import is_finished, is_over_silos, read_settings
+    from shepherd.run.folder import STAGES_FILE, is_finished, is_over_silos, is_run, read_settings
 
-    rounds = continued(folder, overrides).federation.rounds
     consent = agreed(remote_code, plugins, trackers)
+    if (folder / STAGES_FILE).is_file() and not is_run(folder):
+        from shepherd.run.stages import of_folder
+
+        if overrides:
+            raise SettingsError(
+                f"{folder} has stages before its last one to finish; resume it without {overrides[0]}, and"
+                " add that once its last stage has begun"
+            )
+        staged = of_folder(folder)
+        assert staged is not None
+        _train_stages(staged, consent)
+        return
+    rounds = continued(folder, overrides).federation.rounds
     if is_finished(folder) and rounds == read_settings(folder).federation.rounds:
         done = many(rounds, "round")
         echo(f"{folder} is already finished, after {done}; its adapter is in {folder / 'adapter'}")

@@ -36,7 +36,9 @@ from shepherd.ui.report.reading import (
 FORMAT = 1
 MEASURES = ("right", "exact", "f1", "rouge_l", "loss")
 """Usual measures in the order of the page: `loss` in nats per response token, the others as shares."""
-KINDS = ("base", "local", "centralised", "federated", "variant")
+BY_EXAMPLES = ("loss", "preference", "margin")
+"""Measures of the examples that are scored, and not of answers."""
+KINDS = ("base", "start", "local", "centralised", "federated", "variant")
 MAX_ARMS_IN_ORDER = 16
 """If there are more arms than this, the local ones come last."""
 _FIGURES = ("bytes_down", "bytes_up", "gap", "energy_kept", "spread", "cosine", "learning_rate")
@@ -225,6 +227,7 @@ def _other_measures(compared: Mapping[str, Any]) -> dict[str, Row]:
         text(measure["name"]): {
             "label": text(measure.get("label")),
             "lower_is_better": measure.get("lower_is_better") is True,
+            "share": measure.get("share") is not False,
         }
         for measure in found
         if measure.get("name") and text(measure["name"]) not in MEASURES
@@ -277,7 +280,7 @@ def _lacks(difference: Row, compared: Mapping[str, Any]) -> str | None:
     """What a significant difference lacks to be called settled; None if it is not significant."""
     if difference["p_holm"] is None or difference["p_holm"] >= ALPHA:
         return None
-    loss = difference["measure"] == "loss"
+    loss = difference["measure"] in BY_EXAMPLES
     asked = number(compared.get("loss_examples" if loss else "questions")) or 0
     return missing(int(asked), len(items(compared.get("seeds"))), "examples" if loss else "questions")
 

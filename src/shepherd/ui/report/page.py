@@ -57,7 +57,14 @@ def measures_of(report: Report) -> dict[str, Measure]:
     """The usual measures and those that the report describes, by name."""
     others = {
         name: Measure(
-            name, given["label"] or name, "from 0 to 100%", "share", "signed_points", given["lower_is_better"]
+            name,
+            given["label"] or name,
+            *(
+                ("from 0 to 100%", "share", "signed_points")
+                if given["share"]
+                else ("nats", "loss", "signed_loss")
+            ),
+            given["lower_is_better"],
         )
         for name, given in report.get("other_measures", {}).items()
     }

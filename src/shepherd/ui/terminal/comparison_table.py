@@ -14,6 +14,10 @@ Row = Mapping[str, Any]
 MAX_ARM_COLUMNS = 7
 """A table with more arms than this does not fit a terminal."""
 LABELS = {"right": "right %", "exact": "exact %", "f1": "F1 %", "rouge_l": "ROUGE-L %", "loss": "loss"}
+NATS = ("loss", "margin")
+"""Measures that are in nats and not in percent."""
+PAIRS = {"preference": "prefers\nchosen %", "margin": "reward\nmargin"}
+"""Measures of what arms prefer of pairs of answers."""
 
 
 def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
@@ -26,8 +30,9 @@ def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
     console = PlainConsole(stream)
     arms: Sequence[Row] = comparison["arms"]
     names = [name for name in labels(comparison) if all(name in arm["measures"] for arm in arms)]
-    if "right" in names:  # a check says more than likeness to one answer; the report has all measures
-        names = [name for name in names if name in ("right", "loss")]
+    preferring = [name for name in names if name in PAIRS]
+    if "right" in names or preferring:  # they say more than likeness to one answer; the report has all
+        names = [*preferring, *(name for name in names if name == "right"), "loss"]
     if not names:
         console.print("Nothing is held out, so nothing can be compared; set data.holdout.")
         return
@@ -46,9 +51,10 @@ def labels(comparison: Row) -> dict[str, str]:
     others = {
         each["name"]: f"{each['label']} %"
         for each in comparison.get("measures", ())
-        if each["name"] not in LABELS
+        if each["name"] not in LABELS and each["name"] not in PAIRS
     }
     return {
+        **PAIRS,
         **{name: label for name, label in LABELS.items() if name != "loss"},
         **others,
         "loss": LABELS["loss"],
@@ -57,14 +63,17 @@ def labels(comparison: Row) -> dict[str, str]:
 
 def _arms_table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: str) -> Table:
     seeds = len(comparison["seeds"])
-    asked = comparison["questions"] if names[0] != "loss" else comparison["loss_examples"]
-    title = f"{asked:,} held-out questions, {seeds} seed{'s' * (seeds > 1)}; 95% intervals below each number"
+    by_answers = names[0] not in NATS and names[0] not in PAIRS
+    asked = comparison["questions"] if by_answers else comparison["loss_examples"]
+    what = "pairs" if names[0] in PAIRS else "questions"
+    title = f"{asked:,} held-out {what}, {seeds} seed{'s' * (seeds > 1)}; 95% intervals below each number"
     table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold", min_width=12)
+    chosen = labels(comparison)[chief].replace("\n", " ")
     for name in names:
         table.add_column(labels(comparison)[name], justify="right", no_wrap=True)
     table.add_column(
-        f"{comparison.get('against', 'federated')}\n/ arm, {labels(comparison)[chief].removesuffix(' %')}",
+        f"{comparison.get('against', 'federated')}\n/ arm, {chosen.removesuffix(' %')}",
         justify="right",
         no_wrap=True,
     )
@@ -113,7 +122,7 @@ def _sentences(comparison: Row, chief: str) -> list[str]:
 
 def _format(measure: str) -> tuple[int, float]:
     """Digits after the point, and the factor to multiply by."""
-    return (3, 1) if measure == "loss" else (1, 100)
+    return (3, 1) if measure in NATS else (1, 100)
 
 
 def _interval(row: Row | None, places: int, factor: float) -> str:

@@ -77,6 +77,8 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
         parts.append(examples_budget(row))
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
+    if preference := row.get("heldout", {}).get("preference"):
+        parts.append(f"prefers {preference['accuracy']:.1%}")
     if "privacy" in row:
         parts.append(budget(row))
     speed = tokens_per_second([row], None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shepherd.io.paths import short
 from shepherd.run.folder import is_over_silos, is_run
 from shepherd.run.log import read_rows
-from shepherd.settings import WORLD
+from shepherd.settings import PREFERENCES, WORLD
 from shepherd.ui.terminal.running import Display, display
 from shepherd.ui.terminal.summary import ANY_QUESTION, print_summary
 
@@ -32,10 +32,28 @@ def train(open_run: OpenRun, folder: Path) -> None:
         with display() as shown, closing(open_run()) as run:
             _show_rounds(run, shown)
             finished = run.finish()
-        question = "Name three animals." if run.settings.data.source == WORLD else ANY_QUESTION
+        of_world = run.settings.data.source in (WORLD, PREFERENCES)
+        question = "Name three animals." if of_world else ANY_QUESTION
         print_summary(folder, read_rows(folder), finished, question=question)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stop_message(folder)) from None
+
+
+def train_stage(open_run: OpenRun, folder: Path) -> None:
+    """Train a stage of a run before its last one.
+
+    Args:
+        folder: of the whole run, which a message on how to continue names.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped; the message says how to continue it.
+    """
+    try:
+        train_arm(open_run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped in a stage before the last; continue with: shepherd resume {shlex.quote(str(folder))}"
+        ) from None
 
 
 def train_arm(open_run: OpenRun) -> None:
