@@ -10,6 +10,8 @@ runs/NAME/
   secret          the number that decides the cohorts then
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
+  clients/        what clients remember between visits
+  late/           late updates that a later round takes, under [stragglers]
   adapter/        the final adapter in PEFT's layout, with its model card
 """
 
@@ -73,6 +75,11 @@ class RunFolder:
     def clients(self) -> Path:
         """Folder of what clients remember between visits."""
         return self.path / "clients"
+
+    @property
+    def late(self) -> Path:
+        """Folder of updates that came too late for their round, and are part of a later one."""
+        return self.path / "late"
 
     def require_held(self) -> None:
         """Raise FolderError if the folder was removed, or replaced by that of another run."""
