@@ -2,8 +2,8 @@
 
     python -m benchmarks.stragglers [--rounds 60] [--clients 10] [--target LOSS] [--more KEY=VALUE ...]
 
-Clients of the embedded world, all asked in each round, on the simulated clock of [stragglers]. Waiting for all
-makes a third of the rounds, which is many times their time. The target is the highest of the three last
+Clients of the embedded world, all asked in each round, on the simulated clock of [stragglers]. Waiting for
+all makes a third of the rounds, which takes longer all the same. The target is the highest of the three last
 held-out losses, so that each way reaches it, unless one is given. The command passes if both other ways reach
 it in less time than waiting for all.
 """

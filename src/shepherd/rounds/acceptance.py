@@ -155,7 +155,7 @@ def _reason(request: RoundRequest, client: str, refusal: UpdateRefused) -> str:
     """Why an answer is no usable update; of a late one, which round it is of."""
     if client not in request.at_work:
         return str(refusal)
-    return f"its update of round {request.at_work[client] + 1}, which came late: {refusal}"
+    return f"its late update of round {request.at_work[client] + 1}: {refusal}"
 
 
 def _merges(federation: Federation) -> bool:

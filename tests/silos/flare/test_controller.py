@@ -48,6 +48,17 @@ def answer(site: str, data: bytes | None = None) -> FLModel:
     return model
 
 
+class Standing:
+    """A task that stands as long as its controller says so."""
+
+    def __init__(self, flare: Flare) -> None:
+        self.flare = flare
+
+    @property
+    def is_standing(self) -> bool:
+        return self.flare.stands()
+
+
 class Flare(Rounds):
     """A controller whose FLARE is a function that is given each task."""
 
@@ -73,16 +84,17 @@ class Flare(Rounds):
     def send_model(self, **given: Any) -> None:
         assert given["task_name"] == "ask"
         self.standing = 1
+        self._scheduled.append(Standing(self))
         self.timeouts.append(given["timeout"])
         self.send(message.unwrapped(given["data"]), given["targets"], given["callback"])
 
-    def get_num_standing_tasks(self) -> int:
-        return self.standing
+    def stands(self) -> bool:
+        return bool(self.standing)
 
     def get_client_disconnect_time(self, client_name: str) -> float | None:
         return self.gone.get(client_name)
 
-    def cancel_all_tasks(self, **given: Any) -> None:
+    def cancel_task(self, task: Any, **given: Any) -> None:
         self.cancelled += 1
         self.standing = 0
 
@@ -124,10 +136,10 @@ def test_the_next_question_waits_until_flare_has_let_go_of_the_last_one() -> Non
     flare = Flare(lambda data, sites, put: put(answer("a")))
     ended: list[float] = []
 
-    def cancel(**given: Any) -> None:
+    def cancel(task: Any, **given: Any) -> None:
         later(0.3, lambda: (ended.append(time.monotonic()), setattr(flare, "standing", 0)))
 
-    flare.cancel_all_tasks = cancel  # type: ignore[method-assign]
+    flare.cancel_task = cancel  # type: ignore[method-assign]
     asking = flare.ask(b"q", ["a"], 5.0)
     assert next(asking) == ("a", b"a")
     del asking
@@ -165,12 +177,12 @@ def test_an_answer_that_comes_as_its_task_ends_is_not_lost() -> None:
     class Ending(Flare):
         put: Callable[[FLModel], None]
 
-        def get_num_standing_tasks(self) -> int:
+        def stands(self) -> bool:
             if self.standing:  # between two looks at the inbox, the last answer comes in and the task is done
                 self.put(answer("a"))
                 self.standing = 0
-                return 1
-            return 0
+                return True
+            return False
 
     flare = Ending(lambda data, sites, put: setattr(flare, "put", put))
     assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
