@@ -32,6 +32,7 @@ from shepherd.silos.flare.controller import Rounds, Stopped
 from shepherd.silos.flare.job import ORDER, PAYLOAD
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec
+from shepherd.silos.server.site_federation import Until
 
 Send = Callable[[bytes, Sequence[str], Callable[[FLModel], None]], None]
 
@@ -494,3 +495,51 @@ def test_a_job_of_an_administrator_who_was_removed_meanwhile_does_not_begin(
     told = outcome(flare, monkeypatch)
     assert "ada was removed from the federation" in told["outcome"]["error"]
     assert flare.timeouts == []
+
+
+# answers that come late ------------------------------------------------------------------------------------
+
+
+def test_a_request_ends_when_its_caller_brings_the_end_forward_and_what_comes_then_is_late() -> None:
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        put(answer("a"))
+        later(0.6, lambda: put(answer("b", b"at last")))
+
+    flare = Flare(send)
+    until, began = Until(time.monotonic() + 30.0), time.monotonic()
+    came = []
+    for site, _ in flare.ask_until(b"q", ["a", "b"], until, keep=True):
+        came.append(site)
+        until.at = time.monotonic() + 0.1
+    assert came == ["a"]
+    assert time.monotonic() - began < 0.6
+    assert flare.cancelled == 0  # or FLARE would not have the site send it
+    assert list(flare.late()) == []
+    time.sleep(0.8)
+    assert list(flare.late()) == [("b", b"at last")]
+    assert list(flare.late()) == []
+    flare.standing = 0
+    assert list(flare.late()) == []
+    assert flare._kept == []
+
+
+def test_what_is_not_kept_is_ended_and_another_request_does_not_end_what_is_kept() -> None:
+    flare = Flare(lambda data, sites, put: put(answer("a")))
+    list(flare.ask_until(b"q", ["a", "b"], Until(time.monotonic() + 0.1), keep=False))
+    assert (flare.cancelled, flare._kept) == (1, [])
+
+    class Apart(Flare):
+        """Each task stands by itself."""
+
+        def send_model(self, **given: Any) -> None:
+            super().send_model(**given)
+            self._scheduled[-1] = SimpleNamespace(is_standing=True)  # type: ignore[call-overload]
+
+        def cancel_task(self, task: Any, **given: Any) -> None:
+            task.is_standing = False
+
+    apart = Apart(lambda data, sites, put: put(answer("a")))
+    list(apart.ask_until(b"q", ["a", "b"], Until(time.monotonic() + 0.1), keep=True))
+    assert list(apart.ask(b"score", ["a"], 5.0)) == [("a", b"a")]
+    ((_, tasks),) = apart._kept
+    assert [task.is_standing for task in tasks] == [True]
