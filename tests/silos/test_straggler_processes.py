@@ -33,12 +33,12 @@ RUN: dict[str, Any] = {
     "data": {"source": "world", "template": "alpaca-short", "holdout": 0.0, "limit": 72},
     "split": {"clients": 3, "by": "iid"},
     "federation": {"rounds": 30, "weights": "equal"},
-    "silos": {"deadline_s": 120.0},
+    "silos": {"deadline_s": 300.0, "start_s": 300.0, "silence_s": 120.0},
     "stragglers": {"min_updates": 2, "carry": True},
     "tuning": {"max_steps": 1, "batch_size": 4, "learning_rate": 0.004},
     "evaluation": {"answers": 0},
 }
-STOPPED_S = 4.0
+STOPPED_S = 10.0
 
 
 def test_a_slow_site_is_late_and_its_update_is_carried(tmp_path: Path) -> None:
@@ -48,6 +48,7 @@ def test_a_slow_site_is_late_and_its_update_is_carried(tmp_path: Path) -> None:
     with loopback.running(tmp_path / "federation", sites) as made:
         run = coordinate.open_run(settings, made.admin, lambda line: None)
         slow = process("trainer", "site-3", made)
+        assert slow is not None
         for _, row in run.rounds():
             if row["round"] == 1:
                 slow.send_signal(signal.SIGSTOP)
