@@ -35,6 +35,7 @@ from shepherd.core import (
 )
 from shepherd.core.algorithm import as_accepted
 from shepherd.core.checker import Checker
+from shepherd.core.stragglers import Stragglers
 from shepherd.core.transform import require_readable
 from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import FederationTable, RunSettings, SplitTable
@@ -84,6 +85,7 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
         aggregation=parts.aggregation or aggregation(settings.aggregation, allowed),
         server=parts.server or server_optimiser(settings.server, allowed),
         transform=parts.transform or transform(settings.transforms, allowed),
+        stragglers=stragglers(settings),
         names=_names_of(settings, parts),
     )
     unequal = next((key for key in ("ranks", "min_rank") if getattr(settings.adapter, key)), "")
@@ -120,6 +122,19 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
     if settings.secure is not None:
         _require_sums(settings, made, allowed)
     return made
+
+
+def stragglers(settings: RunSettings) -> Stragglers | None:
+    """What [stragglers] says of a round; None without it."""
+    table = settings.stragglers
+    if table is None:
+        return None
+    if table.carry and settings.secure is not None:
+        raise SettingsError(
+            "stragglers.carry = true adds a late update to a later round, and [secure] makes a sum of one"
+            " round alone; set stragglers.carry = false, which drops it, or remove [secure]"
+        )
+    return Stragglers(min_updates=table.min_updates, wait_s=table.wait_s, carry=table.carry)
 
 
 def _require_sums(settings: RunSettings, made: Method, allowed: Collection[str]) -> None:
@@ -231,6 +246,12 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
         raise SettingsError(
             f"the selection {settings.selection.name!r} asks any number of clients in a round, and {why}"
             ' needs enough of them in each; set [selection] name = "uniform"'
+        )
+    if made.by_loss and settings.stragglers is not None and settings.stragglers.carry:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} draws clients by their last losses, and"
+            " stragglers.carry = true brings losses of earlier rounds; set stragglers.carry = false, or"
+            ' [selection] name = "uniform"'
         )
     if made.by_loss:
         _require_losses(settings, parts.aggregation or aggregation(settings.aggregation, allowed))

@@ -387,6 +387,37 @@ class SecureTable(Table):
     """Bits of each number of a sum, in which all clients of a round together must have room."""
 
 
+class SpeedsTable(Table):
+    """Speeds of the clients of a run in one process, where no time is waited: a visit takes as long on a
+    simulated clock as its examples take at the client's speed, which is drawn once with the seed. A run over
+    silos ignores this table."""
+
+    examples_per_s: PositiveFloat = 10.0
+    """Examples that a usual client trains on in a second of the simulated clock."""
+    spread: Annotated[float, Strict(), Field(ge=0.0, le=5.0)] = 0.0
+    """Standard deviation of the natural logarithm of a client's speed: speeds are log-normal."""
+    slow_share: Share = 0.1
+    """Share of the clients that are slow."""
+    slow_factor: Annotated[float, Strict(), Field(ge=1.0, le=1e6)] = 10.0
+    """How many times slower these are."""
+
+
+class StragglersTable(Table):
+    """A round that does not wait for its slowest clients: it ends `wait_s` seconds after `min_updates`
+    updates have come, or once all have. Without this table a round waits for every client that it asked; over
+    silos, for `silos.deadline_s` at most, which holds with this table, too."""
+
+    min_updates: PositiveInt
+    """Updates that a round waits for. A client's own min_cohort may raise it."""
+    wait_s: Annotated[float, Strict(), Field(ge=0.0, le=LONGEST_WAIT_S)] = 0.0
+    """Seconds that a round goes on once it has them; in one process, of the simulated clock."""
+    carry: Annotated[bool, Strict()] = False
+    """Whether an update that comes later is part of the round in which it comes, with the weight of FedBuff
+    for an update that is t rounds late, 1 / sqrt(1 + t) of its own (arXiv 2106.06639); its client is not
+    asked until then. The default is to drop it."""
+    speeds: SpeedsTable = SpeedsTable()
+
+
 class EvaluationTable(Table):
     data: PathText = ""
     """Test set: a file relative to this file, such as a folder's global_test.json, with the fields of the
@@ -569,6 +600,8 @@ class RunSettings(Table):
     privacy: PrivacyTable = PrivacyTable()
     secure: Annotated[SecureTable | None, Field(examples=[{"ring_bits": 32}])] = None
     """Have sites mask their updates, so that the server sees sums alone: a table, which may be empty."""
+    stragglers: Annotated[StragglersTable | None, Field(examples=[{"min_updates": 2}])] = None
+    """Do not wait for the slowest clients of a round: a table with min_updates."""
     evaluation: EvaluationTable = EvaluationTable()
     compare: CompareTable = CompareTable()
     judge: JudgeTable = JudgeTable()

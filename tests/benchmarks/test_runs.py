@@ -21,6 +21,7 @@ from benchmarks import (
     overhead,
     reading,
     setting,
+    stragglers,
     tuning,
 )
 from benchmarks import bytes as of_bytes
@@ -78,6 +79,14 @@ def test_aggregating(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_stragglers(tmp_path: Path) -> None:
+    figures = _figures(stragglers.main, tmp_path)
+    seconds = {way: each["clock_s"][-1] for way, each in figures["ways"].items()}
+    assert seconds["waiting for all"] > seconds["dropping"]
+    assert figures["ways"]["dropping"]["dropped"] == 2
+    assert figures["ways"]["carrying"]["late"] == 1
+
+
 def test_drill(tmp_path: Path) -> None:
     figures = _figures(drill.main, tmp_path)
     assert [(row["attack"], row["rule"]) for row in figures["rows"]] == [

@@ -27,6 +27,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform c
 HERE = Path(__file__).parent
 SCAFFOLD = "scaffold"
 FEEDBACK = {"name": "top_k", "share": 0.05}
+CARRY: dict[str, Any] = {
+    "selection": {"share": 1.0},
+    "stragglers": {"min_updates": 3, "carry": True, "speeds": {"slow_share": 0.25, "slow_factor": 3.0}},
+}
+"""One of four clients is three rounds late, again and again."""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,7 @@ def table(
     algorithm: str,
     rounds: int,
     transforms: Sequence[Any] = (),
+    more: dict[str, Any] | None = None,
 ):
     made = runs.settings(
         llama_folder,
@@ -50,33 +56,36 @@ def table(
         algorithm={"name": algorithm},
         tuning={"optimiser": {"name": "sgd"}} if algorithm == SCAFFOLD else {},
         evaluation={"every": 5},
+        **(more or {}),
     )
     return made.model_copy(update={"transforms": tuple(PartTable(**each) for each in transforms)})
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "transforms", "rounds", "kills", "seed"),
+    ("algorithm", "transforms", "more", "rounds", "kills", "seed"),
     [
-        ("fedavg", [], 12, 4, 0),
-        (SCAFFOLD, [], 12, 4, 4),  # clients and server remember, under SGD
-        ("fedavg", [FEEDBACK], 12, 4, 5),  # what a client has left out so far waits for its next visit
-        pytest.param("fedavg", [], 60, 30, 1, marks=pytest.mark.slow),
-        pytest.param("fedprox", [], 40, 20, 2, marks=pytest.mark.slow),
-        pytest.param("ffa_lora", [], 40, 20, 3, marks=pytest.mark.slow),
-        pytest.param("fedavg", [FEEDBACK], 40, 20, 6, marks=pytest.mark.slow),
+        ("fedavg", [], {}, 12, 4, 0),
+        (SCAFFOLD, [], {}, 12, 4, 4),  # clients and server remember, under SGD
+        ("fedavg", [FEEDBACK], {}, 12, 4, 5),  # what a client has left out so far waits for its next visit
+        ("fedavg", [], CARRY, 12, 4, 0),  # late updates wait for the round in which they come
+        pytest.param("fedavg", [], {}, 60, 30, 1, marks=pytest.mark.slow),
+        pytest.param("fedprox", [], {}, 40, 20, 2, marks=pytest.mark.slow),
+        pytest.param("ffa_lora", [], {}, 40, 20, 3, marks=pytest.mark.slow),
+        pytest.param("fedavg", [FEEDBACK], {}, 40, 20, 6, marks=pytest.mark.slow),
+        pytest.param("fedavg", [], CARRY, 40, 20, 8, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
-    llama_folder, source, tmp_path, algorithm, transforms, rounds, kills, seed
+    llama_folder, source, tmp_path, algorithm, transforms, more, rounds, kills, seed
 ) -> None:
-    again = table(llama_folder, source, tmp_path / "killed", algorithm, rounds, transforms)
+    again = table(llama_folder, source, tmp_path / "killed", algorithm, rounds, transforms, more)
     lives = killed(again, kills, seed)
     assert sum(life["exit"] == -9 for life in lives) >= min(kills, 3)  # the last may be done too early
     assert any(life["exit"] == -9 and life["rounds"] for life in lives)  # some died between rounds
     told = [number for life in lives for number in life["rounds"]]
     assert told == sorted(set(told))  # no finished round is redone
 
-    whole = table(llama_folder, source, tmp_path / "whole", algorithm, rounds, transforms)
+    whole = table(llama_folder, source, tmp_path / "whole", algorithm, rounds, transforms, more)
     undisturbed = open_run(whole, consent=Consent(plugins=frozenset({algorithm})))
     for _ in undisturbed.rounds():
         pass
@@ -88,11 +97,16 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     assert [row["round"] for row in ours] == list(range(rounds + 1))
     assert [runs.without_times(row) for row in ours] == [runs.without_times(row) for row in theirs]
     remembered = [
-        {path.name: path.read_bytes() for path in (tmp_path / name / "clients").glob("*")}
+        {
+            path.name: path.read_bytes()
+            for kept in ("clients", "late")
+            for path in (tmp_path / name / kept).glob("*.safetensors")
+        }
         for name in ("killed", "whole")
     ]
     assert remembered[0] == remembered[1]
-    assert bool(remembered[0]) == (algorithm == SCAFFOLD or bool(transforms))
+    assert bool(remembered[0]) == (algorithm == SCAFFOLD or bool(transforms) or bool(more))
+    assert (sum(bool(row.get("carried")) for row in ours) > 1) == bool(more)
 
 
 DYING = """

@@ -200,3 +200,10 @@ def test_what_others_have_named_is_text_in_it() -> None:
         assert line.count(mark) == line.count(f"\\{mark}")
     assert line.count(" | ") == 4  # the cells are five
     assert "owned" in line
+
+
+def test_late_updates_are_counted_under_stragglers() -> None:
+    rows = [{"round": 1, "late": ["a", "b"], "dropped": ["b"]}, {"round": 2, "carried": {"a": 1}}]
+    waits = {**HUB, "stragglers": {"min_updates": 2}}
+    assert "updates late, dropped, taken in a later round | 2, 1, 1 |" in written(waits, rows=rows)
+    assert "updates late" not in written(HUB, rows=rows)

@@ -21,6 +21,8 @@ ROW = {
     "loss": 2.5,
     "losses": {"a": 2.0, "b": 3.0},
     "failures": {"c": "loss is not finite"},
+    "late": ["d", "e"],
+    "carried": {"f": 3},
     "heldout": {"loss": 2.25, "category": {"open:qa": 2.0}, "client": {"a": 1.0, "b": 4.0}},
     "seconds": {"round": 4.5},
     "gap": None,
@@ -36,6 +38,8 @@ def test_a_row_becomes_scalars() -> None:
     assert tracking.flatten(ROW) == {
         "cohort": 2,
         "failures": 1,
+        "late": 2,
+        "carried": 1,
         "weights/mean": 0.5,
         "weights/min": 0.25,
         "weights/max": 0.75,

@@ -78,6 +78,8 @@ class Failure:
 
     client: str
     reason: str
+    late: bool = False
+    """Whether it was still at work when the round ended; see `shepherd.core.stragglers`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,11 @@ class Context:
 
 
 class Federation(Protocol):
-    """The clients of a run, in one process or over a network; `run` yields updates as they are ready."""
+    """The clients of a run, in one process or over a network; `run` yields updates as they are ready.
+
+    One that carries late updates has `at_work(round)`, client -> the earlier round whose update it has yet to
+    send. These are not asked in a round, which may yield what they send.
+    """
 
     def clients(self) -> Sequence[ClientInfo]:
         """The clients that can be asked now, in a fixed order."""

@@ -11,6 +11,7 @@ from shepherd.core.messages import Broadcast, ClientInfo
 from shepherd.core.selection import Selection
 from shepherd.core.server_optimiser import ServerOptimiser
 from shepherd.core.soundness import faults
+from shepherd.core.stragglers import Stragglers
 from shepherd.core.transform import Transform
 from shepherd.errors import SettingsError
 
@@ -30,6 +31,8 @@ class Method:
     aggregation: Aggregation
     server: ServerOptimiser
     transform: Transform
+    stragglers: Stragglers | None = None
+    """How long a round waits; None: for every client."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What the run file calls its parts, by the part; for messages."""
 

@@ -20,6 +20,7 @@ FACTORS = ("module.lora_A.weight", "module.lora_B.weight")
 """The two factors of a module, for asking an algorithm about them."""
 PARITIES = (0, 1)
 """An even round and an odd one: some algorithms alternate."""
+DROP = "set stragglers.carry = false, which drops it"
 
 
 def faults(method: Method) -> Iterator[str]:
@@ -243,6 +244,76 @@ def an_algorithm_may_need_exact_updates(method: Method) -> str | None:
     )
 
 
+def noise_needs_everybody(method: Method) -> str | None:
+    """Who is in a sum whose noise hides each client must not depend on how fast the others were."""
+    if method.stragglers is None or method.transform.mechanism is None:
+        return None
+    return (
+        "[stragglers] leaves a client out because others were faster, which alters a sum by more than"
+        f" {method.called('transform')} hides; remove [stragglers], and over silos lower silos.deadline_s,"
+        " which holds for each site by itself"
+    )
+
+
+def a_late_update_needs_a_mean(method: Method) -> str | None:
+    """Its weight has to count, and its numbers have to mean the same in a later round."""
+    if not carries(method) or (method.aggregation.is_mean and method.aggregation.keeps_basis):
+        return None
+    return (
+        f"stragglers.carry = true adds a late update with a smaller weight, and"
+        f" {method.called('aggregation')} is no mean of what the clients sent;"
+        f' {DROP}, or set [aggregation] name = "mean"'
+    )
+
+
+def a_late_update_outlives_no_rebase(method: Method) -> str | None:
+    """A late change is of the factors before they were written anew."""
+    if not carries(method) or method.server.rebase is None:
+        return None
+    return (
+        f"stragglers.carry = true adds a late update to the factors of a later round, and"
+        f' {method.called("server")} writes these anew; {DROP}, or set [server] name = "sgd"'
+    )
+
+
+def a_late_update_needs_the_same_tensors(method: Method) -> str | None:
+    """What a client sends for one round has to be what another one takes."""
+    algorithm = method.algorithm
+    same = algorithm.core is no_core and len({sent(algorithm, each) for each in range(4)}) == 1
+    if not carries(method) or same:
+        return None
+    return (
+        f"stragglers.carry = true adds a late update to a later round, and {method.called('algorithm')} sends"
+        f' something else in each; {DROP}, or set [algorithm] name = "fedavg"'
+    )
+
+
+def a_late_update_comes_alone(method: Method) -> str | None:
+    """What both ends remember or send beside a change belongs to the round that it was made in."""
+    algorithm = method.algorithm
+    more = algorithm.personal or algorithm.remembers_factors or not algorithm.server_is_model
+    if not carries(method) or not (more or algorithm.needs_equal_weights):
+        return None
+    return (
+        f"stragglers.carry = true adds a late update to a later round, and what {method.called('algorithm')}"
+        f" keeps or sends beside the change belongs to the round it was made in; {DROP}, or set [algorithm]"
+        ' name = "fedavg"'
+    )
+
+
+def a_late_update_is_of_itself(method: Method) -> str | None:
+    """A transform may tie an update to its own round."""
+    transform = method.transform
+    tied = transform.remember is not None or transform.relative is not None or transform.largest_code > 0
+    if not carries(method) or not tied:
+        return None
+    return (
+        f"stragglers.carry = true adds a late update to a later round, and {method.called('transform')} ties"
+        " an update to its own, by what it keeps with the client, by the factors that it reads, or by a sum"
+        f" of whole numbers; {DROP}, or remove the transform (or set feedback = false for it)"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     noise_needs_a_mean,
     noise_needs_the_update_that_was_checked,
@@ -263,8 +334,19 @@ RULES: tuple[Rule, ...] = (
     a_server_may_need_a_mean,
     an_algorithm_may_need_a_mean,
     an_algorithm_may_need_exact_updates,
+    noise_needs_everybody,
+    a_late_update_needs_a_mean,
+    a_late_update_outlives_no_rebase,
+    a_late_update_needs_the_same_tensors,
+    a_late_update_comes_alone,
+    a_late_update_is_of_itself,
 )
 """In the order in which a person hears of them: the first one that is broken is the message."""
+
+
+def carries(method: Method) -> bool:
+    """Whether an update may be part of a later round than it was asked for."""
+    return method.stragglers is not None and method.stragglers.carry
 
 
 def trains_a_alone(algorithm: Algorithm, round: int) -> bool:

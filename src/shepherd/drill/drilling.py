@@ -174,6 +174,10 @@ def _require_sound(settings: RunSettings, consent: Consent) -> None:
             "the noise of this run hides single updates, which robust rules must see; drill a run file"
             " without it"
         )
+    if settings.stragglers is not None:
+        raise SettingsError(
+            "a drill waits for every client, and [stragglers] does not; drill a run file without it"
+        )
     if not plugins.algorithm(settings.algorithm, consent.plugins).server_is_model:
         raise SettingsError(
             f"algorithm.name = {settings.algorithm.name!r} leaves a part of each model with its client, so"

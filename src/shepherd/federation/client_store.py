@@ -47,6 +47,9 @@ class ClientStore(Protocol):
     def put(self, client: str, round: int, memory: Payload) -> StoredMemory:
         """Store a client's memory after `round` rounds, and delete those that no checkpoint needs."""
 
+    def delete(self, client: str, kept: StoredMemory) -> None:
+        """Delete what `put` stored; nothing happens where it is gone."""
+
 
 @dataclass(slots=True)
 class InMemory:
@@ -64,6 +67,10 @@ class InMemory:
         own = {each: self.memories[client][each] for each in before}
         self.memories[client] = {**own, round: memory}
         return StoredMemory(round, "")
+
+    def delete(self, client: str, kept: StoredMemory) -> None:
+        """See `ClientStore`."""
+        self.memories.get(client, {}).pop(kept.round, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,16 @@ class OnDisk:
             private.sync(self.folder.parent)
             self._forget(client, round)
         return StoredMemory(round, hashlib.sha256(data).hexdigest())
+
+    def delete(self, client: str, kept: StoredMemory) -> None:
+        """See `ClientStore`.
+
+        Raises:
+            FolderError: the folder cannot be written.
+        """
+        with disk_errors(self.folder):
+            self._path(client, kept.round).unlink(missing_ok=True)
+        self._rounds[_name(client)] = [each for each in self._found(_name(client)) if each != kept.round]
 
     def _forget(self, client: str, round: int) -> None:
         """Delete the files that are older than any that a kept checkpoint refers to."""

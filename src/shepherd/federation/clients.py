@@ -138,6 +138,16 @@ class LocalClients:
         members = np.arange(group)
         return Batches([(group * batch[:, None] + members).ravel() for batch in batches], end)
 
+    def visit_examples(self, client: str, position: int) -> int:
+        """Number of examples of a client's next visit, repeated ones included; on average, under `privacy`.
+
+        Raises:
+            DataError: the client has no example.
+        """
+        if self.privacy is not None and self.size(client):
+            return self.visit_steps(client) * self.expected_batch(client)
+        return sum(map(len, self.batches(client, position).indices))
+
     def _drawn(self, client: str, position: int) -> Batches:
         size, more = self.size(client), self.visit_steps(client)
         if self.account is not None:

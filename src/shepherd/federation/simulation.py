@@ -66,9 +66,7 @@ class Simulation:
 
     def run_groups(self, broadcast: Broadcast, cohort: Sequence[Sequence[str]]) -> Iterator[Update | Failure]:
         """Tune a cohort in these groups, each in one pass; updates come in this order."""
-        if self.draft.round < broadcast.round:  # a later round is asked for only once this one is finished
-            self.commit()
-        self.draft.begin(broadcast.round)
+        self.begin(broadcast.round)
         groups = [self._group(broadcast, clients) for clients in cohort]
         meter = _Meter(
             round=broadcast.round + 1,
@@ -93,6 +91,20 @@ class Simulation:
                 yield from self._answers(broadcast, group, tuned)
                 meter.groups_done += 1
         self.draft.complete = True
+
+    def begin(self, round: int) -> None:
+        """Discard what a round has changed so far, once the round before it counts as finished."""
+        if self.draft.round < round:  # a later round is asked for only once this one is finished
+            self.commit()
+        self.draft.begin(round)
+
+    def visit_examples(self, client: str) -> int:
+        """Number of examples of a client's visit in the round that was begun.
+
+        Raises:
+            DataError: the client has no example.
+        """
+        return self.local.visit_examples(client, self.positions.get(client, 0))
 
     def commit(self) -> None:
         """Apply the changes of the last round, if its whole cohort has answered."""

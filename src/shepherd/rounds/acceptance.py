@@ -32,6 +32,7 @@ from shepherd.core import (
     require_shapes,
     shapes_of,
 )
+from shepherd.core.stragglers import staleness_weight
 from shepherd.errors import AdapterError, QuorumNotMet, UpdateRefused
 from shepherd.rounds.weights import ANYTHING, MAX_WEIGHT, WEIGHT_TOLERANCE, Allow, Allowed, Shares
 
@@ -59,6 +60,12 @@ class RoundRequest:
     allow: Allow
     quorum: float
     """The share of the cohort, in (0, 1], that must give a usable update."""
+    at_work: Mapping[str, int] = field(default_factory=dict)
+    """Clients that were not asked, since they have yet to send the update of an earlier round -> that one."""
+
+    def answered(self, client: str) -> int:
+        """The round that a client's answer has to be of."""
+        return self.at_work.get(client, self.broadcast.round)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +76,10 @@ class RoundLog:
     capped: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
+    """Client of the cohort that was still at work when the round ended -> what to do about it."""
+    carried: dict[str, int] = field(default_factory=dict)
+    """Client whose update of an earlier round counts -> how many rounds late it is."""
     bytes_up: int = 0
     waited: float = 0.0
     """Seconds of waiting for answers."""
@@ -117,13 +128,16 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
     for answer in answers:
         if isinstance(answer, Update):
             log.bytes_up += _bytes_up(request.federation, answer)
+        elif answer.late:
+            log.late[answer.client] = answer.reason
+            continue
         names = answer.clients if isinstance(answer, Update) else (answer.client,)
         try:
             update = _accept_one(request, answer, names, log)
         except UpdateRefused as refusal:
             of_all = _merges(request.federation) and set(names) <= set(request.cohort)
             for name in names if of_all else (answer.client,):
-                log.failures.setdefault(name, str(refusal))
+                log.failures.setdefault(name, _reason(request, name, refusal))
             if request.method.is_private:  # for who looks for a fault: nothing else says it
                 logger.debug("client %s: no usable update (%s)", answer.client, refusal)
         else:
@@ -135,6 +149,13 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
             yield update
             del update
         del answer
+
+
+def _reason(request: RoundRequest, client: str, refusal: UpdateRefused) -> str:
+    """Why an answer is no usable update; of a late one, which round it is of."""
+    if client not in request.at_work:
+        return str(refusal)
+    return f"its late update of round {request.at_work[client] + 1}: {refusal}"
 
 
 def _merges(federation: Federation) -> bool:
@@ -157,6 +178,8 @@ def cap_weights(
     An update that may be the heaviest waits until it is known not to be, or for the end: `rounds.weights`.
     """
     lightest = min((request.allow(info).least for info in request.federation.clients()), default=0.0)
+    if request.at_work:  # a late one may weigh less
+        lightest = 0.0
     held: list[Update] = []
     for update in updates:
         for _ in update.clients:
@@ -198,18 +221,19 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
     infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
-    if fewest > len(request.cohort) and not request.method.is_private:
+    most = len(request.cohort) + len(request.at_work)
+    if fewest > most and not request.method.is_private:
         # or one client could have every round thrown away
         raise UpdateRefused(
-            f"its min_cohort is {fewest} and {len(request.cohort)} clients were asked; raise"
-            " selection.share, or add clients"
+            f"its min_cohort is {fewest} and {most} clients were asked; raise selection.share, or add clients"
         )
     expected = request.method.expects(request.broadcast, infos[0])
     allowed = request.allow(infos[0]) if len(infos) == 1 else ANYTHING
-    check_report(answer, request.broadcast.round, allowed)
+    number = request.answered(answer.client)
+    check_report(answer, number, allowed)
     arrived = _decode(request, answer, expected)
     if arrived.weight != answer.weight:  # a mechanism controls the weights
-        check_report(arrived, request.broadcast.round, ANYTHING)
+        check_report(arrived, number, ANYTHING)
     checked = check_tensors(arrived, expected)
     with np.errstate(over="ignore", invalid="ignore"):
         accepted = request.method.algorithm.accept(checked, allowed.counts)
@@ -217,6 +241,10 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
         _require_bounded(accepted, "once what its extra says is applied; correct what the client reports")
     if request.method.transform.mechanism is not None:
         request.method.transform.mechanism.verify(accepted, request.transforms)
+    if answer.client in request.at_work:
+        late = request.broadcast.round - number
+        log.carried[answer.client] = late
+        accepted = replace(accepted, weight=accepted.weight * staleness_weight(late))
     return accepted
 
 
@@ -237,7 +265,7 @@ def _require_asked(request: RoundRequest, names: tuple[str, ...], log: RoundLog)
     if not names or len(set(names)) < len(names):
         raise UpdateRefused("it names no client, or names one twice; name each client once")
     for name in names:
-        if name not in request.cohort:
+        if name not in request.cohort and name not in request.at_work:
             raise UpdateRefused(f"client {name!r} was not asked this round; check who may answer")
         if name in log.weights or name in log.failures:
             raise UpdateRefused("it answered twice, and only the first answer counts; send one answer")
@@ -341,7 +369,7 @@ def _require_metrics(metrics: Mapping[str, float], allowed: Allowed) -> None:
 def require_quorum(request: RoundRequest, log: RoundLog) -> None:
     """Count clients without an answer as failures; raise QuorumNotMet if too few clients are in the mean."""
     for client in request.cohort:
-        if client not in log.weights:
+        if client not in log.weights and client not in log.late:
             log.failures.setdefault(client, "it gave no answer")
     number, count = request.broadcast.round + 1, len(log.weights)
     mechanism = request.method.transform.mechanism
@@ -349,23 +377,24 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
         _require_shares(mechanism.honest, request, log)
         _require_own_cohorts(request, log)
         return
-    least = needed(request.quorum, len(request.cohort))
-    have = f"round {number}: {count} of {len(request.cohort)} clients gave a usable update"
-    if count < least:
+    least, lost = needed(request.quorum, len(request.cohort)), {**log.failures, **log.late}
+    in_time = count - len(log.carried)
+    have = f"round {number}: {in_time} of {len(request.cohort)} clients gave a usable update"
+    if in_time < least:
         raise QuorumNotMet(
             f"{have} and federation.quorum = {request.quorum:g} requires {least} "
-            f"({failure_list(log.failures)}); fix those clients or lower federation.quorum"
+            f"({failure_list(lost)}); fix those clients or lower federation.quorum"
         )
     if count < (smallest := request.method.aggregation.smallest_cohort):
         raise QuorumNotMet(
-            f"{have} and the aggregation requires {smallest} ({failure_list(log.failures)}); fix those"
+            f"{have} and the aggregation requires {smallest} ({failure_list(lost)}); fix those"
             " clients, raise selection.share or choose another aggregation"
         )
     strictest = max(log.weights, key=lambda client: log.info(request.federation, client).min_cohort)
     if count < (fewest := log.info(request.federation, strictest).min_cohort):
         raise QuorumNotMet(
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
-            f" mean is discarded ({failure_list(log.failures)}); fix those clients or add clients"
+            f" mean is discarded ({failure_list(lost)}); fix those clients or add clients"
         )
 
 

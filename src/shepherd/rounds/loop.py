@@ -35,6 +35,7 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.core.cores import bases_of, grown
+from shepherd.core.soundness import carries
 from shepherd.errors import FederationError
 from shepherd.rounds import hearing
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, require_own_means, usable_updates
@@ -123,7 +124,8 @@ def rounds(
                 f"the noise was made for {context.clients} clients, and there are {len(clients)}; start a new"
                 " run with these"
             )
-        clients = hearing.informed(clients, state.reports)
+        at_work = getattr(federation, "at_work", _nobody)(number)
+        clients = hearing.informed([info for info in clients if info.name not in at_work], state.reports)
         cohort = select(clients, number, seed_for(secret, number // context.together, "cohort"))
         broadcast = next_broadcast(method, state, seed_for(seed, number, "clients"))
         request = RoundRequest(
@@ -134,6 +136,7 @@ def rounds(
             transforms=state.transforms,
             allow=allow,
             quorum=quorum,
+            at_work=at_work,
         )
         log, merges = RoundLog(), getattr(federation, "merges", False)
         seen_by = observers(method, broadcast, context, Seeded(secret), merges)
@@ -160,6 +163,9 @@ def rounds(
                 capped=tuple(log.capped),
                 metrics=log.metrics,
                 failures=log.failures,
+                late=tuple(log.late),
+                dropped=() if carries(method) else tuple(log.late),
+                carried=log.carried,
                 bytes_down=broadcast.nbytes * len(cohort),
                 bytes_up=log.bytes_up,
                 figures=seen_by.figures(aggregate),
@@ -233,6 +239,11 @@ def next_state(
         done = replace(done, adapter=method.server.rebase(done, context))
         _require_finite(done)
     return done
+
+
+def _nobody(round: int) -> Mapping[str, int]:
+    """Clients that are still at work, of a federation that carries no late update."""
+    return {}
 
 
 def _combined(

@@ -28,6 +28,12 @@ class RoundReport:
     """Metrics that each of these clients reported."""
     failures: Mapping[str, str]
     """Client -> why it gave no usable update, or why a second one was refused."""
+    late: Cohort = ()
+    """Clients of the cohort that were still at work when the round ended."""
+    dropped: Cohort = ()
+    """Those of them whose update counts in no round; the others send it in a later one."""
+    carried: Mapping[str, int] = field(default_factory=dict)
+    """Client whose update of an earlier round counts here -> how many rounds late it is."""
     bytes_down: int
     """Bytes of the tensors sent to the cohort, over all its clients."""
     bytes_up: int
@@ -75,6 +81,7 @@ def report_row(report: RoundReport) -> dict[str, Any]:
         "loss": nats / tokens if tokens else None,
         "losses": losses,
         "failures": dict(report.failures),
+        **_late(report),
         "bytes_down": report.bytes_down,
         "bytes_up": report.bytes_up,
         **report.figures,
@@ -83,6 +90,12 @@ def report_row(report: RoundReport) -> dict[str, Any]:
         "steps": _sum(metrics, "steps"),
         "tokens": {"seen": _sum(metrics, "tokens"), "trained": _sum(metrics, "trained_tokens")},
     }
+
+
+def _late(report: RoundReport) -> dict[str, Any]:
+    """What came late, where anything did."""
+    found = {"late": list(report.late), "dropped": list(report.dropped), "carried": dict(report.carried)}
+    return {name: clients for name, clients in found.items() if clients}
 
 
 def _sum(metrics: Mapping[str, Mapping[str, float]], name: str) -> int:

@@ -352,6 +352,9 @@ def _training(settings: RunSettings, rows: Sequence[Row], revision: str | None) 
         yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
         yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
         yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
+    if settings.stragglers is not None:
+        late = (str(sum(len(row.get(key, ())) for row in rows)) for key in ("late", "dropped", "carried"))
+        yield "updates late, dropped, taken in a later round", ", ".join(late)
     if private := settings.privacy.examples:
         yield "noise on each step", f"norm {private.norm:g} for each example, multiplier {private.noise:g}"
     if spent := (rows[-1].get("example_privacy") if rows else None):

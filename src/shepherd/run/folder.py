@@ -12,6 +12,8 @@ runs/NAME/
   checkpoints/    the last server states
   stages.toml     the run file with stages, if it has them; stages/ holds the runs of those before the last
   start/          the adapter that the run starts from, where it is given one
+  clients/        what clients remember between visits
+  late/           late updates that a later round takes, under [stragglers]
   adapter/        the final adapter in PEFT's layout, with its model card
 """
 
@@ -83,6 +85,11 @@ class RunFolder:
     def clients(self) -> Path:
         """Folder of what clients remember between visits."""
         return self.path / "clients"
+
+    @property
+    def late(self) -> Path:
+        """Folder of updates that came too late for their round, and are part of a later one."""
+        return self.path / "late"
 
     def require_held(self) -> None:
         """Raise FolderError if the folder was removed, or replaced by that of another run."""

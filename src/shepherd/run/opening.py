@@ -29,6 +29,7 @@ from shepherd.data.pipeline import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
+from shepherd.federation.clocked import clock_from
 from shepherd.io import paths
 from shepherd.io.progress import many, roughly, stage
 from shepherd.machine import memory, planning
@@ -45,6 +46,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.ranks import ranks_of
 from shepherd.rounds.ring import require_sums
+from shepherd.rounds.waiting import require_enough
 from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
@@ -141,6 +143,7 @@ def _start(
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     require_cohort(settings, method.aggregation, selection, len(prepared.clients))
     require_sums(settings, method, selection, len(prepared.clients))
+    require_enough(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)
     cohort = selection.size(len(prepared.clients))
@@ -407,6 +410,8 @@ def _continue(
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
         run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
+        if run.clocked is not None:
+            run.clocked.clock = clock_from(saved.notes["clock"])
         if noted is not None and all(row["round"] < state.round for row in rows):
             run.unlogged = noted  # killed between saving a round and scoring it
             run._complete_saved()

@@ -43,6 +43,7 @@ from shepherd.errors import FederationError, FolderError
 from shepherd.evaluate import answers, contribution, loss, personal, rewards
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
+from shepherd.federation.clocked import Clocked, speeds
 from shepherd.federation.root import Root, root_of
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.summed import Summed
@@ -102,6 +103,8 @@ class Run(HeldRun):
     unlogged: Row | None = None
     """Row of a round that is saved but not logged yet."""
     simulation: Simulation = field(init=False)
+    clocked: Clocked | None = field(init=False)
+    """The clients on a simulated clock, under [stragglers]."""
     root: Root | None = field(init=False)
     """Tunes the server's own examples, if there are any."""
     held_pairs: rewards.Pairs | None = field(init=False, default=None)
@@ -131,6 +134,17 @@ class Run(HeldRun):
             store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
             quiet=self.method.is_private,
         )
+        self.clocked = None
+        if self.settings.stragglers is not None and self.method.stragglers is not None:
+            self.clocked = Clocked(
+                timed=self.simulation,
+                stragglers=self.method.stragglers,
+                speeds=speeds(
+                    self.settings.stragglers.speeds, list(self.prepared.clients), self.settings.seed
+                ),
+                store=OnDisk(self.holder.late, self.settings.checkpoints.keep),
+                keep=self.settings.checkpoints.keep,
+            )
         self.root = root_of(self.prepared.root, self.simulation)
 
     def __repr__(self) -> str:
@@ -235,9 +249,10 @@ class Run(HeldRun):
 
     def _federation(self) -> Federation:
         """The clients; under [secure], what is known of them is a sum."""
+        clients = self.simulation if self.clocked is None else self.clocked
         if self.settings.secure is None:
-            return self.simulation
-        return Summed(federation=self.simulation, ring_bits=self.settings.secure.ring_bits)
+            return clients
+        return Summed(federation=clients, ring_bits=self.settings.secure.ring_bits)
 
     def _secret(self) -> int:
         """The seed of the cohorts, where noise hides clients."""
@@ -292,6 +307,7 @@ class Run(HeldRun):
             "coverage": self.simulation.coverage(),
             **({"example_privacy": self.account.row(self.simulation.spent())} if self.account else {}),
             "learning_rate": self.simulation.local.learning_rate(report.round - 1),
+            **({} if self.clocked is None else {"clock_s": self.clocked.reached().now}),
             "seconds": {
                 "round": report.seconds + scoring,
                 "tuning": report.federation_seconds,
@@ -378,6 +394,7 @@ class Run(HeldRun):
             "row": row,
             "base": self.base.fingerprint,
             "is_model": self.method.algorithm.server_is_model,
+            **({} if self.clocked is None else {"clock": self.clocked.reached().notes()}),
         }
         saved = Checkpoint(state=state, notes=notes)
         before = checkpoint.latest(self.holder.checkpoints)
@@ -386,12 +403,17 @@ class Run(HeldRun):
         finally:  # an interrupt may come after the checkpoint is complete
             if checkpoint.latest(self.holder.checkpoints) != before:
                 self.state, self.unlogged = state, row
-        self.simulation.commit()
+        self._commit()
         self._keep_ledger()
         row = self._scored_late(row)
         self.holder.append(row)
         self.unlogged = None
         return row
+
+    def _commit(self) -> None:
+        self.simulation.commit()
+        if self.clocked is not None:
+            self.clocked.commit()
 
     def _scored_late(self, row: Row) -> Row:
         """The row of the round that was saved last, with the scores that it may have only then."""
@@ -402,7 +424,7 @@ class Run(HeldRun):
     def _complete_saved(self) -> None:
         """Finish what an interrupt cut off in `_save` after the checkpoint; each part may be done already."""
         if self.unlogged is not None:
-            self.simulation.commit()
+            self._commit()
             self._keep_ledger()
             self.holder.reconcile(self.state.round, self._scored_late(self.unlogged))
             self.unlogged = None

@@ -29,7 +29,7 @@ SERVICES = {
     "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
 }
 _BY_CLIENT = ("coverage", "cosines", "losses", "weights", "client")
-_SKIPPED = ("round", "cohort", "failures")
+_SKIPPED = ("round", "cohort", "failures", "carried")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ def flatten(row: Mapping[str, Any]) -> dict[str, float]:
     """
     hidden = "privacy" in row  # who took part
     counts = {} if hidden else {name: len(row.get(name, ())) for name in ("cohort", "failures")}
+    counts |= {name: len(row[name]) for name in ("late", "dropped", "carried") if name in row}
     return {**counts, **dict(_scalars(row, ()))}
 
 

@@ -32,6 +32,7 @@ from shepherd.silos.flare.controller import Rounds, Stopped
 from shepherd.silos.flare.job import ORDER, PAYLOAD
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec
+from shepherd.silos.server.site_federation import Until
 
 Send = Callable[[bytes, Sequence[str], Callable[[FLModel], None]], None]
 
@@ -46,6 +47,17 @@ def answer(site: str, data: bytes | None = None) -> FLModel:
     model = message.wrapped(data or site.encode())
     model.meta["client_name"] = site
     return model
+
+
+class Standing:
+    """A task that stands as long as its controller says so."""
+
+    def __init__(self, flare: Flare) -> None:
+        self.flare = flare
+
+    @property
+    def is_standing(self) -> bool:
+        return self.flare.stands()
 
 
 class Flare(Rounds):
@@ -73,16 +85,17 @@ class Flare(Rounds):
     def send_model(self, **given: Any) -> None:
         assert given["task_name"] == "ask"
         self.standing = 1
+        self._scheduled.append(Standing(self))
         self.timeouts.append(given["timeout"])
         self.send(message.unwrapped(given["data"]), given["targets"], given["callback"])
 
-    def get_num_standing_tasks(self) -> int:
-        return self.standing
+    def stands(self) -> bool:
+        return bool(self.standing)
 
     def get_client_disconnect_time(self, client_name: str) -> float | None:
         return self.gone.get(client_name)
 
-    def cancel_all_tasks(self, **given: Any) -> None:
+    def cancel_task(self, task: Any, **given: Any) -> None:
         self.cancelled += 1
         self.standing = 0
 
@@ -124,10 +137,10 @@ def test_the_next_question_waits_until_flare_has_let_go_of_the_last_one() -> Non
     flare = Flare(lambda data, sites, put: put(answer("a")))
     ended: list[float] = []
 
-    def cancel(**given: Any) -> None:
+    def cancel(task: Any, **given: Any) -> None:
         later(0.3, lambda: (ended.append(time.monotonic()), setattr(flare, "standing", 0)))
 
-    flare.cancel_all_tasks = cancel  # type: ignore[method-assign]
+    flare.cancel_task = cancel  # type: ignore[method-assign]
     asking = flare.ask(b"q", ["a"], 5.0)
     assert next(asking) == ("a", b"a")
     del asking
@@ -165,12 +178,12 @@ def test_an_answer_that_comes_as_its_task_ends_is_not_lost() -> None:
     class Ending(Flare):
         put: Callable[[FLModel], None]
 
-        def get_num_standing_tasks(self) -> int:
+        def stands(self) -> bool:
             if self.standing:  # between two looks at the inbox, the last answer comes in and the task is done
                 self.put(answer("a"))
                 self.standing = 0
-                return 1
-            return 0
+                return True
+            return False
 
     flare = Ending(lambda data, sites, put: setattr(flare, "put", put))
     assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
@@ -482,3 +495,51 @@ def test_a_job_of_an_administrator_who_was_removed_meanwhile_does_not_begin(
     told = outcome(flare, monkeypatch)
     assert "ada was removed from the federation" in told["outcome"]["error"]
     assert flare.timeouts == []
+
+
+# answers that come late ------------------------------------------------------------------------------------
+
+
+def test_a_request_ends_when_its_caller_brings_the_end_forward_and_what_comes_then_is_late() -> None:
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        put(answer("a"))
+        later(0.6, lambda: put(answer("b", b"at last")))
+
+    flare = Flare(send)
+    until, began = Until(time.monotonic() + 30.0), time.monotonic()
+    came = []
+    for site, _ in flare.ask_until(b"q", ["a", "b"], until, keep=True):
+        came.append(site)
+        until.at = time.monotonic() + 0.1
+    assert came == ["a"]
+    assert time.monotonic() - began < 0.6
+    assert flare.cancelled == 0  # or FLARE would not have the site send it
+    assert list(flare.late()) == []
+    time.sleep(0.8)
+    assert list(flare.late()) == [("b", b"at last")]
+    assert list(flare.late()) == []
+    flare.standing = 0
+    assert list(flare.late()) == []
+    assert flare._kept == []
+
+
+def test_what_is_not_kept_is_ended_and_another_request_does_not_end_what_is_kept() -> None:
+    flare = Flare(lambda data, sites, put: put(answer("a")))
+    list(flare.ask_until(b"q", ["a", "b"], Until(time.monotonic() + 0.1), keep=False))
+    assert (flare.cancelled, flare._kept) == (1, [])
+
+    class Apart(Flare):
+        """Each task stands by itself."""
+
+        def send_model(self, **given: Any) -> None:
+            super().send_model(**given)
+            self._scheduled[-1] = SimpleNamespace(is_standing=True)  # type: ignore[call-overload]
+
+        def cancel_task(self, task: Any, **given: Any) -> None:
+            task.is_standing = False
+
+    apart = Apart(lambda data, sites, put: put(answer("a")))
+    list(apart.ask_until(b"q", ["a", "b"], Until(time.monotonic() + 0.1), keep=True))
+    assert list(apart.ask(b"score", ["a"], 5.0)) == [("a", b"a")]
+    ((_, tasks),) = apart._kept
+    assert [task.is_standing for task in tasks] == [True]

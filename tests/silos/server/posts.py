@@ -10,6 +10,7 @@ import numpy as np
 from shepherd.core import Adapter, Failure, Update, corner, of_rank
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Ready, Request, Scores
+from shepherd.silos.server.site_federation import Until
 
 Site = Callable[[Request], bytes | None]
 
@@ -23,6 +24,9 @@ class Letters:
     order: Callable[[Sequence[str]], Sequence[str]] = lambda sites: sites
     asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    slow: dict[str, int] = field(default_factory=dict)
+    """Site -> how many rounds late its updates are."""
+    on_way: list[tuple[int, str, bytes]] = field(default_factory=list)
 
     def present(self) -> Sequence[str]:
         return [site for site in self.sites if site not in self.away]
@@ -35,6 +39,21 @@ class Letters:
             answer = self.sites[site](request)
             if answer is not None:
                 yield site, answer
+
+    def ask_until(
+        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
+    ) -> Iterator[tuple[str, bytes]]:
+        self.round = wire.decode_request(message).round
+        for site, answer in self.ask(message, sites, 0.0):
+            if site not in self.slow:
+                yield site, answer
+            elif keep:
+                self.on_way.append((self.round + self.slow[site], site, answer))
+
+    def late(self) -> Iterator[tuple[str, bytes]]:
+        came = [each for each in self.on_way if each[0] <= self.round]
+        self.on_way = [each for each in self.on_way if each not in came]
+        yield from ((site, answer) for _, site, answer in came)
 
     def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
         for site, message in messages.items():

@@ -24,6 +24,8 @@ ROWS: list[dict[str, Any]] = [
         "cohort": ["a", "b"],
         "loss": 2.75,
         "failures": {"b": "late"},
+        "late": ["c", "d"],
+        "dropped": ["d"],
         "bytes_down": 10,
         "bytes_up": 7,
         "gap": 0.125,
@@ -39,6 +41,7 @@ ROWS: list[dict[str, Any]] = [
         "cohort": ["a", "b"],
         "loss": 2.5,
         "failures": {},
+        "carried": {"c": 1},
         "bytes_down": 10,
         "bytes_up": 10,
         "gap": 0.25,
@@ -80,6 +83,9 @@ def test_the_rounds_and_their_sums(run: Path) -> None:
         "steps": 6,
         "tokens": 16,
         "failures": 1,
+        "late": 2,
+        "dropped": 1,
+        "carried": 1,
     }
     assert found["rounds"][1] == {
         "round": 1,

@@ -70,3 +70,11 @@ def test_a_line_a_round() -> None:
 def test_failures_are_told_by_client_and_reason() -> None:
     assert figures.failures(row(1)) == []
     assert figures.failures(row(1, failures={"b": "late"})) == ["round 1: no usable update from b (late)"]
+
+
+def test_what_came_late_is_one_sentence() -> None:
+    assert figures.late(row(1)) == []
+    assert figures.late(row(2, late=["a", "b"], dropped=["b"], carried={"c": 1})) == [
+        "round 2: ended without b, whose update is dropped; ended without a, whose update is to come;"
+        " took the late update of c (by 1 round)"
+    ]

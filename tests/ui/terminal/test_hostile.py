@@ -139,6 +139,9 @@ ROW: dict[str, Any] = {
     "tokens": {"seen": 100, "trained": 40},
     "coverage": {EVIL: 1.0},
     "failures": {f"{EVIL}\nround 9/9": f"{EVIL}\nround 9/9"},
+    "late": [EVIL],
+    "dropped": [EVIL],
+    "carried": {EVIL: 1},
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import Task
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel
@@ -28,6 +29,7 @@ from shepherd.silos.flare.patches.server_job import outlive_updates
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.server import run_status, trusted_modules
 from shepherd.silos.server.server_run import ServerRun
+from shepherd.silos.server.site_federation import Until
 
 TOPIC = "shepherd"
 HOME = "shepherd"
@@ -62,6 +64,8 @@ class Rounds(ModelController):  # type: ignore[misc]
         self._away: frozenset[str] = frozenset()
         self._unawaited: frozenset[str] = frozenset()
         self._last_contact = 0.0  # from the coordinator, on the monotonic clock
+        self._scheduled: list[Task] = []
+        self._kept: list[tuple[queue.Queue[FLModel], list[Task]]] = []
 
     def run(self) -> None:
         """Run the whole job; called by FLARE."""
@@ -107,17 +111,46 @@ class Rounds(ModelController):  # type: ignore[misc]
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send to the sites; yield answers as they come; see `site_federation.Transport`."""
-        yield from self._ask([(message_, sites)], seconds)
+        yield from self._ask([(message_, sites)], seconds, Until(time.monotonic() + seconds))
 
     def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send each site its own message; yield answers as they come."""
-        yield from self._ask([(message_, [site]) for site, message_ in messages.items()], seconds)
+        own = [(message_, [site]) for site, message_ in messages.items()]
+        yield from self._ask(own, seconds, Until(time.monotonic() + seconds))
+
+    def ask_until(
+        self, message_: bytes, sites: Sequence[str], until: Until, keep: bool
+    ) -> Iterator[tuple[str, bytes]]:
+        """Like `ask`, to an end that the caller may bring forward; see `site_federation.Transport`."""
+        yield from self._ask([(message_, sites)], until.at - time.monotonic(), until, keep)
+
+    def late(self) -> Iterator[tuple[str, bytes]]:
+        """The answers that have come since to tasks that were kept; does not wait."""
+        for inbox, tasks in list(self._kept):
+            over = not _stand(tasks)  # before its inbox: an answer is put there before its task ends
+            with suppress(queue.Empty):
+                while True:
+                    came = inbox.get_nowait()
+                    yield came.meta["client_name"], _bytes(came)
+                    del came
+            if over:
+                self._kept.remove((inbox, tasks))
+
+    def broadcast(self, task: Task, *given: Any, **more: Any) -> None:
+        """Schedule a task; `send_model` calls it, and does not tell which task it has made."""
+        self._scheduled.append(task)
+        super().broadcast(task, *given, **more)
 
     def _ask(
-        self, messages: Sequence[tuple[bytes, Sequence[str]]], seconds: float
+        self,
+        messages: Sequence[tuple[bytes, Sequence[str]]],
+        seconds: float,
+        until: Until,
+        keep: bool = False,
     ) -> Iterator[tuple[str, bytes]]:
         malloc.release_free_memory()  # so that the peak is that of one wave
         inbox: queue.Queue[FLModel] = queue.Queue()
+        self._scheduled = []
         for message_, sites in messages:
             self.send_model(
                 task_name=TASK,
@@ -126,21 +159,24 @@ class Rounds(ModelController):  # type: ignore[misc]
                 timeout=math.ceil(seconds) + 1,
                 callback=inbox.put,
             )
-        unanswered = {site for _, sites in messages for site in sites}
+        unanswered, tasks = {site for _, sites in messages for site in sites}, self._scheduled
         try:
-            yield from self._answers(inbox, unanswered, time.monotonic() + seconds)
+            yield from self._answers(inbox, unanswered, tasks, until)
         finally:  # also if the caller stops early
-            self._release_tasks()
+            if keep and unanswered:
+                self._kept.append((inbox, tasks))
+            else:
+                self._release(tasks)
 
     def _answers(
-        self, inbox: queue.Queue[FLModel], unanswered: set[str], ends: float
+        self, inbox: queue.Queue[FLModel], unanswered: set[str], tasks: Sequence[Task], until: Until
     ) -> Iterator[tuple[str, bytes]]:
         """Yield answers as they arrive, and remove their sites from `unanswered`."""
         waiting = set(unanswered)  # an answer of a site that has left may still arrive
         while waiting:
             # checked before the inbox: an answer is put there before its task ends
-            over = time.monotonic() > ends or not self.get_num_standing_tasks()
-            came = self._next(inbox, ends)
+            over = time.monotonic() > until.at or not _stand(tasks)
+            came = self._next(inbox, until.at)
             if came is not None and (site := came.meta["client_name"]) in unanswered:
                 unanswered.discard(site)
                 waiting.discard(site)
@@ -152,11 +188,13 @@ class Rounds(ModelController):  # type: ignore[misc]
             else:
                 waiting = {site for site in waiting if not self._is_away(site)}
 
-    def _release_tasks(self) -> None:
-        """End open tasks, and wait until FLARE has freed their message: the next one is as large."""
-        self.cancel_all_tasks(fl_ctx=self.fl_ctx)
+    def _release(self, tasks: Sequence[Task]) -> None:
+        """End tasks, and wait until FLARE has freed their message: the next one is as large."""
+        for task in tasks:
+            if task.is_standing:
+                self.cancel_task(task, fl_ctx=self.fl_ctx)
         ends = time.monotonic() + RELEASE_S
-        while self.get_num_standing_tasks() and time.monotonic() < ends:
+        while _stand(tasks) and time.monotonic() < ends:
             time.sleep(TICK_S)
 
     def process_result_of_unknown_task(
@@ -203,6 +241,11 @@ class Rounds(ModelController):  # type: ignore[misc]
         ends = time.monotonic() + LINGER_S
         while not (self.abort_signal.triggered or time.monotonic() > ends):
             time.sleep(TICK_S)
+
+
+def _stand(tasks: Sequence[Task]) -> bool:
+    """Whether FLARE still waits for an answer to one of these tasks."""
+    return any(task.is_standing for task in tasks)
 
 
 def _bytes(model: FLModel) -> bytes:

@@ -66,6 +66,8 @@ class SecureFederation:
     """Whether an error may say which sites were asked; not where noise hides that."""
     _lost: dict[str, str] = field(default_factory=dict)
     """Site -> why it is not in the round's sum, or did not help to open it."""
+    _late: set[str] = field(default_factory=set)
+    """Sites that were still training when the round ended."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """All sites of the run by name; see `SiteFederation.clients`."""
@@ -78,7 +80,7 @@ class SecureFederation:
             QuorumNotMet: fewer sites than the sum needs are left; nothing of the round is revealed then.
         """
         members, number = tuple(sorted(cohort)), broadcast.round
-        self._lost = {}
+        self._lost, self._late = {}, set()
         with self._counted(number, cohort):
             expected = self.layout(broadcast)
             session = Session(
@@ -92,7 +94,9 @@ class SecureFederation:
             )
             least = max(threshold(len(members)), self.fewest(len(members)))
             names, total = self._sum(session, least, self._trained(broadcast, cohort, session.length))
-        yield from (Failure(client=site, reason=self._lost[site]) for site in cohort if site not in names)
+        for site in cohort:
+            if site not in names:
+                yield Failure(client=site, reason=self._lost[site], late=site in self._late)
         delta, extra = _parts(total, expected)
         yield Update(round=number, delta=delta, extra=extra, weight=float(len(names)), clients=names)
 
@@ -115,6 +119,7 @@ class SecureFederation:
                     )
                 case Failure():
                     self._lost[reply.client] = reply.reason
+                    self._late |= {reply.client} if reply.late else set()
                 case _:
                     self._lost[reply.client] = unexpected(reply).reason
         return found

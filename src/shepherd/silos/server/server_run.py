@@ -8,6 +8,7 @@ RUN_ID/
   rounds.jsonl    one line for each finished round
   checkpoints/    the last server states
   secret          seed of cohorts and noise
+  late/           late updates that the round under way has taken, under [stragglers]
   agreed.json     the sites that were asked to agree to a secure sum last, and its round
 """
 
@@ -39,6 +40,7 @@ from shepherd.core import (
     Selection,
     ServerState,
 )
+from shepherd.core.algorithm import no_server_memory
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
@@ -49,6 +51,7 @@ from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
 from shepherd.rounds.ring import require_sums
+from shepherd.rounds.waiting import require_enough
 from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
@@ -80,6 +83,8 @@ LOCK_TIMEOUT_S = 90.0
 """How long to wait for the lock while an orphaned server process still holds it."""
 SECRET_FILE = "secret"
 """The file, in the folder of the run, with the seed of this server's random draws."""
+LATE = "late"
+"""The folder, in that of the run, with late updates that the round under way has taken."""
 AGREED_FILE = "agreed.json"
 """The file, in the folder of the run, with the sites of the last secure sum."""
 KEPT_CHECKPOINTS = 2
@@ -170,6 +175,10 @@ class ServerRun:
         self.silos.ranks = site_ranks(self.settings.adapter, aggregation, self.order.sites)
         method = plugins.method(self.settings, self.trusted.all)
         require_sums(self.settings, method, self._selection(), len(self.order.sites))
+        require_enough(self.settings, method, self._selection(), len(self.order.sites))
+        _require_all_at_once(self.settings, method, self._selection().size(len(self.order.sites)))
+        self.silos.stragglers = method.stragglers
+        self.silos.late_folder = self.home / LATE
         self._privacy = client_level.of_run(
             self.settings, method, self._selection(), len(self.order.sites), self._noise()
         )
@@ -220,6 +229,7 @@ class ServerRun:
             self._status.echo(f"{site} trains {rank} of the {self.settings.adapter.rank} ranks")
         if not rows:
             self._log({"round": 0, **self._score(state)})
+        self.silos.restore(state.round)
         taken = dict(rows[-1].get("taken", {})) if rows else {}
         asked = Counter(site for row in rows for site in row.get("cohort", ()))
         for after, report in self._round_iterator(state):
@@ -363,6 +373,32 @@ def _require_sites(sites: Collection[str], known: Collection[str] | None) -> Non
         why = "is named twice" if twice else "has never connected to this server" if strange else "is named"
         raise FederationError(
             f"the run cannot start: {named} {why}; list each site of the federation once in silos.sites"
+        )
+
+
+def _require_all_at_once(settings: RunSettings, method: Method, cohort: int) -> None:
+    """Raise FederationError unless sites can take part in rounds that end early.
+
+    Raises:
+        FederationError: a round would ask them in waves; or what a site remembers would go on from an update
+            that was dropped, of which no site is told.
+    """
+    if method.stragglers is None:
+        return
+    if cohort > settings.silos.max_in_flight:
+        raise FederationError(
+            f"[stragglers] asks all sites of a round at once, and silos.max_in_flight ="
+            f" {settings.silos.max_in_flight} allows fewer than {cohort}; set silos.max_in_flight = {cohort}"
+        )
+    if method.transform.remember is not None:
+        raise FederationError(
+            f"what {method.called('transform')} keeps at a site goes on from an update that [stragglers]"
+            " drops, of which no site is told; set feedback = false for it, or remove [stragglers]"
+        )
+    if method.algorithm.server_init is not no_server_memory:
+        raise FederationError(
+            f"what {method.called('algorithm')} keeps at a site goes on from an update that [stragglers]"
+            ' drops, of which no site is told; set [algorithm] name = "fedavg", or remove [stragglers]'
         )
 
 

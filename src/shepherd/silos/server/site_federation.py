@@ -6,13 +6,19 @@ updates are held at once; the cohort's order gives the mean the same bits as in 
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update
+from shepherd.core.stragglers import Stragglers
 from shepherd.errors import WireError
+from shepherd.io import private
+from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.rounds.ranks import SiteRanks
 from shepherd.settings import SilosTable
 from shepherd.silos.protocol import schema, wire
@@ -25,6 +31,7 @@ MAX_REPLY_RATIO, MAX_REPLY_EXTRA_BYTES = 4, 2**20
 than they receive, and scores are sent by category."""
 MAX_EXAMPLES = 100_000_000
 """Largest number of examples that a site may report."""
+STILL_AT_WORK = "it was still at work when the round ended; raise stragglers.wait_s"
 NOT_CONNECTED = "it is not connected; start `shepherd silos site` there"
 
 
@@ -42,6 +49,38 @@ class Transport(Protocol):
 
     def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Like `ask`, with a message of its own for each site."""
+
+    def ask_until(
+        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
+    ) -> Iterator[tuple[str, bytes]]:
+        """Like `ask`, to an end that the caller may bring forward.
+
+        Args:
+            keep: whether a site that has not replied by then may do so later; see `late`.
+        """
+
+    def late(self) -> Iterator[tuple[str, bytes]]:
+        """The replies that have come since to requests that were kept; does not wait."""
+
+
+@dataclass(slots=True)
+class Until:
+    """When to stop waiting, on the monotonic clock."""
+
+    at: float
+    """Seconds; it may be brought forward while somebody waits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """A request whose reply is late, and still welcome."""
+
+    request: Request
+    """Without its broadcast."""
+    most: int
+    """Longest reply, in bytes."""
+    until: float
+    """The end of its deadline, on the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +123,20 @@ class SiteFederation:
     """`(site -> its number of examples) -> why the run may not have these sites`; empty if it may."""
     on_reply: Callable[[Reply], None] = lambda reply: None
     """Called with each reply of a round as it is read, before it is checked."""
+    stragglers: Stragglers | None = None
+    """How long a round waits for its sites; None: for all of them, until their deadline."""
+    late_folder: Path | None = None
+    """Folder of late updates that a round has taken, until it is finished."""
     joined: dict[str, Ready] = field(default_factory=dict)
     """Each site's last reply to a request to join."""
     unresponsive: set[str] = field(default_factory=set)
     """Sites that did not reply to their last request."""
     _refused: dict[str, str] = field(default_factory=dict)
     """Site -> why it did not join."""
+    _at_work: dict[str, Awaited] = field(default_factory=dict)
+    """Site -> the request that it has yet to reply to, where late updates are carried."""
+    _came: dict[str, bytes] = field(default_factory=dict)
+    """Site -> the late reply that an earlier attempt at this round had got."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """All sites of the run by name, connected or not, so that cohorts do not depend on who is connected.
@@ -127,9 +174,32 @@ class SiteFederation:
         late = [site for site in self._connected_sites() if site in cohort and site not in self.joined]
         list(self._join(broadcast.round, late))
         asked, others = self._split_reachable(cohort)
-        for reply in self._ask_in_waves(self._train_request(broadcast, len(asked)), cohort, others):
+        request = self._train_request(broadcast, len(asked))
+        replies = (
+            self._ask_in_waves(request, cohort, others)
+            if self.stragglers is None
+            else self._ask_not_all(self.stragglers, request, cohort, others)
+        )
+        for reply in replies:
             self.on_reply(reply)
             yield reply
+
+    def at_work(self, round: int) -> dict[str, int]:
+        """Sites that are not asked in a round, since an update of theirs is yet to come -> its round."""
+        return {site: each.request.round for site, each in sorted(self._at_work.items())}
+
+    def restore(self, round: int) -> None:
+        """Find the late updates that an earlier job had got in this round before it died."""
+        if self.late_folder is None or self.stragglers is None or not self.stragglers.carry:
+            return
+        self._sweep(round)
+        for path in sorted(self._late_of(round).glob("*.reply")):
+            answer = path.read_bytes()
+            reply = wire.decode_reply(answer, max_bytes=len(answer))
+            if isinstance(reply, Update) and reply.client in self.sites and reply.round < round:
+                self._came[reply.client] = answer
+                request = self._request("train", reply.round, None, 0, self.request_context.deadline_s)
+                self._at_work[reply.client] = Awaited(request=request, most=len(answer), until=math.inf)
 
     def train_id(self, broadcast: Broadcast) -> str:
         """The id of the request to train on a broadcast."""
@@ -223,6 +293,85 @@ class SiteFederation:
             yield from self._ask_wave(
                 request, sites[start : start + self.request_context.max_in_flight], others
             )
+
+    def _ask_not_all(
+        self, stragglers: Stragglers, request: Request, cohort: Sequence[str], others: Mapping[str, str]
+    ) -> Iterator[Reply]:
+        """The replies that come in time, in the cohort's order, then late ones to earlier requests.
+
+        All sites are asked at once. The round waits for as many as the min_cohort of any of them, too.
+        """
+        began = time.monotonic()
+        message = wire.encode_request(replace(request, sent=time.time()))
+        here = [site for site in cohort if site not in others]
+        most = MAX_REPLY_RATIO * len(message) + MAX_REPLY_EXTRA_BYTES
+        owners = [self.joined[site].min_cohort for site in here]
+        least = max([stragglers.min_updates, *(fewest for fewest in owners if fewest <= len(here))])
+        until, found, usable = Until(began + request.deadline), dict[str, Reply](), 0
+        coming = self.transport.ask_until(message, here, until, stragglers.carry) if here else ()
+        for site, answer in coming:
+            found[site] = self.read_reply(site, answer, request, most)
+            del answer
+            usable += isinstance(found[site], Update | Trained)
+            if usable == least:
+                until.at = min(until.at, time.monotonic() + stragglers.wait_s)
+        present = set(self.transport.present())
+        for site in cohort:
+            if site in found:
+                yield found.pop(site)
+            elif site in others or site not in present:
+                yield Failure(client=site, reason=others.get(site, NOT_CONNECTED))
+            elif usable < least:
+                yield self.read_reply(site, None, request, most)
+            else:
+                self.unresponsive.add(site)  # it would not score before it is done
+                if stragglers.carry:
+                    self._at_work[site] = Awaited(
+                        request=replace(request, broadcast=None), most=most, until=began + request.deadline
+                    )
+                yield Failure(client=site, reason=STILL_AT_WORK, late=True)
+        if stragglers.carry:
+            yield from self._late_replies(request.round, present)
+
+    def _late_replies(self, round: int, present: Collection[str]) -> Iterator[Reply]:
+        """Replies to requests of earlier rounds, and a Failure for each that will not come any more."""
+        came = {**self._came, **dict(self.transport.late())}
+        self._came = {}
+        for site, awaited in sorted(self._at_work.items()):
+            if awaited.request.round == round:
+                continue
+            if site in came:
+                self._keep_late(round, site, came[site])
+                yield self.read_reply(site, came.pop(site), awaited.request, awaited.most)
+            elif site not in present:
+                yield Failure(client=site, reason=NOT_CONNECTED)
+            elif time.monotonic() > awaited.until:
+                yield self.read_reply(site, None, awaited.request, awaited.most)
+            else:
+                continue
+            del self._at_work[site]
+
+    def _keep_late(self, round: int, site: str, answer: bytes) -> None:
+        """Keep a late reply that a round takes, until the round is finished."""
+        if self.late_folder is not None:
+            self._sweep(round)
+            folder = self._late_of(round)
+            with disk_errors(folder):
+                private.make(folder.parent)
+                private.make(folder)
+            write_atomic(folder / f"{sorted(self.sites).index(site)}.reply", answer)
+
+    def _late_of(self, round: int) -> Path:
+        assert self.late_folder is not None
+        return self.late_folder / f"round-{round + 1:05d}"
+
+    def _sweep(self, round: int) -> None:
+        """Delete what other rounds have kept: they are finished, or lost."""
+        assert self.late_folder is not None
+        with disk_errors(self.late_folder):
+            for folder in self.late_folder.glob("round-*"):
+                if folder != self._late_of(round):
+                    shutil.rmtree(folder)
 
     def _ask_wave(self, request: Request, wave: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
         # encoded for each wave, since a site compares the time in it with its clock

@@ -456,6 +456,9 @@ def _totals(rows: Sequence[Row]) -> Row:
         "steps": total("steps"),
         "tokens": total("tokens", "trained"),
         "failures": sum(len(table(row.get("failures"))) for row in rows),
+        "late": sum(len(items(row.get("late"))) for row in rows),
+        "dropped": sum(len(items(row.get("dropped"))) for row in rows),
+        "carried": sum(len(table(row.get("carried"))) for row in rows),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from shepherd.io.phrases import listed
 from shepherd.io.progress import Progress, duration
 
 Row = Mapping[str, Any]
@@ -116,6 +117,25 @@ def failures(row: Row) -> list[str]:
     """One sentence for each client without a usable update in the round."""
     found = row.get("failures", {}).items()
     return [f"round {row['round']}: no usable update from {client} ({reason})" for client, reason in found]
+
+
+def late(row: Row) -> list[str]:
+    """One sentence on what came late in the round, if anything did.
+
+    >>> late({"round": 4, "late": ["a"], "dropped": ["a"], "carried": {"b": 2}})
+    ['round 4: ended without a, whose update is dropped; took the late update of b (by 2 rounds)']
+    """
+    dropped = row.get("dropped", ())
+    awaited = [client for client in row.get("late", ()) if client not in dropped]
+    carried = [
+        f"{client} (by {late} round{'s' * (late != 1)})" for client, late in row.get("carried", {}).items()
+    ]
+    parts = [
+        *([f"ended without {listed(dropped)}, whose update is dropped"] if dropped else ()),
+        *([f"ended without {listed(awaited)}, whose update is to come"] if awaited else ()),
+        *([f"took the late update of {listed(carried)}"] if carried else ()),
+    ]
+    return [f"round {row['round']}: {'; '.join(parts)}"] if parts else []
 
 
 def _loss(value: float | None) -> str:

@@ -126,8 +126,8 @@ class PlainDisplay:
         if _is_shown(row, self._rows):
             return
         self._rows.append(row)
-        for failure in figures.failures(row):
-            self.echo(failure)
+        for sentence in (*figures.failures(row), *figures.late(row)):
+            self.echo(sentence)
         self.echo(figures.line(row, self._rows, self._until))
 
 
@@ -165,8 +165,8 @@ class LiveDisplay:
             return
         self._rows.append(row)
         self._progress = None
-        for failure in figures.failures(row):
-            self.echo(failure)
+        for sentence in (*figures.failures(row), *figures.late(row)):
+            self.echo(sentence)
 
     def stop(self) -> None:
         """End the live display; its last picture stays on the screen. A second call does nothing."""
