@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from shepherd.algorithms import fedavg
-from shepherd.compare.adapters import digest_of
 from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
@@ -35,6 +34,7 @@ from shepherd.run import checkpoint, folder
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
+from shepherd.run.score_file import digest_of
 from shepherd.settings import CompareTable, FederationTable, RunSettings, TuningTable
 from shepherd.training.local import completed, local_training
 
