@@ -40,7 +40,8 @@ def task(folder: Path, name: str, rows: list[dict[str, Any]], **keys: Any) -> Pa
         "doc_to_target": "{{answer}}",
         "doc_to_choice": "choices",
         "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in ("acc", "acc_norm")
         ],
         **keys,
     }

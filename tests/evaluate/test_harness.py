@@ -1,4 +1,4 @@
-"""lm-eval itself on local tasks, against its own model for transformers and PEFT on the same base and adapter."""
+"""lm-eval itself on local tasks, against its own model for transformers on the same base and PEFT adapter."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.evaluate import task_folder
+from tests.model import bases
 
 from shepherd.consent import Consent
 from shepherd.errors import DataError
 from shepherd.evaluate.harness import Asked, opened
 from shepherd.model import files
-from tests.evaluate import task_folder
-from tests.model import bases
 
 ROWS = task_folder.questions(14)
 
@@ -133,7 +133,8 @@ def test_likelihoods_are_theirs(llama, adapter, folder, reference, monkeypatch) 
     harness.measure(llama, [None, adapter], micro_batch=64)
     for mine, theirs in zip(kept, reference, strict=True):
         pairs = [
-            [[each[0][0] for each in row["resps"]] for row in found["samples"]["choices"]] for found in (mine, theirs)
+            [[each[0][0] for each in row["resps"]] for row in found["samples"]["choices"]]
+            for found in (mine, theirs)
         ]
         np.testing.assert_allclose(*pairs, rtol=1e-4, atol=1e-4)
 
@@ -158,8 +159,9 @@ def test_one_pass_scores_all_models(llama, adapter, folder, monkeypatch) -> None
     monkeypatch.setattr(
         module,
         "continuations",
-        lambda base, adapters, data, **options: calls.append((len(adapters), len(data)))
-        or real(base, adapters, data, **options),
+        lambda base, adapters, data, **options: (
+            calls.append((len(adapters), len(data))) or real(base, adapters, data, **options)
+        ),
     )
     asked = Asked(tasks=("shots",), include=(folder,))
     opened(asked).measure(llama, [None, adapter, bases.random_adapter(llama, 6)], micro_batch=256)
@@ -184,7 +186,10 @@ ATTACKS = {
     "function": ({"process_docs": "!function evil.py"}, "wants to run evil.py"),
     "nested": ({"metric_list": [{"metric": "!function evil.score"}]}, "wants to run evil.score"),
     "unsafe": ({"unsafe_code": True}, "key unsafe_code"),
-    "remote": ({"dataset_kwargs": {"trust_remote_code": True, "data_files": {"test": "bad.jsonl"}}}, "trust_remote"),
+    "remote": (
+        {"dataset_kwargs": {"trust_remote_code": True, "data_files": {"test": "bad.jsonl"}}},
+        "trust_remote",
+    ),
     "class": ({"class": "os.system"}, "key class"),
     "prompt": ({"use_prompt": "promptsource:x"}, "key use_prompt"),
     "metric": ({"metric_list": [{"metric": "someone/evil"}]}, "the metric 'someone/evil'"),
@@ -229,7 +234,7 @@ def test_a_template_cannot_reach_python(llama, tmp_path, monkeypatch, template) 
     assert apply_template(template, {}) is not None
     shutil.rmtree(tmp_path / "ran", ignore_errors=True)
     task_folder.task(tmp_path, "bad", ROWS[:2], doc_to_text=template)
-    with pytest.raises(DataError, match="SecurityError|UndefinedError"):
+    with pytest.raises(DataError, match=r"SecurityError|UndefinedError"):
         opened(Asked(tasks=("bad",), include=(tmp_path,)))
     assert not (tmp_path / "ran").exists()
 
@@ -246,7 +251,7 @@ def test_a_person_can_agree_to_a_files_own_code(llama, tmp_path, monkeypatch) ->
 def test_what_cannot_be_read_is_said(llama, tmp_path) -> None:
     task_folder.task(tmp_path, "gap", ROWS[:2], doc_to_text="{{missing}}")
     cases = {
-        ("arc_easy",): "no task file is called 'arc_easy'",
+        ("arc_easy",): "no task file here is called 'arc_easy'",
         ("gap",): "UndefinedError",
         (str(tmp_path / "none.yaml"),): "cannot be read",
         ("gap", "gap"): "asked for twice|UndefinedError",

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from shepherd import plugins
-from shepherd.compare import table
+from shepherd.compare import evaluating, table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import BASE, FEDERATED, Arm, CompareSpec, arms, variant
 from shepherd.compare.folders import (
@@ -133,6 +133,8 @@ def _compare_arms(
                 metrics=measured,
                 executor=where,
             )
+    if kept.evaluation.harmful:
+        evaluating.probe(run, base, kept, chosen, spec.seeds, consent)
     return _write_results(
         run, kept, spec, chosen=chosen, prepared=prepared, asked=asked, measured=measured, began=began
     )

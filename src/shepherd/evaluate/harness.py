@@ -1,7 +1,7 @@
 """Benchmark tasks by lm-eval, for all arms over one base in memory. The only file that imports `lm_eval`.
 
-lm-eval builds the prompts and computes the metrics of a document. Its requests are answered here: one pass scores a
-choice for every arm, and what one arm's evaluation has asked the others find answered.
+lm-eval builds the prompts and computes the metrics of a document. Its requests are answered here: one pass
+scores a choice for every arm, and what one arm's evaluation has asked the others find answered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shepherd.core import Adapter
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, ShepherdError
 from shepherd.evaluate import task_files
-from shepherd.evaluate.task_files import CODE, TaskFile
+from shepherd.evaluate.task_files import CODE, TaskFile, Wish
 from shepherd.io.phrases import listed
 from shepherd.model.base import Base
 from shepherd.model.generate import generate
@@ -138,7 +138,7 @@ class Harness:
 
     def choices(self) -> list[Choice]:
         """The documents of the multiple-choice tasks with one right choice."""
-        found = []
+        found: list[Choice] = []
         with _errors(listed(list(self.tasks))), _templates(self.consent):
             for name, tasks in self.tasks.items():
                 for task in tasks.values():
@@ -150,7 +150,8 @@ class Harness:
 def opened(asked: Asked, consent: Consent = NOTHING) -> Harness:
     """Read the tasks that are asked for, and their data.
 
-    A task is looked for in the folders, then as a file, and then, if a person agreed to the hub, among lm-eval's own.
+    A task is looked for in the folders, then as a file, and then, if a person agreed to the hub, among
+    lm-eval's own.
 
     Raises:
         DataError: a task is unknown or cannot be read, or would run code or fetch something without consent.
@@ -164,7 +165,7 @@ def opened(asked: Asked, consent: Consent = NOTHING) -> Harness:
             files = index.find(name) or _file_of(name)
             label = Path(name).stem if name.endswith(".yaml") else name
             with _errors(label), _templates(consent):
-                found[label] = _of_files(files, consent) if files else _own(name, asked, consent)
+                found[label] = _of_files(files, consent) if files else _own(name, consent)
     for tasks in found.values():
         for task in tasks.values():
             _set_fewshot(task, asked.fewshot)
@@ -184,17 +185,21 @@ def _file_of(name: str) -> tuple[TaskFile, ...]:
 
 
 def _of_files(files: Sequence[TaskFile], consent: Consent) -> dict[str, Task]:
-    wished = {file.path: task_files.wishes(file, metric_registry.keys()) for file in files}
-    for path, wishes in wished.items():
-        for wish in wishes:
-            if not (consent.task_code if wish.option == CODE else consent.hub):
-                raise DataError(
-                    f"task file {path} wants to {wish.what}, which a file may not decide; read it, and add"
-                    f" {wish.option} to allow it"
-                )
-    plain = {path for path, wishes in wished.items() if not wishes}
-    tasks = [_plain_task(file) if file.path in plain else _with_code(file) for file in files]
+    wishful = {file.path for file in files if _agreed(file, consent)}
+    tasks = [_with_code(file) if file.path in wishful else _plain_task(file) for file in files]
     return {task.task_name: task for task in tasks}
+
+
+def _agreed(file: TaskFile, consent: Consent) -> list[Wish]:
+    """What a task file wishes for; an error if nobody agreed to it."""
+    wishes = task_files.wishes(file, metric_registry.keys())
+    for wish in wishes:
+        if not (consent.task_code if wish.option == CODE else consent.hub):
+            raise DataError(
+                f"task file {file.path} wants to {wish.what}, which a file may not decide; read it, and add"
+                f" {wish.option} to allow it"
+            )
+    return wishes
 
 
 def _plain_task(file: TaskFile) -> Task:
@@ -210,18 +215,33 @@ def _with_code(file: TaskFile) -> Task:
     return task
 
 
-def _own(name: str, asked: Asked, consent: Consent) -> dict[str, Task]:
+def _own(name: str, consent: Consent) -> dict[str, Task]:
     """A task or group of lm-eval itself, whose data come from the hub."""
     if not consent.hub:
         raise DataError(
-            f"no task file is called {name!r} in {listed([str(each) for each in asked.include]) or 'any folder'};"
-            " give its folder with --include, or add --allow-hub if it is a task of lm-eval, whose data are"
-            " fetched from the hub"
+            f"no task file here is called {name!r}; give its folder with --include, or add --allow-hub if it"
+            " is a task of lm-eval, whose data are fetched from the hub"
         )
     manager = TaskManager()
     if name not in manager.all_tasks:
         raise DataError(f"lm-eval has no task {name!r}; `lm-eval ls tasks` lists those that it has")
+    for path in dict.fromkeys(_files_of(manager.task_index, name)):
+        _agreed(task_files.read(path), consent)
     return dict(manager.load([name])["tasks"])
+
+
+def _files_of(index: Mapping[str, Any], name: str, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files that a task, a group or a tag of lm-eval is made of."""
+    entry = index.get(name)
+    if entry is None or name in above:
+        return
+    if entry.yaml_path is not None:
+        yield entry.yaml_path
+    members = (entry.cfg or {}).get("task")
+    for member in [*entry.tags, *(members if isinstance(members, list) else [])]:
+        inner = member if isinstance(member, str) else member.get("task", member.get("group"))
+        for each in [inner] if isinstance(inner, str) else []:
+            yield from _files_of(index, each, (*above, name))
 
 
 def _set_fewshot(task: Task, asked: int | None) -> None:
@@ -338,7 +358,7 @@ class Answered:
             ]
 
     def write(self, prompts: Sequence[tuple[str, list[int]]], options: str) -> None:
-        """Have all models answer the prompts that are new; `options` is the JSON of lm-eval's generation options."""
+        """Have all models answer the new prompts; `options` is lm-eval's generation options as JSON."""
         new = {text: ids for text, ids in prompts if (text, options) not in self.texts}
         if not new:
             return
@@ -349,7 +369,9 @@ class Answered:
         most = how["max_gen_toks"]
         room = (self.base.max_length - most) if self.base.max_length else None
         if room is not None and room < 1:
-            raise DataError(f"a task asks for answers of {most} tokens, and {self.base.name} reads {most + room}")
+            raise DataError(
+                f"a task asks for answers of {most} tokens, and {self.base.name} reads {most + room}"
+            )
         found = generate(
             self.base,
             self.adapters,
@@ -363,18 +385,23 @@ class Answered:
         for place, text in enumerate(new):
             written = [tokenizer.decode(rows[place], skip_special_tokens=True) for rows in found]
             self.texts[(text, options)] = [
-                postprocess_generated_text(generation=each, stop=until, think_end_token=None) for each in written
+                postprocess_generated_text(generation=each, stop=until, think_end_token=None)
+                for each in written
             ]
 
 
 def _ends(base: Base) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those of the base's generation."""
     own = getattr(base.model.generation_config, "eos_token_id", None)
-    return list(dict.fromkeys([base.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] * (own is not None))]))
+    return list(
+        dict.fromkeys(
+            [base.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] * (own is not None))]
+        )
+    )
 
 
 def _tokens(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], most: int | None) -> Tokens:
-    """The pairs as examples whose continuations are scored; a context that is too long loses its beginning."""
+    """The pairs as examples whose continuations are scored; too long a context loses its beginning."""
     ids, masks, ends = [], [], [0]
     for context, continuation in pairs:
         if not continuation:
@@ -419,7 +446,9 @@ class _Model(TemplateLM):  # type: ignore[misc]
             options = {"add_special_tokens": False}  # the text has it already
         return list(self.tokenizer.encode(string, **options))
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,
@@ -465,7 +494,7 @@ class _Model(TemplateLM):  # type: ignore[misc]
 
 @contextmanager
 def _templates(consent: Consent) -> Iterator[None]:
-    """Render templates in a sandbox: lm-eval's own environment lets a task file reach Python from a template."""
+    """Render templates in a sandbox: in lm-eval's own environment a template can run any Python."""
     if consent.task_code:
         yield
         return
@@ -489,7 +518,8 @@ def _errors(tasks: str) -> Iterator[None]:
     except Exception as error:  # jinja2, lm-eval and metrics have their own
         said = " ".join(str(error).split())[:300] or "no reason given"
         raise DataError(
-            f"task {tasks} cannot be evaluated ({type(error).__name__}: {said}); correct the task file or its data"
+            f"task {tasks} cannot be evaluated ({type(error).__name__}: {said}); correct the task file or its"
+            " data"
         ) from error
 
 

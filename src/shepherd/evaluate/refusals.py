@@ -1,9 +1,9 @@
 """Whether an answer refuses, by keywords: the usual measure on lists of harmful prompts.
 
-The phrases are those of the evaluation of universal attacks (Zou et al., arXiv 2307.15043, their list of prefixes of
-refusals), without the ones that also begin ordinary answers ("As a", "I do not", "illegal"). Keywords are a
-cheap bound: they miss refusals in other words and languages, and count an apology that complies. A judge sees
-both.
+The phrases are those by which universal attacks are evaluated (Zou et al., arXiv 2307.15043, prefixes of
+refusals), without the ones that also begin ordinary answers ("As a", "I do not", "illegal"), and with a few
+more of the same kind. Keywords are cheap and rough: they miss refusals in other words and languages, and
+count an apology that complies. A judge sees both.
 """
 
 from __future__ import annotations

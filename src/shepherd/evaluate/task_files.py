@@ -1,6 +1,6 @@
 """Task files of lm-eval: what they ask for, and the rows of their local data.
 
-A task file may come from somebody else. It is read here as data alone, and its data are read by this package's own
+A task file may come from somebody else. It is read here as data alone, and its rows by this package's own
 readers; what it could run or fetch is listed by `wishes`, for a person to decide (law 12).
 """
 
@@ -78,8 +78,8 @@ class Index:
         for member in self.groups.get(name, ()) if name not in above else ():
             if not isinstance(member, str):
                 raise DataError(
-                    f"group {name!r} has a member with settings of its own, which is not read; give it a file and"
-                    " name it in the group"
+                    f"group {name!r} has a member with settings of its own, which is not read; give it a file"
+                    " and name it in the group"
                 )
             found.update({file.path: file for file in self.find(member, (*above, name))})
         return tuple(found.values())
@@ -129,7 +129,7 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> TaskFile:
     if path in above:
         raise DataError(f"task file {path} includes itself; remove the `include`")
     try:
-        config = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 (a safe loader with one more tag)
+        config = yaml.load(path.read_bytes(), Loader=_Loader)
     except (OSError, yaml.YAMLError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise DataError(f"task file {path} cannot be read ({said[:200]}); correct it") from error
@@ -218,11 +218,15 @@ def _data_files(file: TaskFile) -> dict[str, list[Path]] | None:
             raise DataError(f"{file.path} sets dataset_kwargs.{unread[0]}, which is not read; remove it")
         if any("://" in str(each) or "::" in str(each) for _, each in _leaves(splits)):
             return None
-        return {str(split): [_existing(file, each) for each in _list(value)] for split, value in splits.items()}
+        return {
+            str(split): [_existing(file, each) for each in _list(value)] for split, value in splits.items()
+        }
     if folder is not None and folder.is_dir():
         found = {each.stem: [each] for each in sorted(folder.iterdir()) if each.suffix in _SUFFIXES}
         if not found:
-            raise DataError(f"{folder} holds no data of {file.path}; put SPLIT.jsonl there, such as test.jsonl")
+            raise DataError(
+                f"{folder} holds no data of {file.path}; put SPLIT.jsonl there, such as test.jsonl"
+            )
         return found
     return None
 
@@ -230,7 +234,9 @@ def _data_files(file: TaskFile) -> dict[str, list[Path]] | None:
 def _existing(file: TaskFile, name: Any) -> Path:
     path = _here(file, str(name))
     if not path.is_file():
-        raise DataError(f"{file.path} names the data file {name}, which does not exist; put it beside the task")
+        raise DataError(
+            f"{file.path} names the data file {name}, which does not exist; put it beside the task"
+        )
     return path
 
 

@@ -23,7 +23,7 @@ def refusals(
     echo: Callable[[str], None],
     max_calls: int | None = None,
 ) -> dict[str, list[bool | None]]:
-    """Whether each answer of each arm refuses its prompt; None where the judge gave no verdict that can be read.
+    """Whether each answer of each arm refuses its prompt; None where the judge gave no readable verdict.
 
     Args:
         answers: arm -> its answer to each prompt.

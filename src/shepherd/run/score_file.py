@@ -1,7 +1,7 @@
 """The file of a run's further scores: benchmark tasks and refusals, of each arm and of the untuned base.
 
-RUN_FOLDER/evaluation.json has one row a score. It names the adapters that were scored, so that scores of other
-adapters are never taken for theirs.
+RUN_FOLDER/evaluation.json has one row a score. It names the adapters that were scored, so that scores of
+others are never taken for theirs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def read(run: Path) -> list[Row]:
         if not all(isinstance(row["name"], str) and isinstance(row["arms"], dict) for row in found):
             raise TypeError("a score has no name or no arms")
     except (ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{path} is damaged ({error}); remove it and run `shepherd evaluate` again") from error
+        raise FolderError(
+            f"{path} is damaged ({error}); remove it and run `shepherd evaluate` again"
+        ) from error
     return list(found)
 
 

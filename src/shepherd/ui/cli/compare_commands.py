@@ -109,8 +109,10 @@ def compare(
         require_agreed(settings.judge, consent)
     from shepherd.compare.comparison import compare
     from shepherd.compare.judged_arms import judged
+    from shepherd.run import release, score_file
     from shepherd.ui.terminal.comparison_table import print_comparison
     from shepherd.ui.terminal.running import plain_lines
+    from shepherd.ui.terminal.scores_table import print_scores
     from shepherd.ui.terminal.train import stop_message, train_arm
     from shepherd.ui.terminal.verdict_table import print_verdicts
 
@@ -120,6 +122,7 @@ def compare(
         with plain_lines() as display:
             found = compare(settings, asked, train=train_arm, consent=consent)
             print_comparison(found)
+            print_scores(score_file.read(output), release.of_run(output))
             if settings.judge.model:
                 found = judged(output, settings.judge, display.echo, max_calls, consent)
                 print_verdicts(found["judge"])
