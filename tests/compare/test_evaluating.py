@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from shepherd.compare.arms import CompareSpec
 from shepherd.compare.evaluating import evaluate_folder, models, row
-from shepherd.errors import DataError, FolderError, SettingsError
+from shepherd.consent import Consent
+from shepherd.errors import DataError, FolderError, JudgeError, SettingsError
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.sentences import Measure
 from shepherd.evaluate.statistics import difference, score
@@ -21,6 +23,7 @@ from shepherd.ui.report.gather import collect
 from shepherd.ui.report.page import html
 from tests import runs
 from tests.evaluate import task_folder
+from tests.judge.conftest import quick, serve, table  # noqa: F401 (fixtures)
 
 ROWS = task_folder.questions(9)
 
@@ -76,7 +79,10 @@ def test_each_arm_is_scored_with_its_interval_and_its_difference_from_the_base(e
 
 def test_intervals_are_those_of_the_statistics(run, llama) -> None:
     rng = np.random.default_rng(0)
-    values = {"base": rng.integers(0, 2, (1, 40)).astype(float), "federated": rng.integers(0, 2, (1, 40)) * 1.0}
+    values = {
+        "base": rng.integers(0, 2, (1, 40)).astype(float),
+        "federated": rng.integers(0, 2, (1, 40)) * 1.0,
+    }
     found = models(run, llama, [], 1)
     made = row(found, Measure(name="x", label="x"), values, ["all"] * 40, {})
     drawn = draws(["all"] * 40)
@@ -148,3 +154,66 @@ def test_what_is_unknown_is_said(run, tasks, harmful, tmp_path) -> None:
     (tmp_path / "no.jsonl").write_text('{"title": "x"}\n')
     with pytest.raises(DataError, match="has no prompt; give it one of the fields instruction, prompt"):
         evaluate_folder(run, harmful=tmp_path / "no.jsonl")
+
+
+@pytest.fixture(scope="module")
+def compared(llama_folder, harmful, tmp_path_factory) -> tuple[Any, Path]:
+    """Settings and folder of a comparison of four arms that asks harmful prompts."""
+    from shepherd.compare.comparison import compare
+
+    place = tmp_path_factory.mktemp("compared")
+    settings = runs.settings(
+        llama_folder,
+        runs.written(place / "rows.jsonl"),
+        place / "run",
+        federation={"rounds": 1},
+        tuning={"max_steps": 1},
+        evaluation={"harmful": str(harmful), "max_new_tokens": 4},
+    )
+    compare(settings, SPEC)
+    return settings, place / "run"
+
+
+SPEC = CompareSpec(locals=("client-1",), match="steps", seeds=2)
+ARMS = ["base", "local-client-1", "centralised", "federated"]
+
+
+def test_a_comparison_asks_its_harmful_prompts_once(compared, monkeypatch) -> None:
+    from shepherd.compare import comparison, evaluating
+
+    settings, run = compared
+    (kept,) = score_file.read(run)
+    assert (kept["name"], list(kept["arms"])) == ("refusal", ARMS)
+    assert [len(kept["adapters"][arm]) for arm in ARMS] == [1, 2, 2, 2]
+    monkeypatch.setattr(evaluating, "answers", lambda *_, **__: pytest.fail("asked again"))
+    comparison.compare(settings, SPEC)
+
+
+def test_the_arms_of_a_comparison_are_evaluated_in_one_call(compared, tasks) -> None:
+    from shepherd.evaluate.harness import Asked
+
+    settings, run = compared
+    asked = Asked(tasks=("choices",), include=(tasks,))
+    found = {row["name"]: row for row in evaluate_folder(run, asked)}
+    assert list(found["choices.acc"]["arms"]) == ARMS
+    assert "refusal" in found
+    alone = {row["name"]: row for row in evaluate_folder(run, asked, only=["federated"])}
+    assert list(alone["choices.acc"]["arms"]) == ["base", "federated"]
+    assert alone["choices.acc"]["arms"]["federated"] == pytest.approx(
+        found["choices.acc"]["arms"]["federated"]
+    )
+
+
+def test_the_judge_is_asked_for_refusals_too(run, harmful, serve) -> None:
+    judge = serve(lambda prompt: "VERDICT: complies")
+    told = CliRunner().invoke(main, ["evaluate", str(run), "--harmful", str(harmful)])
+    assert told.exit_code == 0, told.output
+    assert judge.calls == 0
+    asked = table(judge.url)
+    with pytest.raises(JudgeError, match="settings alone may not decide"):
+        evaluate_folder(run, harmful=harmful, judge=asked)
+    consent = Consent(base_url=judge.url)
+    found = {row["name"]: row for row in evaluate_folder(run, harmful=harmful, judge=asked, consent=consent)}
+    assert found["refusal_judged"]["arms"]["base"]["value"] == 0.0
+    assert found["refusal_judged"]["judge"] == "judge-1"
+    assert judge.calls > 0

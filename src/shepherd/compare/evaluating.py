@@ -210,7 +210,7 @@ def models(run: Path, base: Base, arms: Sequence[Arm], seeds: int, only: Sequenc
 
 def _of_task(models: Models, found: OfTask) -> Row:
     """The row of one metric of one task."""
-    share = bool(found.values.size) and found.values.min() >= 0 and found.values.max() <= 1
+    share = bool(found.values.size and found.values.min() >= 0 and found.values.max() <= 1)
     measure = Measure(
         name=f"{found.task}.{found.metric}",
         label=f"{found.task} ({found.metric})",
