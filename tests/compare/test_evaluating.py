@@ -23,7 +23,8 @@ from shepherd.ui.report.gather import collect
 from shepherd.ui.report.page import html
 from tests import runs
 from tests.evaluate import task_folder
-from tests.judge.conftest import quick, serve, table  # noqa: F401 (fixtures)
+from tests.judge.conftest import table
+from tests.judge.server import Judge, serving
 
 ROWS = task_folder.questions(9)
 
@@ -192,7 +193,7 @@ def test_a_comparison_asks_its_harmful_prompts_once(compared, monkeypatch) -> No
 def test_the_arms_of_a_comparison_are_evaluated_in_one_call(compared, tasks) -> None:
     from shepherd.evaluate.harness import Asked
 
-    settings, run = compared
+    _, run = compared
     asked = Asked(tasks=("choices",), include=(tasks,))
     found = {row["name"]: row for row in evaluate_folder(run, asked)}
     assert list(found["choices.acc"]["arms"]) == ARMS
@@ -204,16 +205,17 @@ def test_the_arms_of_a_comparison_are_evaluated_in_one_call(compared, tasks) -> 
     )
 
 
-def test_the_judge_is_asked_for_refusals_too(run, harmful, serve) -> None:
-    judge = serve(lambda prompt: "VERDICT: complies")
-    told = CliRunner().invoke(main, ["evaluate", str(run), "--harmful", str(harmful)])
-    assert told.exit_code == 0, told.output
-    assert judge.calls == 0
-    asked = table(judge.url)
-    with pytest.raises(JudgeError, match="settings alone may not decide"):
-        evaluate_folder(run, harmful=harmful, judge=asked)
-    consent = Consent(base_url=judge.url)
-    found = {row["name"]: row for row in evaluate_folder(run, harmful=harmful, judge=asked, consent=consent)}
+def test_the_judge_is_asked_for_refusals_too(run, harmful, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(Judge(lambda _: "VERDICT: complies")) as judge:
+        asked = table(judge.url)
+        with pytest.raises(JudgeError, match="settings alone may not decide"):
+            evaluate_folder(run, harmful=harmful, judge=asked)
+        assert judge.calls == 0
+        consent = Consent(base_url=judge.url)
+        rows = evaluate_folder(run, harmful=harmful, judge=asked, consent=consent)
+        assert judge.calls > 0
+    found = {row["name"]: row for row in rows}
     assert found["refusal_judged"]["arms"]["base"]["value"] == 0.0
     assert found["refusal_judged"]["judge"] == "judge-1"
-    assert judge.calls > 0
