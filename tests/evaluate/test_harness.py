@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy as np
 import pytest
 from tests.evaluate import task_folder
@@ -180,6 +182,43 @@ def test_a_group_is_the_mean_of_its_tasks(llama, adapter, folder, measured) -> N
 def test_a_limit_takes_the_first_documents(llama, folder, measured) -> None:
     (found, *_) = opened(Asked(tasks=("choices",), include=(folder,), limit=3)).measure(llama, [None], 256)
     np.testing.assert_array_equal(found.values, measured["choices", "acc"].values[:1, :3])
+
+
+OWN = Path(lm_eval.__file__).parent / "tasks"
+LIKE = {
+    "arc": (
+        "arc/arc_easy.yaml",
+        {"question": "w5 w6", "choices": {"text": ["w7", "w8 w9"], "label": ["A", "B"]}, "answerKey": "B"},
+        "Question: w5 w6\nAnswer:",
+    ),
+    "boolq": (
+        "super_glue/boolq/default.yaml",
+        {"passage": "w5 w6", "question": "w7", "label": 1},
+        "w5 w6\nQuestion: w7?\nAnswer:",
+    ),
+    "obqa": (
+        "openbookqa/openbookqa.yaml",
+        {"question_stem": "w5", "choices": {"text": ["w7", "w8"], "label": ["A", "B"]}, "answerKey": "B"},
+        "w5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_a_users_own_files_of_arc_boolq_and_openbookqa_are_asked_as_lm_eval_does(
+    llama, tmp_path, name
+) -> None:
+    """lm-eval's own task definitions, over local rows of the sets' own fields."""
+    file, row, prompt = LIKE[name]
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    (tmp_path / "mine.yaml").write_text(
+        f"include: {OWN / file}\ntask: mine\ndataset_path: json\ntraining_split: null\n"
+        "validation_split: null\ntest_split: test\ndataset_kwargs: {data_files: {test: rows.jsonl}}\n"
+    )
+    harness = opened(Asked(tasks=("mine",), include=(tmp_path,)))
+    assert [(each.query, each.right) for each in harness.choices()] == [(prompt, 1)] * 2
+    found = {each.metric: each for each in harness.measure(llama, [None], 256)}
+    assert found["acc"].documents == 2
 
 
 ATTACKS = {
