@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from shepherd.errors import FolderError, NotReleased, SettingsError
+from shepherd.model import files
 from shepherd.overrides import dump, overridden
 from shepherd.run import folder, score_file
 from shepherd.run.export import export
 from shepherd.run.log import read_rows
-from shepherd.run.release import of_run
+from shepherd.run.release import of_run, settled
 from shepherd.ui.cli.main import main
 from shepherd.ui.report.gather import collect
 from shepherd.ui.report.page import html
@@ -247,3 +248,31 @@ def test_a_damaged_audit_is_named_and_impossible_gates_are_refused(run) -> None:
     for gate in ("{drops = {loss = -1.0}}", "{audit = 1}", "{membership = 0.2}", "{drop = {loss = 1.0}}"):
         with pytest.raises(SettingsError, match=r"evaluation\.gate"):
             gated(run, gate)
+
+
+def test_the_runs_own_card_is_marked_once_and_follows_the_verdict(run) -> None:
+    card = run / "adapter" / "README.md"
+    before = card.read_text()
+    settled(run)
+    assert card.read_text() == before  # without a gate
+    gated(run, "{drops = {quiz = 0.0}}")
+    scored(run, "quiz.acc", 0.5, 0.4)
+    for _ in range(2):
+        settled(run)
+    marked = card.read_text()
+    assert marked.count("## Release") == 1
+    assert "NOT RELEASED: quiz is 10.0 points worse" in marked
+    gated(run, "{drops = {quiz = 0.2}}")
+    settled(run)
+    assert "NOT RELEASED" not in card.read_text()
+    assert "Released: the adapter passes" in card.read_text()
+    assert card.read_text().replace(marked_part(card.read_text()), "") == before
+
+
+def marked_part(card: str) -> str:
+    begin = card.index("## Release")
+    return card[begin : card.index("## ", begin + 3)]
+
+
+def test_the_adapters_file_has_one_name() -> None:
+    assert score_file.WEIGHTS == files.WEIGHTS

@@ -60,6 +60,7 @@ def compare(
     *,
     train: Train = _train,
     consent: Consent = NOTHING,
+    max_calls: int | None = None,
 ) -> Row:
     """Compare the arms of `spec` in the folder of the run, and return the content of comparison.json.
 
@@ -69,6 +70,7 @@ def compare(
     Args:
         train: opens a run with the function that it is given, and trains its rounds.
         consent: what a person has agreed to; the settings alone cannot allow it.
+        max_calls: most requests to the judge about answers to `evaluation.harmful`.
 
     Raises:
         SettingsError: an arm cannot be read.
@@ -87,11 +89,16 @@ def compare(
     began = perf_counter()
     train_run(settings, train, consent=consent)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
-        return _compare_arms(settings, spec, train, consent, began)
+        return _compare_arms(settings, spec, train, consent, began, max_calls)
 
 
 def _compare_arms(
-    settings: RunSettings, spec: CompareSpec, train: Train, consent: Consent, began: float
+    settings: RunSettings,
+    spec: CompareSpec,
+    train: Train,
+    consent: Consent,
+    began: float,
+    max_calls: int | None,
 ) -> Row:
     """Compare the arms in the folder of a finished run."""
     run = Path(settings.output)
@@ -133,11 +140,13 @@ def _compare_arms(
                 metrics=measured,
                 executor=where,
             )
-    if kept.evaluation.harmful:
-        evaluating.probe(run, base, kept, chosen, spec.seeds, consent)
-    return _write_results(
+    found = _write_results(
         run, kept, spec, chosen=chosen, prepared=prepared, asked=asked, measured=measured, began=began
     )
+    if kept.evaluation.harmful:
+        asking = kept.model_copy(update={"judge": settings.judge})
+        evaluating.probe(run, base, asking, chosen, spec.seeds, consent, max_calls)
+    return found
 
 
 def _train_runs(

@@ -134,7 +134,13 @@ def evaluate_folder(
 
 
 def probe(
-    run: Path, base: Base, settings: RunSettings, arms: Sequence[Arm], seeds: int, consent: Consent
+    run: Path,
+    base: Base,
+    settings: RunSettings,
+    arms: Sequence[Arm],
+    seeds: int,
+    consent: Consent,
+    max_calls: int | None = None,
 ) -> None:
     """Have the arms of a comparison answer the run's harmful prompts, and keep their refusal rates.
 
@@ -154,7 +160,8 @@ def probe(
         return
     log.info("answering %s harmful prompts", len(prompts))
     verdicts = compare_folder(run) / VERDICTS
-    score_file.add(run, refusal_rows(found, prompts, settings, settings.judge, verdicts, log.info))
+    rows = refusal_rows(found, prompts, settings, settings.judge, verdicts, log.info, max_calls)
+    score_file.add(run, rows)
 
 
 def _is_of(row: Row, models: Models, prompts: Sequence[tuple[Turn, ...]], settings: RunSettings) -> bool:

@@ -22,7 +22,7 @@ from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many
 from shepherd.overrides import dump
-from shepherd.run.release import NO_GATE, Release
+from shepherd.run.release import NO_GATE, Release, inert, marked
 from shepherd.run.score_file import BASE, FEDERATED
 from shepherd.run.versions import versions
 from shepherd.settings import MEMORY, TINY, WORLD, DataTable, RunSettings, published
@@ -167,25 +167,18 @@ def exported(
         how = f"```sh\n{serve}\n```\n\n" if serve else ""
         new = f"## Use\n\n{how}{kept[0] if kept else ''}".rstrip() + "\n\n"
         text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: new, text, count=1, flags=re.MULTILINE | re.DOTALL)
-    more = "".join(filter(None, (_release(release), _further(scores))))
-    text = re.sub(r"^(?=## Licence\n)", lambda _: more, text, count=1, flags=re.MULTILINE)
+    text = marked(text, release, "" if release.released else _ALL_THE_SAME)
+    text = re.sub(r"^(?=## Licence\n)", lambda _: _further(scores), text, count=1, flags=re.MULTILINE)
     return shown(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def _release(verdict: Release) -> str:
-    """What the run's gate says; nothing where it has none."""
-    if not verdict.asked:
-        return ""
-    said = _escaped(verdict.sentence())
-    if not verdict.released:
-        said += " It was exported all the same, because the person who did so asked for it."
-    return f"## Release\n\n{said}\n\n"
+_ALL_THE_SAME = "It was exported all the same, because the person who did so asked for it."
 
 
 def _further(scores: Sequence[Row]) -> str:
     """Scores on benchmark tasks and harmful prompts, of the base and of the adapter."""
     lines = [
-        (_escaped(row["label"]), str(row["documents"]), *(_bounded(row, arm) for arm in (BASE, FEDERATED)))
+        (inert(row["label"]), str(row["documents"]), *(_bounded(row, arm) for arm in (BASE, FEDERATED)))
         for row in scores
     ]
     if not lines:
@@ -440,7 +433,7 @@ def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
         return ""
     lines = [
         (
-            _escaped(name),
+            inert(name),
             *_cells(answers.get(name, (None, None)), ".1%"),
             *_cells((before.get(name), after.get(name)), ".4f"),
         )
@@ -468,11 +461,6 @@ def _total(rows: Sequence[Row], key: str) -> int:
 
 def _names(targets: str | tuple[str, ...]) -> str:
     return targets if isinstance(targets, str) else ", ".join(targets)
-
-
-def _escaped(name: str) -> str:
-    """A name from the data as one line, with Markdown and HTML escaped; `_table` escapes the bars."""
-    return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(name))
 
 
 def _table(head: Sequence[str], lines: Table | Iterator[Sequence[object]]) -> str:

@@ -7,19 +7,22 @@ the gate names and nobody measured is a reason, too.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError
-from shepherd.io.atomic import disk_errors
+from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.run import folder, score_file
 from shepherd.run.log import read_rows
 from shepherd.run.score_file import BASE, FEDERATED, WEIGHTS, digest_of
 from shepherd.settings import GateTable
+from shepherd.visible import shown_line
 
 Row = Mapping[str, Any]
+CARD = "README.md"
 LOWER_IS_BETTER = ("loss",)
 SUFFIX = "-audit"
 """What `shepherd audit RUN.toml` adds to the run's output for the folder of its audit."""
@@ -80,6 +83,41 @@ def of_run(path: str | Path) -> Release:
     run = Path(path)
     gate = folder.read_settings(run).evaluation.gate
     return Release(asked=gate.asks, reasons=tuple(_reasons(run, gate)) if gate.asks else ())
+
+
+def settled(path: str | Path) -> Release:
+    """Judge as `of_run`, and write the verdict into the card of the run's adapter, where the run has a gate.
+
+    Raises:
+        FolderError: as for `of_run`, or the card cannot be written.
+    """
+    run, verdict = Path(path), of_run(path)
+    card = run / "adapter" / CARD
+    if verdict.asked and card.is_file():
+        with disk_errors(run):
+            before = card.read_text(encoding="utf8")
+        after = marked(before, verdict)
+        if after != before:
+            write_atomic(card, after)
+    return verdict
+
+
+def marked(card: str, verdict: Release, more: str = "") -> str:
+    """A model card with the verdict in a section of its own; without a gate, with none.
+
+    Args:
+        more: a sentence after the verdict.
+    """
+    text = re.sub(r"^## Release\n.*?(?=^## )", "", card, flags=re.MULTILINE | re.DOTALL)
+    if not verdict.asked:
+        return text
+    said = f"## Release\n\n{inert(' '.join(filter(None, (verdict.sentence(), more))))}\n\n"
+    return re.sub(r"^(?=## Licence\n)", lambda _: said, text, count=1, flags=re.MULTILINE)
+
+
+def inert(text: str) -> str:
+    """Text as one line, with Markdown and HTML escaped."""
+    return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(text))
 
 
 def _reasons(run: Path, gate: GateTable) -> Iterator[str]:

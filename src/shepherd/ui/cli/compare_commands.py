@@ -120,9 +120,9 @@ def compare(
     output = Path(settings.output)
     try:
         with plain_lines() as display:
-            found = compare(settings, asked, train=train_arm, consent=consent)
+            found = compare(settings, asked, train=train_arm, consent=consent, max_calls=max_calls)
             print_comparison(found)
-            print_scores(score_file.read(output), release.of_run(output))
+            print_scores(score_file.read(output), release.settled(output))
             if settings.judge.model:
                 found = judged(output, settings.judge, display.echo, max_calls, consent)
                 print_verdicts(found["judge"])

@@ -132,7 +132,7 @@ def evaluate(
             print_evaluation(found)
         return
     from shepherd.compare.evaluating import evaluate_folder, require_lm_eval
-    from shepherd.run.release import of_run
+    from shepherd.run.release import settled
     from shepherd.ui.terminal.scores_table import print_scores
 
     given = {"base_url": base_url, "key_env": key_env}
@@ -158,7 +158,7 @@ def evaluate(
             echo=display.echo,
             consent=consent,
         )
-    verdict = of_run(folder)
+    verdict = settled(folder)
     if as_json:
         print(shown_json(json.dumps({"scores": scores, "release": verdict.row()}, ensure_ascii=False)))
     else:
