@@ -123,7 +123,7 @@ def _problems() -> list[Row]:
 def _with_others(rows: Sequence[Row], seed: int) -> list[Row]:
     """Each question with its answer among those of others; one with too few others is left out."""
     rng = np.random.default_rng(seed)
-    found = []
+    found: list[Row] = []
     for row in rows:
         others = sorted({each["answer"] for each in rows} - {row["answer"]})
         if len(others) < CHOICES - 1:
