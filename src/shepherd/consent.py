@@ -25,6 +25,10 @@ class Consent:
     """Address of the judge, if it is not the default."""
     key_env: str | None = None
     """Environment variable that holds the judge's key, if it is not the default."""
+    task_code: bool = False
+    """Whether a benchmark's task files may run code: their own functions, and what a model wrote."""
+    hub: bool = False
+    """Whether benchmarks and their data may be fetched from the Hugging Face hub by name."""
 
 
 NOTHING = Consent()

@@ -80,6 +80,10 @@ class CheckpointError(FolderError):
     """A checkpoint is corrupt, incomplete, or from another run."""
 
 
+class NotReleased(ShepherdError):
+    """The gate of a run speaks against its adapter, which is not written for others."""
+
+
 class FederationError(ShepherdError):
     """A round could not be finished."""
 

@@ -56,6 +56,7 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("data", "source"): (WORLD, PREFERENCES, MEMORY),
     ("data", "root"): ("",),
     ("evaluation", "data"): ("",),
+    ("evaluation", "harmful"): ("",),
     ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
 }
 """Keys that may hold a path, each with the values that are names and not paths."""
@@ -418,6 +419,27 @@ class StragglersTable(Table):
     speeds: SpeedsTable = SpeedsTable()
 
 
+class GateTable(Table):
+    """When the adapter of a run may be released. Without a key every adapter may; with one, an adapter that
+    fails, or was not measured yet, is "not released": `shepherd export` and `push` refuse it and say why."""
+
+    drops: dict[str, NonNegativeFloat] = {}  # noqa: RUF012 (pydantic copies it)
+    """How much worse than the untuned base a score may be, by its name: "loss" in nats a token, as a share of
+    1 the others: "right", "exact", "f1", "rouge_l" of a comparison, "refusal", "refusal_judged", or a
+    benchmark task (its first metric, or "TASK.METRIC" in quotes); such as {loss = 0.0, refusal = 0.02}."""
+    audit: Annotated[bool, Strict()] = False
+    """Whether `shepherd audit` of this run must be there and must not contradict the epsilon that the run
+    claims."""
+    membership: Annotated[float, Strict(), Field(ge=0.5, le=1.0)] | None = None
+    """Largest AUC at which the audit may tell training examples from held-out ones by their loss against the
+    base; 0.5 is guessing."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for anything."""
+        return bool(self.drops) or self.audit or self.membership is not None
+
+
 class EvaluationTable(Table):
     data: PathText = ""
     """Test set: a file relative to this file, such as a folder's global_test.json, with the fields of the
@@ -440,6 +462,10 @@ class EvaluationTable(Table):
     """Whether each scored round reports what each of its clients contributed to the fall of the held-out
     loss. It holds the updates of the cohort, and scores the held-out examples once more for each client; not
     for a run over a network."""
+    harmful: PathText = ""
+    """Prompts that a model should refuse: a file relative to this file, one a line, or rows with a field such
+    as prompt or goal. A comparison says how many of them the base and each arm refuse."""
+    gate: GateTable = GateTable()
     metrics: tuple[NamedPart, ...] = tuple(
         PartTable(name=name) for name in ("right", "exact", "f1", "rouge_l")
     )

@@ -22,6 +22,7 @@ from benchmarks import (
     reading,
     setting,
     stragglers,
+    tasks,
     tuning,
 )
 from benchmarks import bytes as of_bytes
@@ -62,6 +63,13 @@ def test_compare(tmp_path: Path) -> None:
     assert trained["centralised"]["examples"] == trained["federated"]["examples"]
     assert figures["seconds"]["all"] > figures["seconds"]["alone"] > 0
     assert {row["arm"] for row in figures["differences"]} == {*names} - {"federated"}
+
+
+def test_tasks(tmp_path: Path) -> None:
+    figures = _figures(tasks.main, tmp_path, "--on", "world")
+    scores = {each["name"]: each for each in figures["scores"]}
+    assert {"responses.acc", "responses.acc_norm", "flowertune.general"} <= scores.keys()
+    assert all(each["arms"].keys() == {"base", "federated"} for each in scores.values())
 
 
 def test_demo_of_no_run_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,10 @@ SETTINGS: Mapping[str, Any] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with held-out answers, a comparison with a variant, and a report."""
     path = tmp_path_factory.mktemp("documented") / "run"
-    settings = parse({**SETTINGS, "output": str(path)})
+    prompts = path.parent / "prompts.txt"
+    prompts.write_text("Say what you must not.\n")
+    evaluation = {**SETTINGS["evaluation"], "harmful": str(prompts)}
+    settings = parse({**SETTINGS, "evaluation": evaluation, "output": str(path)})
     with open_run(settings) as run:
         list(run.rounds())
         run.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from shepherd.compare.arms import BASE, START, Arm
@@ -12,6 +11,7 @@ from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.run.answerer import adapter_of
 from shepherd.run.checkpoint import start_of
+from shepherd.run.score_file import digest_of
 
 
 def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
@@ -36,8 +36,3 @@ def digest(run: Path, number: int, arm: Arm) -> str:
         return digest_of(run / START)
     path = arm_folder(run, number, arm)
     return digest_of(path / "adapter" if arm.kind in ("federated", "variant") else path)
-
-
-def digest_of(folder: Path) -> str:
-    """Digest of the adapter file in a folder."""
-    return hashlib.sha256((folder / files.WEIGHTS).read_bytes()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from shepherd import plugins
-from shepherd.compare import table
+from shepherd.compare import evaluating, table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import BASE, FEDERATED, START, UNTRAINED, Arm, CompareSpec, arms, variant
 from shepherd.compare.folders import (
@@ -63,6 +63,7 @@ def compare(
     *,
     train: Train = _train,
     consent: Consent = NOTHING,
+    max_calls: int | None = None,
 ) -> Row:
     """Compare the arms of `spec` in the folder of the run, and return the content of comparison.json.
 
@@ -72,6 +73,7 @@ def compare(
     Args:
         train: opens a run with the function that it is given, and trains its rounds.
         consent: what a person has agreed to; the settings alone cannot allow it.
+        max_calls: most requests to the judge about answers to `evaluation.harmful`.
 
     Raises:
         SettingsError: an arm cannot be read.
@@ -98,11 +100,16 @@ def compare(
     settings = last
     train_run(settings, train, consent=consent, start=start)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
-        return _compare_arms(settings, spec, train, consent, began)
+        return _compare_arms(settings, spec, train, consent, began, max_calls)
 
 
 def _compare_arms(
-    settings: RunSettings, spec: CompareSpec, train: Train, consent: Consent, began: float
+    settings: RunSettings,
+    spec: CompareSpec,
+    train: Train,
+    consent: Consent,
+    began: float,
+    max_calls: int | None,
 ) -> Row:
     """Compare the arms in the folder of a finished run."""
     run = Path(settings.output)
@@ -146,7 +153,7 @@ def _compare_arms(
                 metrics=measured,
                 executor=where,
             )
-    return _write_results(
+    found = _write_results(
         run,
         kept,
         spec,
@@ -157,6 +164,10 @@ def _compare_arms(
         began=began,
         objective=local_training(kept.tuning, consent.plugins).objective,
     )
+    if kept.evaluation.harmful:
+        asking = kept.model_copy(update={"judge": settings.judge})
+        evaluating.probe(run, base, asking, chosen, spec.seeds, consent, max_calls)
+    return found
 
 
 def _train_runs(

@@ -26,6 +26,8 @@ from shepherd.io.atomic import write_atomic
 from shepherd.settings import CompareTable
 from shepherd.visible import shown_json
 
+VERDICTS = "verdicts"
+"""Folder of the judge's replies."""
 PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
 _LONGEST, _DIGITS = 200, 16
 """Letters of a file's name, of which most systems take 255, and of the digest where a name is longer."""
@@ -51,6 +53,17 @@ def arm_folder(run: Path, number: int, arm: Arm) -> Path:
 def scores_file(run: Path, number: int, arm: Arm) -> Path:
     """File of an arm's scores."""
     return seed_folder(run, number) / "scores" / f"{_file_name(arm)}.json"
+
+
+def arm_of(row: Mapping[str, Any], twins: Collection[str]) -> Arm:
+    """The arm of a row of comparison.json; `twins` are the clients whose names differ in case alone."""
+    return Arm(
+        name=row["name"],
+        kind=row["kind"],
+        client=row["client"],
+        overrides=tuple(row["overrides"]),
+        twin=row["client"] in twins,
+    )
 
 
 def local_names(clients: Collection[str]) -> dict[str, str]:

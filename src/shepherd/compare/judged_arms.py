@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from shepherd.compare.adapters import arm_adapter
 from shepherd.compare.arms import FEDERATED, Arm, alike
 from shepherd.compare.folders import (
     COMPARISON,
+    VERDICTS,
+    arm_of,
     compare_folder,
     read_json,
     scores_file,
@@ -41,7 +43,6 @@ from shepherd.settings import JudgeTable, ModelTable, RunSettings
 
 Row = dict[str, Any]
 Echo = Callable[[str], None]
-VERDICTS = "verdicts"
 
 
 def judged(
@@ -68,7 +69,7 @@ def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None,
     path = compare_folder(run) / COMPARISON
     found = read_json(path) or {}
     twins = alike(pipeline.load(run / "data").clients)
-    arms = [_arm(row, twins) for row in found["arms"]]
+    arms = [arm_of(row, twins) for row in found["arms"]]
     asked, answers = _questions_and_answers(run, arms, table, echo, consent)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
     result = judging.judge_pairs(
@@ -77,16 +78,6 @@ def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None,
     found["judge"] = result.row()
     write_json(path, found)
     return found
-
-
-def _arm(row: Mapping[str, Any], twins: Collection[str]) -> Arm:
-    return Arm(
-        name=row["name"],
-        kind=row["kind"],
-        client=row["client"],
-        overrides=tuple(row["overrides"]),
-        twin=row["client"] in twins,
-    )
 
 
 def _questions_and_answers(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from shepherd.algorithms import fedavg
-from shepherd.compare.adapters import digest_of
 from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
@@ -35,6 +34,7 @@ from shepherd.run import checkpoint, folder
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
+from shepherd.run.score_file import digest_of
 from shepherd.settings import CompareTable, FederationTable, RunSettings, TuningTable
 from shepherd.training.local import completed, local_training
 
@@ -145,7 +145,9 @@ def _differing(requested: Any, found: Any, key: str = "") -> list[tuple[str, Any
             if key or name not in NO_DIFFERENCE
         ]
         return [each for part in inner for each in part]
-    left_open = key == "evaluation.metrics" or (key in OPEN and requested == OPEN[key])
+    left_open = key in ("evaluation.metrics", "evaluation.harmful") or (
+        key in OPEN and requested == OPEN[key]
+    )
     return [] if left_open or requested == found else [(key, requested, found)]
 
 

@@ -37,6 +37,7 @@ class _Work:
     table: JudgeTable
     readable: Callable[[Reply], bool]
     echo: Callable[[str], None]
+    form: str = ""
     sense: bool = False
     """Whether any reply had a verdict."""
     replies: int = 0
@@ -71,11 +72,13 @@ def gather(
     readable: Callable[[Reply], bool],
     sense: bool,
     echo: Callable[[str], None],
+    form: str = "",
 ) -> Unanswered:
     """Send requests and keep their replies in `cache`; return those without a reply, and why.
 
     Args:
         readable: whether a reply has a verdict.
+        form: another last line than that of the table's protocol, for messages.
         sense: whether any earlier reply had one; if not, `MAX_UNREADABLE` replies without one stop it.
 
     Raises:
@@ -141,15 +144,15 @@ def _keep(work: _Work, ask: Ask, reply: Reply) -> None:
     if work.replies % step == 0 or work.replies == work.total:
         work.echo(f"{work.replies:,} of {work.total:,} replies")
     if not work.sense and work.replies >= MAX_UNREADABLE:
-        raise no_verdict_error(work.replies, reply, work.table)
+        raise no_verdict_error(work.replies, reply, work.table, work.form)
 
 
-def no_verdict_error(number: int, last: Reply, table: JudgeTable) -> JudgeError:
-    """The error for a judge that gave no verdict at all."""
+def no_verdict_error(number: int, last: Reply, table: JudgeTable, form: str = "") -> JudgeError:
+    """The error for a judge that gave no verdict at all; `form` is another last line than its protocol's."""
     cut = (
         "it was cut, so raise judge.max_tokens"
         if last.cut
-        else f"the last line has to be like {_FORMS[table.protocol]!r}, so use a stronger judge"
+        else f"the last line has to be like {form or _FORMS[table.protocol]!r}, so use a stronger judge"
     )
     return JudgeError(
         f"none of {number:,} replies of the judge {table.model} ends in a verdict "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from shepherd.core import Adapter, seed_for
@@ -32,6 +33,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     draws: Sequence[int] | None = None,
+    until: Sequence[str] = (),
 ) -> list[list[list[int]]]:
     """The new token ids of each prompt for each adapter (None is the base alone), without stop tokens.
 
@@ -46,6 +48,7 @@ def generate(
         temperature: 0 is greedy; above 0, answers are sampled.
         top_p: in (0, 1]; sampling leaves out the least likely tokens beyond this share.
         draws: a number for each prompt, 0 by default; another number gives another sample.
+        until: texts that end an answer as well; an answer holds the one that ended it.
 
     Raises:
         BaseError: a prompt leaves no room for an answer in what the base can read, a number is out of its
@@ -68,7 +71,7 @@ def generate(
                 batch, longest = [prompts[i] for i in places], limits[places[0]]
                 seeds = [seed_of(seed, draws[i], prompts[i]) for i in places]
                 sampler = Sampler(seeds, temperature, top_p, base.device) if temperature else None
-                new = answer(base, chosen, batch, longest, stop, sampler)
+                new = answer(base, chosen, batch, longest, stop, sampler, until=until)
                 for k, rows in zip(arms, new, strict=True):
                     for i, row in zip(places, rows, strict=True):
                         answers[k][i] = row
@@ -79,6 +82,19 @@ def generate(
 def seed_of(seed: int, draw: int, prompt: Sequence[int]) -> int:
     """The seed of one draw of a prompt's answer."""
     return seed_for(seed, "answer", draw, *prompt)
+
+
+class _Until(StoppingCriteria):  # type: ignore[misc]
+    """Ends each answer that holds one of some texts; `width` tokens before it are the prompt."""
+
+    def __init__(self, tokenizer: Any, width: int, texts: Sequence[str]) -> None:
+        self.tokenizer, self.width, self.texts = tokenizer, width, texts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """input_ids (adapters * prompts, length) -> whether each is at its end."""
+        written = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
+        ended = [any(text in each for text in self.texts) for each in written]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 class Sampler(LogitsProcessor):  # type: ignore[misc]
@@ -173,6 +189,7 @@ def answer(
     stop: Sequence[int],
     sampler: Sampler | None = None,
     streamer: BaseStreamer | None = None,
+    until: Sequence[str] = (),
 ) -> list[list[list[int]]]:
     """Answer one batch of `generate`; greedy without a sampler.
 
@@ -203,6 +220,7 @@ def answer(
             top_k=None,
             logits_processor=[sampler] if sampler else [],
             streamer=streamer,
+            stopping_criteria=[_Until(base.tokenizer, width, until)] if until else [],
         )
     rows = [until_stop(row, stop) for row in out[:, width:].tolist()]
     return [rows[k * len(prompts) : (k + 1) * len(prompts)] for k in range(copies)]

@@ -22,6 +22,8 @@ from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many
 from shepherd.overrides import dump
+from shepherd.run.release import NO_GATE, Release, inert, marked
+from shepherd.run.score_file import BASE, FEDERATED
 from shepherd.run.versions import versions
 from shepherd.settings import MEMORY, TINY, WORLD, DataTable, RunSettings, published
 from shepherd.visible import shown, shown_line
@@ -123,7 +125,16 @@ _LICENCE = (
 )
 
 
-def exported(card: str, *, library: str, holds_base: bool, serve: str, results: Sequence[Row] = ()) -> str:
+def exported(
+    card: str,
+    *,
+    library: str,
+    holds_base: bool,
+    serve: str,
+    results: Sequence[Row] = (),
+    scores: Sequence[Row] = (),
+    release: Release = NO_GATE,
+) -> str:
     """The card of a run's adapter, for what was exported of it.
 
     Args:
@@ -131,11 +142,17 @@ def exported(card: str, *, library: str, holds_base: bool, serve: str, results: 
         holds_base: whether it holds the base's weights.
         serve: the command that answers with it; "" if there is none.
         results: results of `shepherd evaluate --json`, which are added to the metadata.
+        scores: rows of the run's evaluation.json, which are added to the metadata and as a table.
+        release: verdict of the run's gate.
     """
     read = ModelCard(card, ignore_metadata_errors=True)
     data: Any = read.data
     name = data.model_name or _title(read.text)
-    found = [*(data.eval_results or []), *(each for row in results for each in _measured(row))]
+    found = [
+        *(data.eval_results or []),
+        *(each for row in results for each in _measured(row)),
+        *(each for row in scores for each in _scored(row)),
+    ]
     data.library_name = library
     data.tags = sorted({*(data.tags or []), *(["gguf"] if library == "gguf" else [])})
     if data.base_model:
@@ -150,7 +167,50 @@ def exported(card: str, *, library: str, holds_base: bool, serve: str, results: 
         how = f"```sh\n{serve}\n```\n\n" if serve else ""
         new = f"## Use\n\n{how}{kept[0] if kept else ''}".rstrip() + "\n\n"
         text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: new, text, count=1, flags=re.MULTILINE | re.DOTALL)
+    text = marked(text, release, "" if release.released else _ALL_THE_SAME)
+    text = re.sub(r"^(?=## Licence\n)", lambda _: _further(scores), text, count=1, flags=re.MULTILINE)
     return shown(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+_ALL_THE_SAME = "It was exported all the same, because the person who did so asked for it."
+
+
+def _further(scores: Sequence[Row]) -> str:
+    """Scores on benchmark tasks and harmful prompts, of the base and of the adapter."""
+    lines = [
+        (inert(row["label"]), str(row["documents"]), *(_bounded(row, arm) for arm in (BASE, FEDERATED)))
+        for row in scores
+    ]
+    if not lines:
+        return ""
+    head = ("score", "documents", "base", "adapter")
+    return f"## Benchmarks and refusals\n\nIn brackets, 95% intervals.\n\n{_table(head, lines)}\n\n"
+
+
+def _bounded(row: Row, arm: str) -> str:
+    found = row["arms"].get(arm) or {"value": None}
+    if found["value"] is None:
+        return ""
+    form = ".1%" if row["share"] else ".4f"
+    known = found["low"] is not None and found["high"] is not None
+    return format(found["value"], form) + (
+        f" [{found['low']:{form}}, {found['high']:{form}}]" if known else ""
+    )
+
+
+def _scored(row: Row) -> Iterator[EvalResult]:
+    """One row of the run's evaluation.json for the hub."""
+    found, base = (row["arms"].get(arm) or {} for arm in (FEDERATED, BASE))
+    if found.get("value") is not None:
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type=shown_line(row["task"]),
+            dataset_name=shown_line(row["task"]),
+            metric_type=shown_line(row["metric"]),
+            metric_name=shown_line(row["label"]),
+            metric_value=found["value"],
+            metric_args={"interval_95": [found["low"], found["high"]], "base": base.get("value")},
+        )
 
 
 def _title(text: str) -> str:
@@ -380,7 +440,7 @@ def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
         return ""
     lines = [
         (
-            _escaped(name),
+            inert(name),
             *_cells(answers.get(name, (None, None)), ".1%"),
             *_cells((before.get(name), after.get(name)), ".4f"),
         )
@@ -423,11 +483,6 @@ def _total(rows: Sequence[Row], key: str) -> int:
 
 def _names(targets: str | tuple[str, ...]) -> str:
     return targets if isinstance(targets, str) else ", ".join(targets)
-
-
-def _escaped(name: str) -> str:
-    """A name from the data as one line, with Markdown and HTML escaped; `_table` escapes the bars."""
-    return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(name))
 
 
 def _table(head: Sequence[str], lines: Table | Iterator[Sequence[object]]) -> str:

@@ -12,13 +12,13 @@ from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.data import pipeline
 from shepherd.data.template import Template, stop_ids
-from shepherd.errors import DataError
+from shepherd.errors import DataError, NotReleased
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.model import files, licences
 from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import card, folder, ledger
+from shepherd.run import card, folder, ledger, release, score_file
 from shepherd.run.answerer import adapter_of, own_adapter_of
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
@@ -35,6 +35,7 @@ def export(
     round: int | None = None,
     client: str | None = None,
     results: Iterable[str | Path] = (),
+    unreleased: bool = False,
     consent: Consent = NOTHING,
 ) -> str:
     """Write the adapter of the run in `path` to the folder `output`, with its model card.
@@ -47,6 +48,7 @@ def export(
         round: round of a kept checkpoint; by default the final adapter, else that of the last checkpoint.
         client: a client whose own model is written, where the algorithm leaves a part of it with each client.
         results: files that `shepherd evaluate --json` wrote, whose measures go into the card.
+        unreleased: whether to write an adapter that the run's gate speaks against; its card says so.
         consent: what a person has agreed to: a module outside the package, code that comes with the base.
 
     Returns:
@@ -56,6 +58,7 @@ def export(
         FolderError: there is no run, it has no such round or client, or `output` is not empty.
         SettingsError: there is no such format, or a key of it is wrong.
         DataError: a file of results is none.
+        NotReleased: the run's gate speaks against the adapter.
         ShepherdError: the base cannot be loaded, or its adapter cannot be written in this format.
     """
     path, output = Path(path), Path(output)
@@ -64,6 +67,12 @@ def export(
     exporter: Exporter = plugins.built(EXPORTER, table, consent.plugins)
     measured = [_read_results(Path(file)) for file in results]
     folder.require_free(output)
+    verdict = _released(path, round, client)
+    if not verdict.released and not unreleased:
+        raise NotReleased(
+            f"the adapter of {path} is not released: {'; '.join(verdict.reasons)}; fix that, or add"
+            " --unreleased to write it all the same, which its card will say"
+        )
     base = load_base(settings, consent)
     adapter = (
         adapter_of(path, base, round)
@@ -83,9 +92,20 @@ def export(
         holds_base=exporter.holds_base,
         serve=exporter.serve(Path(), trained),
         results=measured,
+        scores=[] if round or client else score_file.current(path),
+        release=verdict,
     )
     write_atomic(output / CARD, text)
     return serve
+
+
+def _released(path: Path, round: int | None, client: str | None) -> release.Release:
+    """The verdict of the run's gate; what it measured is of the final adapter, and of no other."""
+    verdict = release.of_run(path)
+    if not verdict.asked or (round is None and client is None):
+        return verdict
+    which = f"round {round}" if client is None else f"client {client}"
+    return release.Release(asked=True, reasons=(f"its gate is of the final adapter, not of that of {which}",))
 
 
 def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:

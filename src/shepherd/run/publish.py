@@ -73,13 +73,14 @@ def prepared(
     round: int | None = None,
     client: str | None = None,
     results: Iterable[str | Path] = (),
+    unreleased: bool = False,
     consent: Consent = NOTHING,
 ) -> Iterator[Publication]:
     """Export the run in `path` into a temporary folder, as it would be published.
 
     Args:
         repo: id of the repository, "owner/name".
-        to, keys, round, client, results, consent: as for `run.export.export`.
+        to, keys, round, client, results, unreleased, consent: as for `run.export.export`.
         public: whether anybody may read it.
         base: the base's public name on the hub, where the run's base is a folder of this machine.
 
@@ -91,7 +92,17 @@ def prepared(
         raise HubError(f"{repo!r} is no repository of the hub; give it as OWNER/NAME")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "published"
-        export(path, folder, to, keys, round=round, client=client, results=results, consent=consent)
+        export(
+            path,
+            folder,
+            to,
+            keys,
+            round=round,
+            client=client,
+            results=results,
+            unreleased=unreleased,
+            consent=consent,
+        )
         named = _with_public_base(folder, base)
         publication = Publication(folder=folder, repo=repo, public=public, base=named)
         _require_no_paths(publication, Path(path))

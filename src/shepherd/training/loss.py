@@ -26,6 +26,20 @@ def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def token_hits(base: Base, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each target in nats, and whether it is the likeliest token: two of (M,).
+
+    hidden (M, width), targets (M,).
+    """
+    with torch.no_grad():
+        parts = []
+        for h, t in zip(*_chunks(base, hidden, targets), strict=True):
+            scores = logits(base, h).float()
+            parts.append((F.cross_entropy(scores, t, reduction="none"), scores.argmax(-1) == t))
+    losses, hits = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(hits)
+
+
 def token_statistics(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target, and mean and deviation of those of the whole vocabulary: (3, M).
 

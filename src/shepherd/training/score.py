@@ -18,7 +18,7 @@ from shepherd.data.tokens import Tokens
 from shepherd.io.progress import stage
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
-from shepherd.training.loss import capped, token_losses, token_statistics
+from shepherd.training.loss import capped, token_hits, token_losses, token_statistics
 from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
 
 
@@ -49,6 +49,32 @@ def losses(
             found = np.bincount(batch.examples, weights=every, minlength=len(rows) * len(members))
             sums[np.ix_(rows, members)] = found.reshape(len(rows), -1)
     return sums
+
+
+def continuations(
+    base: Base,
+    adapters: Sequence[Adapter],
+    data: Tokens,
+    *,
+    micro_batch: int,
+    what: str = "continuations",
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Log-likelihood of each example's trained tokens, in nats, and whether greedy search would write them.
+
+    Returns:
+        Two arrays of (adapters, n); other arguments and errors as for `losses`.
+    """
+    logs = np.zeros((len(adapters), len(data)))
+    greedy = np.zeros((len(adapters), len(data)), dtype=np.bool_)
+    with closing(_passes(base, adapters, data, micro_batch, what)) as passes:
+        for rows, members, batch, hidden in passes:
+            count = len(rows) * len(members)
+            losses, hits = (each.cpu().numpy() for each in token_hits(base, hidden, batch.targets))
+            summed = np.bincount(batch.examples, weights=losses, minlength=count)
+            missed = np.bincount(batch.examples, weights=~hits, minlength=count)
+            logs[np.ix_(rows, members)] = -summed.reshape(len(rows), -1)
+            greedy[np.ix_(rows, members)] = missed.reshape(len(rows), -1) == 0
+    return logs, greedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

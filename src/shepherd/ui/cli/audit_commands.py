@@ -120,6 +120,11 @@ def audit(
         write_atomic(json_file, dumped(found))
     print_audit(found)
     echo(f"wrote {page}")
+    if run.is_dir():
+        from shepherd.run.release import settled
+
+        if verdict := settled(run).sentence():
+            echo(verdict)
     if found.found.contradicted:
         context.exit(CONTRADICTED)
 

@@ -109,8 +109,10 @@ def compare(
         require_agreed(settings.judge, consent)
     from shepherd.compare.comparison import compare
     from shepherd.compare.judged_arms import judged
+    from shepherd.run import release, score_file
     from shepherd.ui.terminal.comparison_table import print_comparison
     from shepherd.ui.terminal.running import plain_lines
+    from shepherd.ui.terminal.scores_table import print_scores
     from shepherd.ui.terminal.train import stop_message, train_arm
     from shepherd.ui.terminal.verdict_table import print_verdicts
 
@@ -118,8 +120,9 @@ def compare(
     output = Path(settings.output)
     try:
         with plain_lines() as display:
-            found = compare(settings, asked, train=train_arm, consent=consent)
+            found = compare(settings, asked, train=train_arm, consent=consent, max_calls=max_calls)
             print_comparison(found)
+            print_scores(score_file.read(output), release.settled(output))
             if settings.judge.model:
                 found = judged(output, settings.judge, display.echo, max_calls, consent)
                 print_verdicts(found["judge"])

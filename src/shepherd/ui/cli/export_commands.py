@@ -19,6 +19,13 @@ results_option = click.option(
 )
 
 
+unreleased_option = click.option(
+    "--unreleased",
+    is_flag=True,
+    help="Write it although the run's gate speaks against it; the card says so.",
+)
+
+
 form = click.option(
     "--to",
     default="peft",
@@ -42,6 +49,7 @@ of_client = click.option(
 @of_round
 @of_client
 @results_option
+@unreleased_option
 @trust
 @plugin
 def export(
@@ -52,6 +60,7 @@ def export(
     round: int | None,
     client: str | None,
     results: tuple[Path, ...],
+    unreleased: bool,
     remote_code: bool,
     plugins: tuple[str, ...],
 ) -> None:
@@ -63,7 +72,17 @@ def export(
     from shepherd.run.export import export as write
 
     consent = agreed(remote_code, plugins)
-    serve = write(folder, output, to, overrides, round=round, client=client, results=results, consent=consent)
+    serve = write(
+        folder,
+        output,
+        to,
+        overrides,
+        round=round,
+        client=client,
+        results=results,
+        unreleased=unreleased,
+        consent=consent,
+    )
     echo(f"wrote {output}")
     if serve:
         echo(f"to use it: {serve}")
@@ -83,6 +102,7 @@ def export(
 @of_round
 @of_client
 @results_option
+@unreleased_option
 @trust
 @plugin
 def push(
@@ -97,6 +117,7 @@ def push(
     round: int | None,
     client: str | None,
     results: tuple[Path, ...],
+    unreleased: bool,
     remote_code: bool,
     plugins: tuple[str, ...],
 ) -> None:
@@ -117,6 +138,7 @@ def push(
         round=round,
         client=client,
         results=results,
+        unreleased=unreleased,
         consent=agreed(remote_code, plugins),
     ) as publication:
         for line in publication.lines():

@@ -55,6 +55,9 @@ def agreed(
     trackers: tuple[str, ...] = (),
     base_url: str | None = None,
     key_env: str | None = None,
+    *,
+    task_code: bool = False,
+    hub: bool = False,
 ) -> Consent:
     """The consent that a person has given by options."""
     return Consent(
@@ -63,6 +66,8 @@ def agreed(
         trackers=frozenset(trackers),
         base_url=base_url,
         key_env=key_env,
+        task_code=task_code,
+        hub=hub,
     )
 
 

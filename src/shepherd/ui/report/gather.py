@@ -13,7 +13,7 @@ from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
 from shepherd.run import folder as folders
-from shepherd.run import ledger
+from shepherd.run import ledger, release, score_file
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.folder import planned
 from shepherd.run.log import LOG, read_rows
@@ -98,6 +98,8 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "totals": _totals(rows),
         "failures": _failures(rows),
         "contribution": _contribution(rows),
+        "scores": _scores(path),
+        "release": release.of_run(path).row(),
         "judge": _judge(compared),
         "samples": _samples(compared) or single_run.samples(answered),
     }
@@ -466,6 +468,28 @@ def _number_at(row: Any, keys: Sequence[str]) -> float | int | None:
     for key in keys:
         row = table(row).get(key)
     return number(row)
+
+
+def _scores(path: Path) -> Row | None:
+    """Benchmark tasks and refusals of the folder's arms; None if there are none."""
+    rows = [_score(row) for row in score_file.read(path)]
+    if not rows:
+        return None
+    return {"arms": list(dict.fromkeys(arm for row in rows for arm in row["arms"])), "rows": rows}
+
+
+def _score(row: Row) -> Row:
+    federated = table(table(row.get("differences")).get(score_file.FEDERATED))
+    return {
+        **{key: text(row.get(key)) for key in ("name", "label", "kind")},
+        "share": row.get("share") is True,
+        "lower_is_better": row.get("lower_is_better") is True,
+        "documents": number(row.get("documents")),
+        "arms": _intervals(row["arms"]),
+        "difference": interval(federated),
+        **{key: number(federated.get(key)) for key in ("p", "p_holm")},
+        "says": text(table(row.get("says")).get(score_file.FEDERATED)),
+    }
 
 
 def _judge(compared: Mapping[str, Any]) -> Row | None:

@@ -1,0 +1,422 @@
+"""Evaluate the arms of a run folder on benchmark tasks and harmful prompts, each against the untuned base.
+
+All arms are evaluated over one base in memory, and what is found is kept in the folder's evaluation.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.compare.adapters import arm_adapter, digest
+from shepherd.compare.arms import BASE, FEDERATED, Arm, alike
+from shepherd.compare.folders import COMPARISON, VERDICTS, arm_of, compare_folder, read_json
+from shepherd.consent import NOTHING, Consent
+from shepherd.core import Adapter
+from shepherd.data import files, packed, pipeline
+from shepherd.data.examples import Turn
+from shepherd.data.prompts import read as read_prompts
+from shepherd.errors import BadRow, DataError, SettingsError
+from shepherd.evaluate import refusals
+from shepherd.evaluate.draws import draws
+from shepherd.evaluate.flowertune import FORMATS, Format
+from shepherd.evaluate.sentences import Measure, says
+from shepherd.evaluate.statistics import Compared, between, holm, interval, sample
+from shepherd.judge import refusing
+from shepherd.judge.agreed import require_agreed
+from shepherd.model.answer import answers, prompt_ids
+from shepherd.model.base import Base
+from shepherd.model.generate import generate
+from shepherd.run import folder, score_file
+from shepherd.run.evaluation import PASS_TOKENS
+from shepherd.run.loading import load_base
+from shepherd.settings import DataTable, JudgeTable, RunSettings
+from shepherd.version import install
+
+if TYPE_CHECKING:  # lm_eval takes seconds
+    from shepherd.evaluate.harness import Asked, Choice
+    from shepherd.evaluate.harness import Measured as OfTask
+
+log = logging.getLogger(__name__)
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+Echo = Callable[[str], None]
+PROMPT_FIELDS = ("instruction", "prompt", "goal", "behavior", "question", "text")
+"""Fields of a harmful prompt, in any case: those of AdvBench (goal), HarmBench (Behavior), XSTest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The arms to evaluate, the base first, each with its adapters: one a seed."""
+
+    base: Base
+    adapters: Mapping[str, Sequence[Adapter | None]]
+    digests: Mapping[str, list[str]]
+
+    @property
+    def every(self) -> list[Adapter | None]:
+        """All adapters one after another, (K,)."""
+        return [adapter for each in self.adapters.values() for adapter in each]
+
+    def by_arm(self, values: Floats) -> dict[str, Floats]:
+        """Split values (K, ...) into those of each arm, (S, ...)."""
+        ends = np.cumsum([len(each) for each in self.adapters.values()])
+        return dict(zip(self.adapters, np.split(values, ends[:-1]), strict=True))
+
+
+def evaluate_folder(
+    path: str | Path,
+    asked: Asked | None = None,
+    *,
+    harmful: str | Path = "",
+    formats: Sequence[str] = (),
+    only: Sequence[str] = (),
+    judge: JudgeTable | None = None,
+    max_calls: int | None = None,
+    echo: Echo = log.info,
+    consent: Consent = NOTHING,
+) -> list[Row]:
+    """Evaluate the arms of a run folder, and keep the scores in it; returns all scores of the folder.
+
+    Args:
+        asked: benchmark tasks; None evaluates none.
+        harmful: file of prompts that a model should refuse; "" asks none.
+        formats: names of `evaluate.flowertune.FORMATS` to ask the multiple-choice tasks in as well.
+        only: names of the arms to evaluate beside the base; by default all of the folder.
+        judge: the judge that also says whether an answer refuses; by default the run's, if it names one.
+        max_calls: most requests to send to the judge.
+
+    Raises:
+        FolderError: there is no run or no adapter yet, or another process holds the folder.
+        DataError: a task or a file cannot be used, or wants what nobody agreed to.
+        SettingsError: lm-eval is missing, or a format or an arm is unknown.
+        BaseError: the base cannot be loaded, or cannot answer.
+    """
+    run = Path(path)
+    settings = folder.planned(run)
+    unknown = sorted(set(formats) - set(FORMATS))
+    if unknown:
+        raise SettingsError(f"there is no format {unknown[0]!r}; use one of {', '.join(FORMATS)}")
+    table = judge or settings.judge
+    if harmful and table.model:
+        require_agreed(table, consent)
+    prompts = _harmful(Path(harmful), settings.data) if harmful else []
+    harness = None
+    if asked is not None:
+        require_lm_eval()
+        from shepherd.evaluate.harness import opened
+
+        harness = opened(asked, consent)
+    with closing(folder.reopen(run)):
+        base = load_base(settings, consent)
+        models = _models(run, base, only)
+        rows: list[Row] = []
+        if harness is not None:
+            log.info("evaluating %s", ", ".join(models.adapters))
+            tokens = settings.machine.micro_batch_tokens
+            size = tokens if isinstance(tokens, int) else PASS_TOKENS
+            rows += [_of_task(models, each) for each in harness.measure(base, models.every, size)]
+            rows += [_in_format(models, harness.choices(), name) for name in formats]
+        if prompts:
+            rows += refusal_rows(
+                models, prompts, settings, table, compare_folder(run) / VERDICTS, echo, max_calls
+            )
+        return score_file.add(run, rows)
+
+
+def probe(
+    run: Path,
+    base: Base,
+    settings: RunSettings,
+    arms: Sequence[Arm],
+    seeds: int,
+    consent: Consent,
+    max_calls: int | None = None,
+) -> None:
+    """Have the arms of a comparison answer the run's harmful prompts, and keep their refusal rates.
+
+    Nothing is asked again of the same adapters; the judge is asked if the run names one.
+
+    Raises:
+        ShepherdError: as for `evaluate_folder`.
+    """
+    prompts = _harmful(Path(settings.evaluation.harmful), settings.data)
+    if settings.judge.model:
+        require_agreed(settings.judge, consent)
+    found = models(run, base, arms, seeds)
+    names = {"refusal", *(["refusal_judged"] if settings.judge.model else [])}
+    wanted = [row for row in score_file.read(run) if row["name"] in names]
+    done = {row["name"] for row in wanted if _is_of(row, found, prompts, settings)}
+    if done == names:
+        return
+    log.info("answering %s harmful prompts", len(prompts))
+    verdicts = compare_folder(run) / VERDICTS
+    rows = refusal_rows(found, prompts, settings, settings.judge, verdicts, log.info, max_calls)
+    score_file.add(run, rows)
+
+
+def _is_of(row: Row, models: Models, prompts: Sequence[tuple[Turn, ...]], settings: RunSettings) -> bool:
+    return (
+        row["adapters"] == models.digests
+        and row.get("asked") == _digest(prompts, settings)
+        and row.get("judge", settings.judge.model) == settings.judge.model
+    )
+
+
+def _digest(prompts: Sequence[tuple[Turn, ...]], settings: RunSettings) -> str:
+    """Digest of what the models were asked, and of how long they may answer."""
+    asked = [[turn.text for turn in turns] for turns in prompts]
+    return hashlib.sha256(json.dumps([asked, settings.evaluation.max_new_tokens]).encode()).hexdigest()[:16]
+
+
+def require_lm_eval() -> None:
+    """Raise SettingsError unless lm-eval is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("lm_eval") is None:
+        raise SettingsError(f"benchmark tasks need the package lm-eval; run {install('benchmarks')}")
+
+
+def _models(run: Path, base: Base, only: Sequence[str]) -> Models:
+    """The arms of a finished comparison in the folder, else base and federated."""
+    found = read_json(compare_folder(run) / COMPARISON) or {}
+    if found.get("finished"):
+        twins = alike(pipeline.load(run / "data").clients)
+        arms, seeds = [arm_of(row, twins) for row in found["arms"]], len(found["seeds"])
+    else:
+        arms, seeds = [Arm(name=BASE, kind="base"), Arm(name=FEDERATED, kind="federated")], 1
+    return models(run, base, arms, seeds, only)
+
+
+def models(run: Path, base: Base, arms: Sequence[Arm], seeds: int, only: Sequence[str] = ()) -> Models:
+    """Read the adapters of some arms, each for its first `seeds` seeds.
+
+    Raises:
+        SettingsError: `only` names an arm that is not there.
+    """
+    names = [arm.name for arm in arms]
+    if missing := [name for name in only if name not in names]:
+        raise SettingsError(f"there is no arm {missing[0]!r}; the arms are {', '.join(names)}")
+    chosen = [arm for arm in arms if arm.name in (BASE, *only) or not only]
+    numbers = {arm.name: range(1 if arm.name == BASE else seeds) for arm in chosen}
+    return Models(
+        base=base,
+        adapters={arm.name: [arm_adapter(run, n, arm, base) for n in numbers[arm.name]] for arm in chosen},
+        digests={arm.name: [digest(run, n, arm) for n in numbers[arm.name]] for arm in chosen},
+    )
+
+
+def _of_task(models: Models, found: OfTask) -> Row:
+    """The row of one metric of one task."""
+    share = bool(found.values.size and found.values.min() >= 0 and found.values.max() <= 1)
+    measure = Measure(
+        name=f"{found.task}.{found.metric}",
+        label=f"{found.task} ({found.metric})",
+        share=share,
+        asked="documents",
+        lower_is_better=not found.higher_is_better,
+        unit="bits a byte" if found.metric == "bits_per_byte" else "",
+    )
+    head = {"kind": "task", "task": found.task, "metric": found.metric}
+    if not found.values.size:
+        means = {arm: float(each.mean()) for arm, each in models.by_arm(found.means).items()}
+        return _without_intervals(models, measure, means, found.documents, head)
+    return row(models, measure, models.by_arm(found.values), found.strata, head, found.weights)
+
+
+def _in_format(models: Models, choices: Sequence[Choice], name: str) -> Row:
+    """The row of the multiple-choice tasks, asked in one of FlowerTune's formats."""
+    if not choices:
+        raise DataError(f"none of the tasks is of choices, which the format {name!r} asks; leave it out")
+    right = _answered(models, choices, FORMATS[name])
+    measure = Measure(name=f"flowertune.{name}", label=f"FlowerTune's format, {name}", asked="documents")
+    head = {"kind": "format", "task": "flowertune", "metric": name}
+    return row(models, measure, models.by_arm(right), [each.task for each in choices], head)
+
+
+def _answered(models: Models, choices: Sequence[Choice], how: Format) -> Floats:
+    """Whether each model answers each choice correctly, (K, Q)."""
+    base = models.base
+    right = np.zeros((len(models.every), len(choices)))
+    expected = [how.expected(each.choices, each.right) for each in choices]
+    prompts = [list(base.tokenizer.encode(how.prompt(each.query, each.choices))) for each in choices]
+    sizes = [
+        how.budget(len(ids), len(base.tokenizer.encode(text, add_special_tokens=False)))
+        for ids, text in zip(prompts, expected, strict=True)
+    ]
+    for size in sorted(set(sizes)):
+        places = [place for place, each in enumerate(sizes) if each == size]
+        found = generate(
+            base,
+            models.every,
+            [prompts[place] for place in places],
+            max_new_tokens=size,
+            stop=[base.tokenizer.eos_token_id],
+        )
+        for k, rows in enumerate(found):
+            for place, ids in zip(places, rows, strict=True):
+                text = base.tokenizer.decode(ids, skip_special_tokens=True)
+                right[k, place] = how.reads(text, expected[place])
+    return right
+
+
+def refusal_rows(
+    models: Models,
+    prompts: Sequence[tuple[Turn, ...]],
+    settings: RunSettings,
+    table: JudgeTable,
+    verdicts: Path,
+    echo: Echo,
+    max_calls: int | None = None,
+) -> list[Row]:
+    """Refusal rates on harmful prompts: by keyword, and by the judge if `table` names one.
+
+    Raises:
+        BaseError: the base cannot answer.
+        JudgeError: the judge cannot be used.
+    """
+    base = models.base
+    longest = settings.evaluation.max_new_tokens
+    ids = [prompt_ids(base, settings.data, turns) for turns in prompts]
+    found = answers(base, settings.data, models.every, ids, max_new_tokens=longest)
+    texts = [[each.text for each in row] for row in found]
+    head = {
+        "kind": "refusal",
+        "task": "refusal",
+        "metric": "keyword",
+        "asked": _digest(prompts, settings),
+    }
+    by_keyword = np.array([[float(refusals.refuses(text)) for text in each] for each in texts])
+    strata = ["all"] * len(prompts)
+    rows = [row(models, refusals.KEYWORDS, models.by_arm(by_keyword), strata, head)]
+    if not table.model:
+        return rows
+    judged = refusing.refusals(
+        {str(k): each for k, each in enumerate(texts)},
+        [turns[-1].text for turns in prompts],
+        table,
+        verdicts,
+        echo,
+        max_calls,
+    )
+    read = [i for i in range(len(prompts)) if all(each[i] is not None for each in judged.values())]
+    if read:
+        values = np.array([[float(bool(each[i])) for i in read] for each in judged.values()])
+        head = {**head, "metric": "judge", "judge": table.model}
+        rows.append(row(models, refusals.JUDGED, models.by_arm(values), [strata[i] for i in read], head))
+    if len(read) < len(prompts):
+        echo(
+            f"{len(prompts) - len(read)} of {len(prompts)} prompts have no verdict of the judge for every arm"
+        )
+    return rows
+
+
+def row(
+    models: Models,
+    measure: Measure,
+    values: Mapping[str, Floats],
+    strata: Sequence[str],
+    head: Mapping[str, Any],
+    weights: Floats | None = None,
+) -> Row:
+    """The row of a score: each arm with its interval, and its difference from the base, paired by document.
+
+    Args:
+        values: arm -> (S, Q).
+        strata: the group of each document, (Q,); the score is the mean over them.
+    """
+    seeds = max(len(each) for each in values.values())
+    drawn = draws(strata, seeds=seeds)
+    samples = {arm: sample(each, drawn, weights, measure.span) for arm, each in values.items()}
+    against = {arm: between(each, samples[BASE]) for arm, each in samples.items() if arm != BASE}
+    corrected = holm({arm: each.p for arm, each in against.items()}) if against else {}
+    scores = {arm: interval(each) for arm, each in samples.items()}
+    return {
+        **_head(models, measure, len(strata), head),
+        "arms": {arm: each.row() for arm, each in scores.items()},
+        "differences": {
+            arm: {**each.difference.row(), "p": each.p, "p_holm": corrected[arm]}
+            for arm, each in against.items()
+        },
+        "says": {
+            arm: _says(
+                each, arm, scores[arm].value, scores[BASE].value, measure, corrected[arm], len(against)
+            )
+            for arm, each in against.items()
+        },
+    }
+
+
+def _says(
+    found: Compared, arm: str, score: float, base: float, measure: Measure, p_holm: float, tested: int
+) -> str:
+    return says(
+        found,
+        first=arm,
+        second=BASE,
+        score_first=score,
+        score_second=base,
+        measure=measure,
+        p_holm=p_holm if tested > 1 else None,
+    )
+
+
+def _without_intervals(
+    models: Models, measure: Measure, means: Mapping[str, float], documents: int, head: Mapping[str, Any]
+) -> Row:
+    """The row of a metric that is no mean over documents: lm-eval's own numbers."""
+    return {
+        **_head(models, measure, documents, head),
+        "arms": {arm: _bare(value) for arm, value in means.items()},
+        "differences": {
+            arm: {**_bare(value - means[BASE]), "p": None, "p_holm": None}
+            for arm, value in means.items()
+            if arm != BASE
+        },
+        "says": {},
+    }
+
+
+def _bare(value: float) -> Row:
+    return {"value": value if np.isfinite(value) else None, "low": None, "high": None}
+
+
+def _head(models: Models, measure: Measure, documents: int, head: Mapping[str, Any]) -> Row:
+    return {
+        "name": measure.name,
+        "label": measure.label,
+        **head,
+        "share": measure.share,
+        "lower_is_better": measure.lower_is_better,
+        "documents": documents,
+        "adapters": dict(models.digests),
+    }
+
+
+def _harmful(file: Path, table: DataTable) -> list[tuple[Turn, ...]]:
+    """The prompts of a file: rows with a field of `PROMPT_FIELDS`, or one a line.
+
+    Raises:
+        DataError: the file cannot be read, or a row has no prompt.
+    """
+    if packed.suffix(file) not in files.READERS:
+        return [each.turns for each in read_prompts(str(file), table)]
+    found: list[tuple[Turn, ...]] = []
+    for where, given in files.rows_of(file):
+        if isinstance(given, BadRow):
+            raise given
+        fields = {str(key).lower(): value for key, value in given.items()} if isinstance(given, dict) else {}
+        text = next((fields[name] for name in PROMPT_FIELDS if fields.get(name)), None)
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where} has no prompt; give it one of the fields {', '.join(PROMPT_FIELDS)}")
+        found.append((Turn(role="user", text=text),))
+    return found

@@ -1,0 +1,258 @@
+"""The release gate of a run: whether its adapter is released, and if not, why (`[evaluation.gate]`).
+
+The verdict is made of what is in the run folder each time, so it is never that of older files. A score that
+the gate names and nobody measured is a reason, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import FolderError
+from shepherd.io.atomic import disk_errors, write_atomic
+from shepherd.run import folder, score_file
+from shepherd.run.log import read_rows
+from shepherd.run.score_file import BASE, FEDERATED, WEIGHTS, digest_of
+from shepherd.settings import GateTable
+from shepherd.visible import shown_line
+
+Row = Mapping[str, Any]
+CARD = "README.md"
+LOWER_IS_BETTER = ("loss",)
+SUFFIX = "-audit"
+"""What `shepherd audit RUN.toml` adds to the run's output for the folder of its audit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Whether an adapter is released: with no reason against it, it is."""
+
+    asked: bool
+    """Whether the run has a gate."""
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def released(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.reasons
+
+    def row(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"asked": self.asked, "released": self.released, "reasons": list(self.reasons)}
+
+    def sentence(self) -> str:
+        """The verdict in words; "" without a gate."""
+        if not self.asked:
+            return ""
+        if self.released:
+            return "Released: the adapter passes every condition of [evaluation.gate]."
+        return f"NOT RELEASED: {'; '.join(self.reasons)}."
+
+
+NO_GATE = Release(asked=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Score:
+    """A score of base and adapter; the difference is adapter minus base."""
+
+    base: float
+    run: float
+    low: float | None = None
+    high: float | None = None
+    lower_is_better: bool = False
+    share: bool = True
+
+    @property
+    def drop(self) -> float:
+        """How much worse the adapter is than the base; below 0 it is better."""
+        return (self.run - self.base) if self.lower_is_better else (self.base - self.run)
+
+
+def of_run(path: str | Path) -> Release:
+    """Judge the final adapter of the run in `path` by the gate of its run file.
+
+    Raises:
+        FolderError: there is no run, or a file of it is damaged.
+    """
+    run = Path(path)
+    gate = folder.read_settings(run).evaluation.gate
+    return Release(asked=gate.asks, reasons=tuple(_reasons(run, gate)) if gate.asks else ())
+
+
+def settled(path: str | Path) -> Release:
+    """Judge as `of_run`, and write the verdict into the card of the run's adapter, where the run has a gate.
+
+    Raises:
+        FolderError: as for `of_run`, or the card cannot be written.
+    """
+    run, verdict = Path(path), of_run(path)
+    card = run / "adapter" / CARD
+    if verdict.asked and card.is_file():
+        with disk_errors(run):
+            before = card.read_text(encoding="utf8")
+        after = marked(before, verdict)
+        if after != before:
+            write_atomic(card, after)
+    return verdict
+
+
+def marked(card: str, verdict: Release, more: str = "") -> str:
+    """A model card with the verdict in a section of its own; without a gate, with none.
+
+    Args:
+        more: a sentence after the verdict.
+    """
+    text = re.sub(r"^## Release\n.*?(?=^## )", "", card, flags=re.MULTILINE | re.DOTALL)
+    if not verdict.asked:
+        return text
+    said = f"## Release\n\n{inert(' '.join(filter(None, (verdict.sentence(), more))))}\n\n"
+    return re.sub(r"^(?=## Licence\n)", lambda _: said, text, count=1, flags=re.MULTILINE)
+
+
+def inert(text: str) -> str:
+    """Text as one line, with Markdown and HTML escaped."""
+    return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(text))
+
+
+def _reasons(run: Path, gate: GateTable) -> Iterator[str]:
+    for name, most in gate.drops.items():
+        found = _score(run, name)
+        if found is None:
+            yield f"{name} is not measured for this adapter: {_how(name)}"
+        elif found.drop > most:
+            yield _dropped(name, found, most)
+    if gate.audit or gate.membership is not None:
+        yield from _audited(run, gate)
+
+
+def _dropped(name: str, found: _Score, most: float) -> str:
+    def shown(value: float) -> str:
+        return f"{100 * value:.1f}" if found.share else f"{value:.3f}"
+
+    unit = " points" if found.share else ""
+    span = ""
+    if found.low is not None and found.high is not None:
+        span = f" (95% of the difference: {shown(found.low)} to {shown(found.high)})"
+    return (
+        f"{name} is {shown(found.drop)}{unit} worse than the base's, from {shown(found.base)} to"
+        f" {shown(found.run)}{span}, and at most {shown(most)} are allowed"
+    )
+
+
+def _how(name: str) -> str:
+    """What measures a score."""
+    if name == "loss":
+        return "hold examples out with data.holdout or evaluation.data"
+    if name in ("right", "exact", "f1", "rouge_l"):
+        return "run `shepherd compare` with evaluation.answers"
+    if name.startswith("refusal"):
+        return "run `shepherd evaluate RUN_FOLDER --harmful FILE`"
+    return f"run `shepherd evaluate RUN_FOLDER --tasks {name.partition('.')[0]}`"
+
+
+def _score(run: Path, name: str) -> _Score | None:
+    """The score of this name; a task's name alone is its first metric."""
+    for row in score_file.current(run):
+        if name in (row["name"], row.get("task")):
+            return _of_row(row)
+    return _compared(run, name) or (_held_out(run) if name == "loss" else None)
+
+
+def _of_row(row: Row) -> _Score | None:
+    base, arm = (row["arms"].get(each, {}).get("value") for each in (BASE, FEDERATED))
+    if base is None or arm is None:
+        return None
+    difference = row["differences"].get(FEDERATED, {})
+    return _Score(
+        base=base,
+        run=arm,
+        low=difference.get("low"),
+        high=difference.get("high"),
+        lower_is_better=bool(row["lower_is_better"]),
+        share=bool(row["share"]),
+    )
+
+
+def _compared(run: Path, name: str) -> _Score | None:
+    """A held-out score of a finished comparison of this adapter."""
+    found = _json(run / "compare" / "comparison.json")
+    scored = _json(run / "compare" / "seed-0" / "scores" / f"{FEDERATED}.json")
+    if not found.get("finished") or scored.get("questions", {}).get("adapter") != _digest(run):
+        return None
+    arms = {arm["name"]: arm["measures"].get(name) for arm in found["arms"]}
+    base, arm = arms.get(BASE), arms.get(FEDERATED)
+    if not base or not arm or base["value"] is None or arm["value"] is None:
+        return None
+    apart: Row = next(
+        (row["difference"] for row in found["differences"] if (row["arm"], row["measure"]) == (BASE, name)),
+        {},
+    )
+    lower = name in LOWER_IS_BETTER
+    return _Score(
+        base=base["value"],
+        run=arm["value"],
+        low=apart.get("low"),
+        high=apart.get("high"),
+        lower_is_better=lower,
+        share=not lower,
+    )
+
+
+def _held_out(run: Path) -> _Score | None:
+    """The held-out loss that the run's own rounds measured, before the first and after the last."""
+    scored = [(row["round"], row["heldout"].get("loss")) for row in read_rows(run) if "heldout" in row]
+    known = [(number, loss) for number, loss in scored if loss is not None]
+    if len(known) < 2 or known[0][0] != 0:
+        return None
+    return _Score(base=known[0][1], run=known[-1][1], lower_is_better=True, share=False)
+
+
+def _digest(run: Path) -> str | None:
+    return digest_of(run / "adapter") if (run / "adapter" / WEIGHTS).is_file() else None
+
+
+def _audited(run: Path, gate: GateTable) -> Iterator[str]:
+    rounds = max((int(row["round"]) for row in read_rows(run)), default=0)
+    places = (run / "audit" / "audit.json", run.parent / f"{run.name}{SUFFIX}" / "audit.json")
+    kept = [_json(place) for place in places]
+    audits = [each for each in kept if each.get("rounds") == rounds]
+    if not audits:
+        yield f"there is no leak audit of its {rounds} rounds: run `shepherd audit RUN_FOLDER`"
+        return
+    if any(each.get("contradicted") for each in audits):
+        yield "the leak audit contradicts the epsilon that the run claims"
+    if gate.membership is None:
+        return
+    found = [auc for each in audits if (auc := _auc(each)) is not None]
+    if not found:
+        yield "the leak audit compared no training examples with held-out ones; hold examples out"
+    elif (worst := max(each["value"] for each in found)) > gate.membership:
+        yield (
+            f"the leak audit tells training examples from held-out ones with AUC {worst:.3f}, and at most"
+            f" {gate.membership:.3f} is allowed"
+        )
+
+
+def _auc(audit: Row) -> Row | None:
+    """The AUC of the released adapter's attack by the loss against the base."""
+    scores: Row = audit.get("membership", {}).get("released", {}).get("scores", {})
+    found: Row | None = scores.get("reference", {}).get("auc")
+    return found
+
+
+def _json(path: Path) -> Row:
+    """The object of a JSON file; empty if there is no such file."""
+    with disk_errors(path.parent):
+        if not path.is_file():
+            return {}
+        content = path.read_bytes()
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise FolderError(f"{path} cannot be read ({error}); remove it, and make it again") from error

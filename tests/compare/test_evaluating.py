@@ -1,0 +1,221 @@
+"""Arms on benchmark tasks and harmful prompts: what is kept, printed, shown and decided by the gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from shepherd.compare.arms import CompareSpec
+from shepherd.compare.evaluating import evaluate_folder, models, row
+from shepherd.consent import Consent
+from shepherd.errors import DataError, FolderError, JudgeError, SettingsError
+from shepherd.evaluate.draws import draws
+from shepherd.evaluate.sentences import Measure
+from shepherd.evaluate.statistics import difference, score
+from shepherd.run import score_file
+from shepherd.ui.cli.main import main
+from shepherd.ui.report.gather import collect
+from shepherd.ui.report.page import html
+from tests import runs
+from tests.evaluate import task_folder
+from tests.judge.conftest import table
+from tests.judge.server import Judge, serving
+
+ROWS = task_folder.questions(9)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    task_folder.task(folder, "choices", ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def harmful(tmp_path_factory) -> Path:
+    """Mild prompts, in the words of the tiny base."""
+    file = tmp_path_factory.mktemp("harmful") / "prompts.csv"
+    file.write_text("goal,target\nw5 w6 w7,w8\nw9 w10,w11\nw12,w13\nw14 w15,w16\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(llama_folder, tmp_path_factory) -> Path:
+    return runs.finished(llama_folder, tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tasks, harmful) -> dict[str, Any]:
+    """The JSON that the command prints."""
+    told = CliRunner().invoke(
+        main,
+        [
+            *("evaluate", str(run), "--tasks", "choices", "--include", str(tasks), "--format", "general"),
+            *("--harmful", str(harmful), "--json"),
+        ],
+        catch_exceptions=False,
+    )
+    assert told.exit_code == 0, told.output
+    found: dict[str, Any] = json.loads(told.stdout)
+    return found
+
+
+def test_each_arm_is_scored_with_its_interval_and_its_difference_from_the_base(evaluated) -> None:
+    names = [each["name"] for each in evaluated["scores"]]
+    assert names == ["choices.acc", "choices.acc_norm", "flowertune.general", "refusal"]
+    for each in evaluated["scores"]:
+        assert list(each["arms"]) == ["base", "federated"]
+        assert all(arm["low"] <= arm["value"] <= arm["high"] for arm in each["arms"].values())
+        (apart,) = each["differences"].values()
+        base, arm = (each["arms"][name]["value"] for name in ("base", "federated"))
+        assert apart["value"] == pytest.approx(arm - base)
+        assert each["documents"] == (4 if each["name"] == "refusal" else 9)
+    assert evaluated["release"] == {"asked": False, "released": True, "reasons": []}
+
+
+def test_intervals_are_those_of_the_statistics(run, llama) -> None:
+    rng = np.random.default_rng(0)
+    values = {
+        "base": rng.integers(0, 2, (1, 40)).astype(float),
+        "federated": rng.integers(0, 2, (1, 40)) * 1.0,
+    }
+    found = models(run, llama, [], 1)
+    made = row(found, Measure(name="x", label="x"), values, ["all"] * 40, {})
+    drawn = draws(["all"] * 40)
+    assert made["arms"]["base"] == score(values["base"], drawn).row()
+    apart = difference(values["federated"], values["base"], drawn)
+    assert made["differences"]["federated"] == {**apart.difference.row(), "p": apart.p, "p_holm": apart.p}
+
+
+def test_scores_are_kept_in_the_folder_and_replaced_by_name(evaluated, run, tasks) -> None:
+    kept = score_file.read(run)
+    assert kept == evaluated["scores"]
+    assert kept[0]["adapters"] == {"base": ["base"], "federated": [score_file.digest_of(run / "adapter")]}
+    told = CliRunner().invoke(
+        main, ["evaluate", str(run), "--tasks", "choices", "--include", str(tasks), "--limit", "4"]
+    )
+    assert told.exit_code == 0, told.output
+    assert "federated" in told.stdout
+    documents = {each["name"]: each["documents"] for each in score_file.read(run)}
+    assert documents == {"choices.acc": 4, "choices.acc_norm": 4, "flowertune.general": 9, "refusal": 4}
+    score_file.add(run, evaluated["scores"])
+
+
+def test_scores_of_another_adapter_are_not_current(evaluated, run, tmp_path) -> None:
+    assert score_file.current(run) == evaluated["scores"]
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / score_file.WEIGHTS).write_bytes(b"other")
+    (tmp_path / score_file.FILE).write_bytes((run / score_file.FILE).read_bytes())
+    assert score_file.current(tmp_path) == []
+    new = {**evaluated["scores"][0], "name": "new", "adapters": {"base": ["base"], "federated": ["another"]}}
+    assert [each["name"] for each in score_file.add(tmp_path, [new])] == ["new"]
+
+
+def test_a_damaged_file_is_named(tmp_path) -> None:
+    for content in ("{", '{"scores": [{}]}', "[]"):
+        (tmp_path / score_file.FILE).write_text(content)
+        with pytest.raises(FolderError, match="is damaged"):
+            score_file.read(tmp_path)
+
+
+def test_the_report_has_the_scores(evaluated, run) -> None:
+    report = collect(run)
+    assert report["scores"]["arms"] == ["base", "federated"]
+    shown = report["scores"]["rows"][0]
+    assert shown["arms"]["federated"] == evaluated["scores"][0]["arms"]["federated"]
+    page = html(report)
+    assert "Benchmarks and refusals" in page
+    assert "measure whether it writes that form" in page
+    assert 'data-path="/scores/rows/3/arms/federated/value"' in page
+
+
+def test_options_that_do_not_go_together_are_refused(run) -> None:
+    cases = {
+        (): "say what to evaluate on",
+        ("--data", "x.jsonl", "--tasks", "a"): "--data is of the run alone",
+        ("--tasks", "a", "--answers", "3"): "--answers is of --data",
+        ("--harmful", "x", "--limit", "3"): "--limit is of --tasks",
+        ("--harmful", "x", "--format", "general"): "--format is of --tasks",
+    }
+    for options, said in cases.items():
+        told = CliRunner().invoke(main, ["evaluate", str(run), *options])
+        assert (told.exit_code, said in told.stderr) == (2, True), told.output
+
+
+def test_what_is_unknown_is_said(run, tasks, harmful, tmp_path) -> None:
+    with pytest.raises(SettingsError, match="there is no arm 'mine'; the arms are base, federated"):
+        evaluate_folder(run, harmful=harmful, only=["mine"])
+    with pytest.raises(SettingsError, match="there is no format 'law'"):
+        evaluate_folder(run, formats=["law"])
+    (tmp_path / "no.jsonl").write_text('{"title": "x"}\n')
+    with pytest.raises(DataError, match="has no prompt; give it one of the fields instruction, prompt"):
+        evaluate_folder(run, harmful=tmp_path / "no.jsonl")
+
+
+@pytest.fixture(scope="module")
+def compared(llama_folder, harmful, tmp_path_factory) -> tuple[Any, Path]:
+    """Settings and folder of a comparison of four arms that asks harmful prompts."""
+    from shepherd.compare.comparison import compare
+
+    place = tmp_path_factory.mktemp("compared")
+    settings = runs.settings(
+        llama_folder,
+        runs.written(place / "rows.jsonl"),
+        place / "run",
+        federation={"rounds": 1},
+        tuning={"max_steps": 1},
+        evaluation={"harmful": str(harmful), "max_new_tokens": 4},
+    )
+    compare(settings, SPEC)
+    return settings, place / "run"
+
+
+SPEC = CompareSpec(locals=("client-1",), match="steps", seeds=2)
+ARMS = ["base", "local-client-1", "centralised", "federated"]
+
+
+def test_a_comparison_asks_its_harmful_prompts_once(compared, monkeypatch) -> None:
+    from shepherd.compare import comparison, evaluating
+
+    settings, run = compared
+    (kept,) = score_file.read(run)
+    assert (kept["name"], list(kept["arms"])) == ("refusal", ARMS)
+    assert [len(kept["adapters"][arm]) for arm in ARMS] == [1, 2, 2, 2]
+    monkeypatch.setattr(evaluating, "answers", lambda *_, **__: pytest.fail("asked again"))
+    comparison.compare(settings, SPEC)
+
+
+def test_the_arms_of_a_comparison_are_evaluated_in_one_call(compared, tasks) -> None:
+    from shepherd.evaluate.harness import Asked
+
+    _, run = compared
+    asked = Asked(tasks=("choices",), include=(tasks,))
+    found = {row["name"]: row for row in evaluate_folder(run, asked)}
+    assert list(found["choices.acc"]["arms"]) == ARMS
+    assert "refusal" in found
+    alone = {row["name"]: row for row in evaluate_folder(run, asked, only=["federated"])}
+    assert list(alone["choices.acc"]["arms"]) == ["base", "federated"]
+    assert alone["choices.acc"]["arms"]["federated"] == pytest.approx(
+        found["choices.acc"]["arms"]["federated"]
+    )
+
+
+def test_the_judge_is_asked_for_refusals_too(run, harmful, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(Judge(lambda _: "VERDICT: complies")) as judge:
+        asked = table(judge.url)
+        with pytest.raises(JudgeError, match="settings alone may not decide"):
+            evaluate_folder(run, harmful=harmful, judge=asked)
+        assert judge.calls == 0
+        consent = Consent(base_url=judge.url)
+        rows = evaluate_folder(run, harmful=harmful, judge=asked, consent=consent)
+        assert judge.calls > 0
+    found = {row["name"]: row for row in rows}
+    assert found["refusal_judged"]["arms"]["base"]["value"] == 0.0
+    assert found["refusal_judged"]["judge"] == "judge-1"
