@@ -88,7 +88,8 @@ def test_summaries_have_the_chief_measure_first_and_their_verdict_first() -> Non
         summary(by_right, amounts="they saw unequal amounts"),
         summary(by_loss),
     ]
-    assert found[0][0].startswith("By right answers") and "unequal" in found[0][0]
+    assert found[0][0].startswith("By right answers")
+    assert "unequal" in found[0][0]
     assert summaries([], **options) == []
 
 
