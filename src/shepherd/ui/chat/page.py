@@ -127,8 +127,9 @@ CSS = """
 #ballot button { flex: 0 1 9rem; }
 #answers, #blind { display: grid !important; gap: .25rem 1rem;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
-#answers > .column, #blind > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem; align-content: start; }
-#answers > .column:not(.hide), #blind > .column:not(.hide) { display: grid; grid-row: span 3; grid-template-rows: subgrid; }
+:is(#answers, #blind) > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem;
+                                  align-content: start; }
+:is(#answers, #blind) > .column:not(.hide) { display: grid; grid-row: span 3; grid-template-rows: subgrid; }
 #answers button { justify-self: start; }
 .html-container { padding: 0 !important; }
 .arm h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
@@ -692,8 +693,9 @@ def _blind_head(name: str, arm: str = "") -> str:
 def _notice(folder: Path) -> str:
     """What a vote saves and where, to be read before the first one."""
     return (
-        f"<p>A vote is saved in {_text(short(str(folder)))} on the machine that serves this page: the question,"
-        " both answers and which was better, as data to train on. Ask nothing that must not be kept.</p>"
+        f"<p>A vote is saved in {_text(short(str(folder)))} on the machine that serves this page: the"
+        " question, both answers and which was better, as data to train on. Ask nothing that must not be"
+        " kept.</p>"
     )
 
 
