@@ -567,7 +567,7 @@ def test_pairs_and_places_are_drawn(chat: Chat) -> None:
     import gradio
 
     drawn = page._Page(chat, gradio)
-    options = {"system": "", "max_new_tokens": 1}
+    options = {"system": None, "max_new_tokens": 1}
     found = set()
     for _ in range(40):
         *_, end = drawn._blind_steps(Turn(role="user", text=QUESTION), list(chat.arms)[-3:], options, str)

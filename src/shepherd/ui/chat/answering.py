@@ -86,7 +86,7 @@ class Chat:
             context: text that the instruction refers to.
             arms: names of the arms to ask.
             training: seed of the training whose arms are asked, one of `trainings`; the run's if None.
-            system: a system prompt; the run's `data.system` if None, and none if empty.
+            system: a system prompt, as `data.system` of a run file; the run's own if None.
             earlier: the turns of each arm's conversation before this question, user and assistant in turn.
             template: one of `templates`; the run's if None.
             temperature: 0 is greedy; above 0, an arm's answer depends on the seed and not on other arms.
@@ -105,7 +105,7 @@ class Chat:
         chosen = self.require_arms(arms, training)
         style = _template(self.settings, template or self.settings.data.template)
         if system is not None:
-            style = replace(style, system=system.strip() or None)
+            style = replace(style, system=system)
         now = Turn(role="user", text=instruction, context=context)
         alike: dict[tuple[int, ...], list[str]] = {}  # arms by their prompt, since conversations differ
         for name in arms:

@@ -396,12 +396,12 @@ class _Page:
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=120)
             self.formatted = gr.Checkbox(False, label="Show Markdown as formatted", min_width=160)
             self.system = gr.Textbox(
-                chat.settings.data.system or "",
+                self._own_system(),
                 label="System prompt",
                 lines=2,
                 max_lines=8,
                 min_width=260,
-                placeholder="None.",
+                placeholder="As the template has it.",
             )
 
     def _answers(self) -> None:
@@ -499,6 +499,10 @@ class _Page:
                 lambda name: [self._heading(name), _answer_text("")], self.client, local, **immediate
             )
 
+    def _own_system(self) -> str:
+        """The system prompt of the run; a run without one shows an empty box, as one with an empty prompt."""
+        return self.chat.settings.data.system or ""
+
     def _arm(self, column: str, client: str | None) -> str:
         return client if column == LOCAL and client else column
 
@@ -548,7 +552,7 @@ class _Page:
         arms = {name: self._arm(name, client) for name in self.columns if name in shown}
         options = {
             "training": training,
-            "system": system or "",
+            "system": None if system == self._own_system() else system,
             "template": template,
             "temperature": temperature,
             "top_p": top_p,
@@ -622,7 +626,8 @@ class _Page:
             same = "Both answers are the same, so there is nothing to choose; ask something else."
             yield {self.status: _status_line(same), **self._blind_answers(texts, show, ended=True)}
             return
-        system = [Turn(role="system", text=options["system"])] if options["system"].strip() else []
+        said = options["system"] if options["system"] is not None else self._own_system()
+        system = [Turn(role="system", text=said)] if said else []
         ballot = Ballot(
             prompt=(*system, now),
             arms=(first, second),
