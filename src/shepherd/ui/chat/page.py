@@ -121,8 +121,9 @@ CSS = """
            letter-spacing: -.02em; line-height: 1.2; overflow-wrap: anywhere; }
 .head p { margin: .3rem 0 0; opacity: .85; overflow-wrap: anywhere; }
 #actions button { flex: 1 1 0; max-width: 9rem; }
-#modes { align-items: center; }
-#modes > * { flex: 0 1 auto !important; min-width: 0 !important; }
+#modes .form { display: flex; flex-direction: row; flex-wrap: wrap; border: 0; background: none; }
+#modes .form > * { flex: 0 0 auto !important; width: auto; padding: 0 1.5rem .2rem 0; border: 0;
+                   background: none; }
 #ballot .votes { font-size: .85rem; opacity: .85; }
 #ballot button { flex: 0 1 9rem; }
 #answers, #blind { display: grid !important; gap: .25rem 1rem;
@@ -698,9 +699,9 @@ def _blind_head(name: str, arm: str = "") -> str:
 def _notice(folder: Path) -> str:
     """What a vote saves and where, to be read before the first one."""
     return (
-        f"<p>A vote is saved in {_text(short(str(folder)))} on the machine that serves this page: the"
-        " question, both answers and which was better, as data to train on. Ask nothing that must not be"
-        " kept.</p>"
+        f"<p>A vote is saved in {_text(f'{folder.parent.name}/{folder.name}')} on the machine that serves this"
+        " page: the question, both answers and which was better, as data to train on. Ask nothing that must"
+        " not be kept.</p>"
     )
 
 
