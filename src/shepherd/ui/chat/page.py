@@ -700,8 +700,8 @@ def _notice(folder: Path) -> str:
     """What a vote saves and where, to be read before the first one."""
     return (
         f"<p>A vote is saved in {_text(f'{folder.parent.name}/{folder.name}')} on the machine that serves"
-        " this page: the question, both answers and which was better, as data to train on. Ask nothing that must"
-        " not be kept.</p>"
+        " this page: the question, both answers and which was better, as data to train on. Ask nothing that"
+        " must not be kept.</p>"
     )
 
 
