@@ -20,7 +20,7 @@ class Consent:
     plugins: frozenset[str] = frozenset()
     """Dotted names of modules outside the package that may be imported."""
     trackers: frozenset[str] = frozenset()
-    """Trackers that may send a run's figures to their service: wandb, mlflow."""
+    """Trackers that may send a run's figures to their service: trackio, wandb, mlflow."""
     base_url: str | None = None
     """Address of the judge, if it is not the default."""
     key_env: str | None = None

@@ -548,9 +548,9 @@ class CompareTable(Table):
 
 
 class TrackingTable(Table):
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Experiment trackers; each needs its own package. "wandb" and "mlflow" send figures to a service, and
-    also need --allow-tracker NAME."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+    """Experiment trackers; each needs its own package. All but "tensorboard" may send figures to a service,
+    and also need --allow-tracker NAME."""
     project: str = "shepherd"
     """Project name under which the trackers file the run."""
 

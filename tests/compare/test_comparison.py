@@ -702,6 +702,9 @@ def test_other_metrics_measure_the_answers_that_are_there(copied, monkeypatch, t
     stream = io.StringIO()
     print_comparison(found, stream)
     assert "brevity %" in stream.getvalue()
+    assert set(found["verdicts"]) < set(found["says"])
+    assert any(sentence.startswith("By held-out loss") for sentence in found["verdicts"])
+    assert not any("comes to" in each or "intervals cover" in each for each in found["verdicts"])
 
 
 def test_a_run_that_hides_how_much_it_trains_on_is_not_compared(llama_folder, source, tmp_path) -> None:

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from shepherd.data import plot
+from shepherd import drawing
 from shepherd.data.examples import Example, Turn
 from shepherd.data.plot import draw, holdings
 from shepherd.errors import DataError
@@ -63,12 +63,6 @@ def test_a_font_is_found_for_other_scripts_and_missing_glyphs_are_named(
     caplog.clear()
     draw(many("é"), {"Ω": [0]}, tmp_path / "b.png")
     assert not caplog.messages
-    monkeypatch.setattr(plot, "_installed", lambda: iter([("Thai", {"ก"})]))
+    monkeypatch.setattr(drawing, "_installed", lambda: iter([("Thai", {"ก"})]))
     draw(many("要約"), {"東京ก": [0]}, tmp_path / "c.png")
     assert "glyphs of 京東約要, which are drawn as boxes" in caplog.text
-
-
-def test_fewest_fonts_that_have_the_most_characters() -> None:
-    fonts = [("All", {"a", "b", "c"}), ("Some", {"a"}), ("Other", {"d"})]
-    assert plot.chosen_fonts({"a", "b", "d", "e"}, fonts) == (("All", "Other"), "e")
-    assert plot.chosen_fonts({"e"}, fonts) == ((), "e")

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shepherd.errors import StatisticsError
-from shepherd.evaluate.against import against, summary
+from shepherd.evaluate.against import against, summaries, summary
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.metrics.right import MEASURE as RIGHT
 from shepherd.evaluate.sentences import LOSS
@@ -77,6 +77,20 @@ def test_a_lower_loss_is_better() -> None:
     assert [row.outcome for row in rows] == [1, 1, 0, -1]
     assert rows[0].says.startswith("federated has a lower loss on held-out responses than base: 1.")
     assert summary(rows)[1].endswith(" in held-out loss, where lower is better.")
+
+
+def test_summaries_have_the_chief_measure_first_and_their_verdict_first() -> None:
+    by_loss = against("federated", {arm: 2.0 - x for arm, x in arms().items()}, draws(NAMES), LOSS)
+    by_right = against("federated", arms(), draws(NAMES), RIGHT)
+    options = {"chief": RIGHT.name, "references": ["centralised"]}
+    found = summaries([*by_loss, *by_right], **options, amounts="they saw unequal amounts")
+    assert found == [
+        summary(by_right, amounts="they saw unequal amounts"),
+        summary(by_loss),
+    ]
+    assert found[0][0].startswith("By right answers")
+    assert "unequal" in found[0][0]
+    assert summaries([], **options) == []
 
 
 def test_what_it_comes_to() -> None:

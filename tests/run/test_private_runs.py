@@ -23,7 +23,7 @@ from shepherd.run import run as run_module
 from shepherd.run.folder import RunFolder
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
-from shepherd.run.tracking import flatten
+from shepherd.run.tracking import client_table, flatten
 from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
 from shepherd.ui.report.gather import collect
@@ -125,6 +125,7 @@ def test_trackers_get_no_count_of_a_cohort(done) -> None:
     found = flatten(read_rows(done)[-1])
     assert {"privacy/epsilon", "privacy/delta", "learning_rate", "heldout/loss"} <= set(found)
     assert not {name for name in found if name.startswith(("cohort", "failures", "heldout/client"))}
+    assert client_table(read_rows(done)[-1]).lines == ()
 
 
 def test_nothing_of_a_round_is_logged_but_its_scores(table, caplog) -> None:

@@ -27,6 +27,8 @@ ROW = {
     "seconds": {"round": 4.5},
     "gap": None,
 }
+COLUMNS = ("client", "weight", "loss", "held-out loss", "failed")
+LINES = (("a", 0.75, 2.0, 1.0, False), ("b", 0.25, 3.0, 4.0, False), ("c", None, None, None, True))
 
 
 def asking(*trackers: str) -> RunSettings:
@@ -54,6 +56,16 @@ def test_a_row_becomes_scalars() -> None:
         "heldout/client/max": 4.0,
         "seconds/round": 4.5,
     }
+
+
+def test_a_row_becomes_a_table_of_its_clients() -> None:
+    assert tracking.client_table(ROW) == tracking.ClientTable(COLUMNS, LINES)
+    assert tracking.client_table({"round": 0, "heldout": {"loss": 2.0}}).lines == ()
+
+
+def test_where_noise_hides_the_clients_there_is_no_table() -> None:
+    row = {**ROW, "privacy": {"epsilon": 1.0, "delta": 1e-5}}
+    assert tracking.client_table(row) == tracking.ClientTable((), ())
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +114,66 @@ def test_rounds_that_a_kill_kept_from_the_tracker_are_there_after_the_resume(tmp
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra [tensorboard]")
+def test_tensorboard_has_the_clients_as_text(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = folder.create(tmp_path, asking("tensorboard"))
+    first = tracking.start(asking("tensorboard"), made)
+    first.log({**ROW, "losses": {"a": 2.0, "b|\x1b[31m": 3.0}})
+    first.finish()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (event,) = found.Tensors("clients/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    assert event.step == 3
+    assert lines[0] == "| client | weight | loss | held-out loss | failed |"
+    assert lines[2] == "| a | 0.75 | 2.0 | 1.0 | False |"
+    assert lines[4] == r"| b\|\x1b[31m |  | 3.0 |  | False |"
+
+
+@pytest.fixture
+def trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What Trackio keeps, in a folder of the test; no variable leads it to a server."""
+    storage = pytest.importorskip("trackio.sqlite_storage", reason="the extra [trackio]")
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(storage, "TRACKIO_DIR", tmp_path / "trackio")
+    return storage.SQLiteStorage
+
+
+def test_trackio_has_each_round_and_its_clients_once_after_a_resume(tmp_path: Path, trackio: Any) -> None:
+    made = folder.create(tmp_path / "flock", asking("trackio"))
+    rows = [{**ROW, "round": number, "loss": 3.0 - number} for number in range(4)]
+    first = tracking.start(asking("trackio"), made)
+    for row in rows[:2]:
+        first.log(row)
+    first.finish()
+    again = tracking.start(asking("trackio"), made, rows[:3])  # a kill kept the third from it
+    again.log(rows[3])
+    again.finish()
+    name = json.loads((made.path / "tracking.json").read_text())["trackio"]
+    kept = trackio.get_logs("sheep", name)
+    assert [(each["step"], each["loss"]) for each in kept if "loss" in each] == [
+        (0, 3.0), (1, 2.0), (2, 1.0), (3, 0.0)
+    ]  # fmt: skip
+    tables = {each["step"]: each["clients"]["_value"] for each in kept if "clients" in each}
+    assert list(tables) == [0, 1, 2, 3]
+    assert tables[3] == [dict(zip(COLUMNS, line, strict=True)) for line in LINES]
+
+
+@pytest.mark.slow
+def test_weights_and_biases_itself_has_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra [wandb]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    made = folder.create(tmp_path / "flock", asking("wandb"))
+    first = tracking.start(asking("wandb"), made)
+    first.log(ROW)
+    first.finish()
+    (path,) = made.path.glob("wandb/offline-run-*/files/media/table/clients_3_*.table.json")
+    kept = json.loads(path.read_text())
+    assert kept == {"columns": list(COLUMNS), "data": [list(line) for line in LINES]}
+
+
 class FakeService:
     """Stands in for accelerate's WandBTracker; keeps what it is told."""
 
@@ -120,6 +192,9 @@ class FakeService:
     def log(self, values: dict[str, float], step: int) -> None:
         self.said.append((step, values["loss"]))
 
+    def log_table(self, name: str, columns: list[str], data: list[list[Any]], step: int) -> None:
+        self.said.append((step, name, columns, data))
+
 
 def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import tracking as theirs
@@ -131,9 +206,12 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.
     made = folder.create(tmp_path / "flock", settings)
     tracking.start(settings, made).log(ROW)
     tracking.start(settings, made, [{"round": 2, "loss": 3.0}, ROW])
-    options = {"name": "flock", "dir": str(made.path)}
+    options = {"name": "flock", "dir": str(made.path), "settings": {"console": "off"}}
     again = {**options, "id": "run-77", "resume": "must"}
-    assert FakeService.said == [("sheep", options), 32, (3, 2.5), ("sheep", again), (3, 2.5)]
+    clients = (3, "clients", list(COLUMNS), [list(line) for line in LINES])
+    first, second = FakeService.said[:4], FakeService.said[4:]
+    assert first == [("sheep", options), 32, (3, 2.5), clients]
+    assert second == [("sheep", again), (3, 2.5), clients]
     assert json.loads((made.path / "tracking.json").read_text()) == {"wandb": "run-77"}
 
 
@@ -166,6 +244,7 @@ def test_mlflow_gets_what_it_lacks_and_nothing_twice(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="the extra [mlflow]")
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes")  # of pandas to MLflow
 @pytest.mark.parametrize("filed", [2, 3])
 def test_mlflow_itself_has_each_round_once(tmp_path: Path, monkeypatch, filed: int) -> None:
     import mlflow
@@ -174,7 +253,7 @@ def test_mlflow_itself_has_each_round_once(tmp_path: Path, monkeypatch, filed: i
     mlflow.set_tracking_uri((tmp_path / "kept").as_uri())
     settings = asking("mlflow")
     made = folder.create(tmp_path / "flock", settings)
-    rows = [{"round": number, "loss": 3.0 - number} for number in range(4)]
+    rows = [{**ROW, "round": number, "loss": 3.0 - number} for number in range(4)]
     first = tracking.start(settings, made)
     for row in rows[: filed + 1]:
         first.log(row)
@@ -183,6 +262,10 @@ def test_mlflow_itself_has_each_round_once(tmp_path: Path, monkeypatch, filed: i
     run = json.loads((made.path / "tracking.json").read_text())["mlflow"]
     history = mlflow.MlflowClient().get_metric_history(run, "loss")
     assert [(each.step, each.value) for each in history] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.0)]
+    (path,) = (tmp_path / "kept").glob(f"*/{run}/artifacts/clients.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == ["round", *COLUMNS]
+    assert table["data"] == [[number, *line] for number in range(4) for line in LINES]
 
 
 def test_a_tracker_that_a_resumed_run_did_not_have_gets_all_of_it(
@@ -195,7 +278,7 @@ def test_a_tracker_that_a_resumed_run_did_not_have_gets_all_of_it(
     monkeypatch.setattr(tracking, "find_spec", lambda name: True)
     made = folder.create(tmp_path / "flock", asking())
     tracking.start(asking("wandb"), made, [{"round": 2, "loss": 3.0}, ROW])
-    assert FakeService.said[1:] == [32, (2, 3.0), (3, 2.5)]
+    assert FakeService.said[1:-1] == [32, (2, 3.0), (3, 2.5)]
 
 
 def test_a_service_that_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

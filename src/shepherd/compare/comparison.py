@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,7 +14,18 @@ from typing import Any
 from shepherd import plugins
 from shepherd.compare import evaluating, table
 from shepherd.compare.adapters import arm_adapter, digest
-from shepherd.compare.arms import BASE, FEDERATED, START, UNTRAINED, Arm, CompareSpec, arms, variant
+from shepherd.compare.arms import (
+    BASE,
+    BY_STEPS,
+    CENTRALISED,
+    FEDERATED,
+    START,
+    UNTRAINED,
+    Arm,
+    CompareSpec,
+    arms,
+    variant,
+)
 from shepherd.compare.folders import (
     COMPARISON,
     TUNED,
@@ -31,6 +43,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.errors import FolderError, SettingsError
+from shepherd.evaluate.against import summaries
 from shepherd.evaluate.metric import Metric, metrics
 from shepherd.io import private
 from shepherd.machine import planning
@@ -279,6 +292,7 @@ def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Se
         "arms": arms_,
         "differences": [],
         "says": [],
+        "verdicts": [],
         "judge": None,
         "samples": [],
     }
@@ -327,6 +341,14 @@ def _write_results(
     measures = table.measured(scores, asked, prepared, spec.seeds, measured, objective, reference)
     rows = table.differences(measures)
     trained = {arm.name: _training_of(run, arm) for arm in chosen}
+    effort = [table.lengths(chosen, trained), *table.own_tuning(chosen, settings)]
+    found = summaries(
+        rows,
+        chief=table.RIGHT,
+        references=(CENTRALISED, BY_STEPS),
+        amounts=table.unequal(chosen, trained),
+    )
+    notes = table.notes(measures, asked, prepared, reference)
     kept = read_json(compare_folder(run) / COMPARISON) or {}
     result = {
         **_head(settings, spec),
@@ -340,12 +362,8 @@ def _write_results(
             for arm in chosen
         ],
         "differences": [row.row() for row in rows],
-        "says": [
-            table.lengths(chosen, trained),
-            *table.own_tuning(chosen, settings),
-            *table.sentences(rows, table.unequal(chosen, trained)),
-            *table.notes(measures, asked, prepared, reference),
-        ],
+        "says": list(dict.fromkeys([*effort, *chain.from_iterable(found), *notes])),
+        "verdicts": [*effort, *(each[0] for each in found), *notes],
         "judge": kept.get("judge"),
         "samples": table.samples(scores, asked, prepared),
     }

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.evaluate import loss, scripts
-from shepherd.evaluate.against import Against, against, summary
+from shepherd.evaluate.against import against, summaries
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.metric import Metric, metrics, scores
 from shepherd.evaluate.sentences import LOSS
@@ -99,6 +100,13 @@ def compare_runs(paths: Sequence[Path], overrides: Sequence[str] = (), consent: 
         for row in against(first, each.values, each.draws, each.measure, each.weights)
     ]
     answered = _answered(found)
+    said = summaries(
+        rows,
+        chief=RIGHT,
+        references=[run.name for run in runs[1:]],
+        amounts=seen_unequally(first, {run.name: {"examples": run.trained.examples} for run in runs}),
+    )
+    notes = _notes(runs, left_out, measures, [examples[place] for place in answered])
     return {
         "format": 1,
         "match": "runs",
@@ -110,7 +118,8 @@ def compare_runs(paths: Sequence[Path], overrides: Sequence[str] = (), consent: 
         "measures": [each.measure.row() for each in measures],
         "arms": [_arm_row(run, measures, first) for run in runs],
         "differences": [row.row() for row in rows],
-        "says": _sentences(runs, rows, left_out, measures, [examples[place] for place in answered]),
+        "says": list(dict.fromkeys([*chain.from_iterable(said), *notes])),
+        "verdicts": [*(each[0] for each in said), *notes],
         "judge": None,
         "samples": [],
     }
@@ -291,25 +300,11 @@ def _arm_row(run: RunToCompare, measures: Sequence[Measured], first: str) -> Row
     }
 
 
-def _sentences(
-    runs: Sequence[RunToCompare],
-    rows: Sequence[Against],
-    left_out: int,
-    measures: Sequence[Measured],
-    answered: Sequence[Example],
+def _notes(
+    runs: Sequence[RunToCompare], left_out: int, measures: Sequence[Measured], answered: Sequence[Example]
 ) -> list[str]:
-    amounts = seen_unequally(runs[0].name, {run.name: {"examples": run.trained.examples} for run in runs})
-    order = sorted({row.measure.name: None for row in rows}, key=lambda name: name != RIGHT)
-    said = [
-        sentence
-        for place, name in enumerate(order)
-        for sentence in summary(
-            [row for row in rows if row.measure.name == name],
-            references=[run.name for run in runs[1:]],
-            amounts="" if place else amounts,
-        )
-    ]
-    said += [_differs(runs[0], run) for run in runs[1:]]
+    """Sentences on how the runs differ and on what was compared."""
+    said = [_differs(runs[0], run) for run in runs[1:]]
     if any(each.measure == PER_CHARACTER for each in measures):
         said.append(
             "The runs have other tokens for the same examples, so their loss is given per character of the"
@@ -323,7 +318,7 @@ def _sentences(
     by_words = any(each.measure.name in ("exact", "f1", "rouge_l") for each in measures)
     if by_words and any(scripts.has_unspaced(example.response) for example in answered):
         said.append(scripts.NOTE)
-    return list(dict.fromkeys(said))
+    return said
 
 
 def _differs(first: RunToCompare, other: RunToCompare) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.compare.arms import BASE, BY_STEPS, CENTRALISED, FEDERATED, START, Arm
+from shepherd.compare.arms import BASE, FEDERATED, START, Arm
 from shepherd.compare.scoring import Questions
 from shepherd.data.pipeline import TokenisedData, categories
 from shepherd.evaluate import loss, rewards, scripts
-from shepherd.evaluate.against import Against, against, summary
+from shepherd.evaluate.against import Against, against
 from shepherd.evaluate.draws import Draws, draws
 from shepherd.evaluate.metric import Metric
 from shepherd.evaluate.sentences import LOSS, Measure
@@ -285,25 +285,6 @@ def seen_unequally(first: str, trained: Mapping[str, Mapping[str, Any] | None]) 
         names = [name for group in others.values() for name in group]
         said = [f"{listed(names, most=3)} saw {min(others):,} to {max(others):,}"]
     return f"they saw unequal amounts: {first} {most:,} examples, {', '.join(said)}" if said else ""
-
-
-def sentences(rows: Sequence[Against], amounts: str = "") -> list[str]:
-    """Conclusions from the differences: by right answers if there are any, then by loss.
-
-    Args:
-        amounts: from `unequal`; it goes into the first sentence.
-    """
-    by_measure: dict[str, list[Against]] = {}
-    for row in rows:
-        by_measure.setdefault(row.measure.name, []).append(row)
-    order = sorted(by_measure, key=lambda name: name != RIGHT)
-    references = (CENTRALISED, BY_STEPS)
-    said = [
-        sentence
-        for place, name in enumerate(order)
-        for sentence in summary(by_measure[name], references=references, amounts=amounts if not place else "")
-    ]
-    return list(dict.fromkeys(said))
 
 
 def notes(

@@ -118,6 +118,24 @@ def summary(
     return said
 
 
+def summaries(
+    rows: Sequence[Against], *, chief: str, references: Sequence[str], amounts: str = ""
+) -> list[list[str]]:
+    """Summarise each measure's table, that of the measure `chief` first; see `summary`.
+
+    The first sentence of each is the verdict; the others repeat what a table of the arms shows.
+    """
+    tables = [
+        [row for row in rows if row.measure.name == name]
+        for name in dict.fromkeys(row.measure.name for row in rows)
+    ]
+    tables.sort(key=lambda table: table[0].measure.name != chief)
+    return [
+        summary(table, references=references, amounts="" if place else amounts)
+        for place, table in enumerate(tables)
+    ]
+
+
 def _coverage_sentence(compared: Compared, asked: str) -> str:
     covers = f"The intervals cover the choice of {these(compared, asked)}"
     if compared.seeds > 1:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shepherd.errors import FolderError
-from shepherd.io import private
+from shepherd.io import lock, private
 
 TEMPORARY_SUFFIX = ".tmp"
 SECRET_BYTES = 32
@@ -39,6 +39,33 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
             raise
         private.sync(path.parent)
     return path
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file for its owner alone; it is on the disk when this returns.
+
+    Several processes may append to one file. What a crash left of a line is ended first, so that it spoils no
+    other line.
+
+    Args:
+        line: without a line break.
+
+    Raises:
+        FolderError: the disk is full, or the file cannot be written; it then holds no part of the line.
+    """
+    with disk_errors(path.parent), open(path, "ab+", buffering=0, opener=private.owner_only) as file:
+        lock.wait_for(file.fileno())
+        before = file.seek(0, os.SEEK_END)
+        file.seek(max(before - 1, 0))
+        whole = file.read(1) in (b"", b"\n")
+        data = b"\n" * (not whole) + line.encode("utf8") + b"\n"
+        try:
+            while data:
+                data = data[os.write(file.fileno(), data) :]
+        except BaseException:  # also on an interrupt
+            os.ftruncate(file.fileno(), before)
+            raise
+        os.fsync(file.fileno())
 
 
 def require_place(path: Path) -> None:

@@ -1,14 +1,16 @@
-"""Experiment tracking with TensorBoard, Weights & Biases or MLflow, through accelerate's trackers.
+"""Experiment tracking with TensorBoard, Trackio, Weights & Biases or MLflow, through accelerate's trackers.
 
-Trackers get settings and numbers about rounds, never a text of the data.
+Trackers get settings and numbers about rounds, never a text of the data. Each round's numbers by client go
+to them as a table named "clients", unless noise hides the clients.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from statistics import fmean
 from typing import Any
@@ -20,32 +22,56 @@ from shepherd.io.atomic import disk_errors
 from shepherd.run.folder import RunFolder
 from shepherd.settings import RunSettings, TrackingTable
 from shepherd.version import install
+from shepherd.visible import shown_line
 
 IDS = "tracking.json"
 LOCAL = ("tensorboard",)
 """Trackers that write files into the run folder and send nothing."""
 SERVICES = {
+    "trackio": "Trackio, in this user's cache or where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL lead",
     "wandb": "Weights & Biases, as whoever is logged in here",
     "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
 }
 _BY_CLIENT = ("coverage", "cosines", "losses", "weights", "client")
 _SKIPPED = ("round", "cohort", "failures", "carried")
+_COLUMNS = {
+    "weight": ("weights",),
+    "loss": ("losses",),
+    "held-out loss": ("heldout", "client"),
+    "own model's held-out loss": ("personal", "client"),
+    "coverage": ("coverage",),
+    "cosine": ("cosines",),
+    "contribution, leave one out": ("contribution", "leave_one_out"),
+    "contribution, projection": ("contribution", "projection"),
+}
+"""Columns of the table of clients, with the place of their numbers in a row of the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTable:
+    """The numbers of one round by client; a cell is None where a client has no such number."""
+
+    columns: tuple[str, ...]
+    lines: tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Trackers:
-    """Trackers of a run, possibly none; see `start`."""
+    """Trackers of a run by name, possibly none; see `start`."""
 
-    parts: tuple[Any, ...] = ()
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send one finished round, under its number, to every tracker."""
-        for part in self.parts:
+        """Send one finished round, under its number, to every tracker: its figures, then its clients."""
+        table = client_table(row)
+        for name, part in self.parts.items():
             part.log(flatten(row), step=row["round"])
+            if table.lines:
+                _TABLE_SENDERS[name](part, table, row["round"])
 
     def finish(self) -> None:
         """End every tracker."""
-        for part in self.parts:
+        for part in self.parts.values():
             part.finish()
 
 
@@ -79,9 +105,14 @@ def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, 
     Raises:
         SettingsError: a package is missing, or a service rejects the run.
     """
+    if not settings.tracking.trackers:
+        return Trackers()
     _require_installed(settings.tracking)
+    from accelerate import PartialState
+
+    PartialState()  # the trackers log, and accelerate's logger wants its state
     ids = _read_ids(folder)
-    makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+    makers = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb, "mlflow": _mlflow}
     parts: dict[str, Any] = {
         name: makers[name](settings, folder, ids, bool(rows)) for name in settings.tracking.trackers
     }
@@ -92,7 +123,7 @@ def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, 
             private.close(folder.path / name)
     if any(name not in LOCAL for name in settings.tracking.trackers):
         folder.write(IDS, json.dumps({**ids, **_ids_of(parts)}) + "\n")
-    return Trackers(tuple(parts.values()))
+    return Trackers(parts)
 
 
 def flatten(row: Mapping[str, Any]) -> dict[str, float]:
@@ -105,6 +136,30 @@ def flatten(row: Mapping[str, Any]) -> dict[str, float]:
     counts = {} if hidden else {name: len(row.get(name, ())) for name in ("cohort", "failures")}
     counts |= {name: len(row[name]) for name in ("late", "dropped", "carried") if name in row}
     return {**counts, **dict(_scalars(row, ()))}
+
+
+def client_table(row: Mapping[str, Any]) -> ClientTable:
+    """The numbers of a row of the log by client, as a table; without lines if noise hides the clients.
+
+    >>> client_table({"round": 2, "losses": {"a": 1.0}, "failures": {"b": "it gave no answer"}})
+    ClientTable(columns=('client', 'loss', 'failed'), lines=(('a', 1.0, False), ('b', None, True)))
+    """
+    if "privacy" in row:
+        return ClientTable((), ())
+    found = {name: row.get(path[0]) for name, path in _COLUMNS.items()}
+    for name, path in _COLUMNS.items():
+        for key in path[1:]:
+            found[name] = (found[name] or {}).get(key)
+    by_client = {name: values for name, values in found.items() if isinstance(values, Mapping) and values}
+    failed = row.get("failures", {})
+    clients = dict.fromkeys([*(client for values in by_client.values() for client in values), *failed])
+    return ClientTable(
+        ("client", *by_client, "failed"),
+        tuple(
+            (client, *(values.get(client) for values in by_client.values()), client in failed)
+            for client in clients
+        ),
+    )
 
 
 def _scalars(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
@@ -134,7 +189,7 @@ def _start_one(
             flat = dict(_settings(settings.model_dump(mode="json"), ()))
             part.store_init_configuration(flat)
         for row in _unsent(name, part, rows) if known else rows:
-            Trackers((part,)).log(row)
+            Trackers({name: part}).log(row)
     except Exception as error:  # every service has its own errors
         raise SettingsError(f"tracker {name} cannot start ({error}); log in to it, or remove it") from error
 
@@ -143,6 +198,8 @@ def _unsent(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence
     """Rows of a resumed run to send: all to a file, which is written again; to a service, the missing."""
     if name in LOCAL:
         return rows
+    if name == "trackio":  # the next step is nowhere public
+        return [row for row in rows if row["round"] >= getattr(part.tracker, "_next_step", 0)]
     if name != "mlflow":
         return rows[-1:]  # Weights & Biases ignores a step that it has
     from mlflow import MlflowClient
@@ -172,17 +229,70 @@ def _tensorboard(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str
     return TensorBoardTracker("tensorboard", str(folder.path), **purge)
 
 
+def _trackio(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
+    from accelerate.tracking import TrackioTracker
+
+    # a run is resumed by its name, and folders of one name are not one run
+    name = ids.get("trackio") or f"{folder.path.name}-{secrets.token_hex(4)}"
+    return TrackioTracker(
+        settings.tracking.project,
+        name=name,
+        resume="must" if "trackio" in ids else "never",
+        embed=False,
+        auto_log_gpu=False,
+        auto_log_cpu=False,
+    )
+
+
 def _wandb(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
     from accelerate.tracking import WandBTracker
 
     same = {"id": ids["wandb"], "resume": "must"} if "wandb" in ids else {}
-    return WandBTracker(settings.tracking.project, name=folder.path.name, dir=str(folder.path), **same)
+    # it would also send what the process prints
+    options = {"name": folder.path.name, "dir": str(folder.path), "settings": {"console": "off"}}
+    return WandBTracker(settings.tracking.project, **options, **same)
 
 
 def _mlflow(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
     from accelerate.tracking import MLflowTracker
 
     return MLflowTracker(settings.tracking.project, run_name=folder.path.name, run_id=ids.get("mlflow"))
+
+
+def _send_text(part: Any, table: ClientTable, round: int) -> None:
+    """The table as Markdown, since TensorBoard has text and no tables."""
+    lines = [table.columns, ("---",) * len(table.columns), *table.lines]
+    cells = [
+        ["" if cell is None else shown_line(str(cell)).replace("|", "\\|") for cell in line] for line in lines
+    ]
+    part.log({"clients": "\n".join(f"| {' | '.join(line)} |" for line in cells)}, step=round)
+
+
+def _send_trackio(part: Any, table: ClientTable, round: int) -> None:
+    from trackio import Table
+
+    part.log({"clients": Table(columns=list(table.columns), data=[list(x) for x in table.lines])}, step=round)
+
+
+def _send_wandb(part: Any, table: ClientTable, round: int) -> None:
+    part.log_table("clients", columns=list(table.columns), data=[list(x) for x in table.lines], step=round)
+
+
+def _send_mlflow(part: Any, table: ClientTable, round: int) -> None:
+    """Append to the run's one table, whose lines begin with the round."""
+    from mlflow import MlflowClient
+
+    columns = {name: [line[k] for line in table.lines] for k, name in enumerate(table.columns)}
+    data = {"round": [round] * len(table.lines), **columns}
+    MlflowClient().log_table(part.tracker.info.run_id, data, "clients.json")
+
+
+_TABLE_SENDERS = {
+    "tensorboard": _send_text,
+    "trackio": _send_trackio,
+    "wandb": _send_wandb,
+    "mlflow": _send_mlflow,
+}
 
 
 def _read_ids(folder: RunFolder) -> dict[str, str]:
@@ -193,5 +303,9 @@ def _read_ids(folder: RunFolder) -> dict[str, str]:
 
 
 def _ids_of(parts: Mapping[str, Any]) -> dict[str, str]:
-    ways = {"wandb": lambda run: run.id, "mlflow": lambda run: run.info.run_id}
+    ways = {
+        "trackio": lambda run: run.name,
+        "wandb": lambda run: run.id,
+        "mlflow": lambda run: run.info.run_id,
+    }
     return {name: str(ways[name](part.tracker)) for name, part in parts.items() if name in ways}

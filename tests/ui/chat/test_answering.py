@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from shepherd.data.examples import Turn
 from shepherd.errors import AdapterError, BaseError, DataError, FolderError, ShepherdError, TemplateError
 from shepherd.model import files
 from shepherd.run import folder
@@ -192,3 +193,51 @@ def test_an_answer_that_ends_within_a_character_ends_as_generate_has_it() -> Non
     *_, before, end = answering._texts(["arm"], iter([[ids[:2]], [ids]]), base)
     assert (before["arm"], end["arm"]) == ("a", tokenizer.decode(ids))
     assert json.dumps(end["arm"]) == '"a\\ufffd"'
+
+
+def test_a_conversation_goes_on_from_each_arms_own_answer(chat: Chat) -> None:
+    first = last(chat, "w5 w9", max_new_tokens=4)
+    earlier = {
+        name: [Turn(role="user", text="w5 w9"), Turn(role="assistant", text=text)]
+        for name, text in first.items()
+    }
+    steps = list(chat.answer("w7", arms=ARMS, earlier=earlier, max_new_tokens=4))
+    assert list(steps[-1]) == ARMS
+    for name in ARMS:
+        alone = last(chat, "w7", arms=[name], earlier={name: earlier[name]}, max_new_tokens=4)
+        assert steps[-1][name] == alone[name]
+    assert steps[-1] != last(chat, "w7", max_new_tokens=4)
+    other = {**earlier, "base": [Turn(role="user", text="w5 w9"), Turn(role="assistant", text="w44")]}
+    changed = last(chat, "w7", earlier=other, max_new_tokens=4)
+    assert {name for name in ARMS if changed[name] != steps[-1][name]} <= {"base"}
+
+
+def test_a_system_prompt_is_in_front_of_the_question(chat: Chat, compared: Path) -> None:
+    plain = last(chat, "w5 w9")
+    assert last(chat, "w5 w9", system=None) == plain  # the run has none
+    told = last(chat, "w5 w9", system="w30 w31 w32")
+    assert told != plain
+    system = [Turn(role="system", text="w30 w31 w32")]
+    assert told == last(chat, "w5 w9", earlier=dict.fromkeys(ARMS, system))
+
+
+def test_the_arms_of_another_seed_of_training_answer(compared: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(compared, tmp_path / "run"))
+    below = run / "compare" / "seed-1"
+    shutil.copytree(run / "compare" / "seed-0" / "ffa", below / "federated")
+    shutil.copytree(run / "compare" / "seed-0" / "centralised", below / "local-client-1")
+    chat = open_chat(run)
+    first, second = chat.trainings
+    assert second == first + 1
+    assert list(chat.trainings[second]) == ["base", "local-client-1", "federated"]
+    mine = last(chat, "w5 w9")
+    found = last(chat, "w5 w9", arms=["base", "local-client-1", "federated"], training=second)
+    assert found == {
+        "base": mine["base"],
+        "local-client-1": mine["centralised"],
+        "federated": last(chat, "w5 w9", arms=["ffa"])["ffa"],
+    }
+    with pytest.raises(DataError, match="no arm 'ffa'; it has base, local-client-1, federated"):
+        last(chat, "w5", arms=["ffa"], training=second)
+    with pytest.raises(DataError, match=f"no training with seed 7; it has {first}, {second}"):
+        last(chat, "w5", training=7)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from shepherd.data.examples import Turn
 from shepherd.errors import ShepherdError
 from shepherd.run.answerer import generate
 from shepherd.ui import access, report
@@ -479,3 +480,97 @@ def test_updates_are_throttled_and_end_with_the_last() -> None:
     assert list(throttled(iter(steps), 0.0)) == steps
     assert list(throttled(iter(steps), 60.0)) == [steps[0], steps[-1]]
     assert list(throttled(iter([]), 60.0)) == []
+
+
+# --- conversations and votes
+
+
+def test_a_conversation_goes_on(visit: Callable[..., Visit], chat: Chat) -> None:
+    seen = visit()
+    arms = [name for name in chat.arms if name != "local-client-3"]
+    ask(seen)
+    said(seen, "Answered in")
+    first = answers(seen)
+    seen.page.get_by_label("Continue the conversation").check()
+    ask(seen, "w12")
+    said(seen, "turn 2 of this conversation")
+    earlier = {
+        name: [Turn(role="user", text=QUESTION), Turn(role="assistant", text=first[name])] for name in arms
+    }
+    *_, expected = chat.answer("w12", arms=arms, earlier=earlier)
+    assert answers(seen) == expected
+    seen.page.get_by_role("button", name="Clear").click()
+    ask(seen, "w12")
+    seen.wait("!document.querySelector('#chat-status').innerText.includes('turn')")
+    said(seen, "Answered in")
+    *_, anew = chat.answer("w12", arms=arms)
+    assert answers(seen) == anew
+
+
+def test_a_system_prompt_is_typed(visit: Callable[..., Visit], chat: Chat) -> None:
+    seen = visit()
+    seen.page.get_by_text("Template and sampling").click()
+    seen.page.get_by_label("System prompt").fill("w30 w31 w32")
+    ask(seen)
+    said(seen, "Answered in")
+    arms = [name for name in chat.arms if name != "local-client-3"]
+    *_, expected = chat.answer(QUESTION, arms=arms, system="w30 w31 w32")
+    assert answers(seen) == expected
+
+
+def test_a_blind_vote_hides_the_arms_until_it_is_saved(
+    visit: Callable[..., Visit], chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "path", tmp_path)
+    seen = visit()
+    buttons = [seen.page.get_by_role("button", name=label) for label, _ in page.CHOICES]
+    seen.page.get_by_label("Blind vote between two arms").check()
+    seen.page.locator("#notice").get_by_text("as data to train on").wait_for()
+    assert not seen.page.locator("#answers").is_visible()
+    assert all(button.is_disabled() for button in buttons)
+    ask(seen, QUESTION, CONTEXT)
+    said(seen, "Which answer is better?")
+    heads = seen.page.locator("#blind h3")
+    assert heads.all_inner_texts() == ["Answer A", "Answer B"]
+    shown = seen.page.locator("#blind .answer p").all_inner_texts()
+    ballot = seen.page.locator("#ballot").inner_html()
+    assert not [name for name in chat.arms if name in ballot]
+    assert not (tmp_path / "votes").exists()
+    buttons[2].click()
+    said(seen, "Saved. A was ")
+    (row,) = map(json.loads, (tmp_path / "votes" / "preferences.jsonl").read_text().splitlines())
+    assert [row["rejected"][0]["content"], row["chosen"][0]["content"]] == shown
+    assert row["prompt"] == [{"role": "user", "content": f"{QUESTION}\n\n{CONTEXT}"}]
+    named = [f"Answer A: {row['rejected_arm']}", f"Answer B: {row['chosen_arm']}"]
+    assert heads.all_inner_texts() == named
+    *_, expected = chat.answer(QUESTION, CONTEXT, arms=[row["chosen_arm"], row["rejected_arm"]])
+    assert list(expected.values()) == shown[::-1]
+    assert "1 won" in seen.page.locator("#standings").inner_text() or "1 lost" in (
+        seen.page.locator("#standings").inner_text()
+    )
+    assert all(button.is_disabled() for button in buttons)  # one vote for one answer
+    assert seen.errors == []
+
+
+def test_a_blind_vote_needs_two_arms(visit: Callable[..., Visit], chat: Chat) -> None:
+    seen = visit()
+    seen.page.get_by_label("Blind vote between two arms").check()
+    for name in chat.arms:
+        if name not in ("base", *chat.local):
+            seen.page.get_by_role("checkbox", name=name, exact=True).uncheck()
+    seen.page.get_by_role("checkbox", name="a local client").uncheck()
+    ask(seen)
+    said(seen, "a blind vote is between two arms; choose at least two")
+
+
+def test_pairs_and_places_are_drawn(chat: Chat) -> None:
+    import gradio
+
+    drawn = page._Page(chat, gradio)
+    options = {"system": None, "max_new_tokens": 1}
+    found = set()
+    for _ in range(40):
+        *_, end = drawn._blind_steps(Turn(role="user", text=QUESTION), list(chat.arms)[-3:], options, str)
+        found |= {end[drawn.ballot].arms} if end.get(drawn.ballot) else set()
+    assert len(found) >= 4  # of six
+    assert any((second, first) in found for first, second in found)

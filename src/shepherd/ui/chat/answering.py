@@ -7,7 +7,7 @@ for texts in chat.answer("Name two rivers.", arms=["base", "federated"]):
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from shepherd.run.answerer import adapter_of
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings
-from shepherd.ui.chat.arms import FEDERATED, Arm, find
+from shepherd.ui.chat.arms import FEDERATED, Arm, trainings
 
 REPLACEMENT = "\ufffd"  # what a tokenizer writes for an incomplete character
 
@@ -37,13 +37,22 @@ REPLACEMENT = "\ufffd"  # what a tokenizer writes for an incomplete character
 class Chat:
     """The arms of one run over one base; made by `open_chat`. Questions are answered one at a time."""
 
-    def __init__(self, settings: RunSettings, base: Base, arms: Sequence[Arm]) -> None:
+    def __init__(
+        self, path: Path, settings: RunSettings, base: Base, arms: Mapping[int, Sequence[Arm]]
+    ) -> None:
+        """Offer the arms of the run in `path` by the seed of their training; the first is the run's own."""
+        self.path = path
         self.settings = settings
         self.base = base
-        self.arms = {arm.name: arm for arm in arms}
+        self.trainings = {seed: {arm.name: arm for arm in some} for seed, some in arms.items()}
         self.templates = _templates(settings, base)
-        self._adapters: dict[str, Adapter | None] = {}
+        self._adapters: dict[Path, Adapter] = {}
         self._lock = Lock()
+
+    @property
+    def arms(self) -> Mapping[str, Arm]:
+        """The arms of the run's own seed, by name."""
+        return next(iter(self.trainings.values()))
 
     @property
     def local(self) -> list[str]:
@@ -61,6 +70,9 @@ class Chat:
         context: str = "",
         *,
         arms: Sequence[str],
+        training: int | None = None,
+        system: str | None = None,
+        earlier: Mapping[str, Sequence[Turn]] | None = None,
         template: TemplateName | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -73,6 +85,9 @@ class Chat:
             instruction: what is asked.
             context: text that the instruction refers to.
             arms: names of the arms to ask.
+            training: seed of the training whose arms are asked, one of `trainings`; the run's if None.
+            system: a system prompt, as `data.system` of a run file; the run's own if None.
+            earlier: the turns of each arm's conversation before this question, user and assistant in turn.
             template: one of `templates`; the run's if None.
             temperature: 0 is greedy; above 0, an arm's answer depends on the seed and not on other arms.
             top_p: sample among the likeliest tokens that have this probability together.
@@ -80,47 +95,66 @@ class Chat:
             seed: of the sampling.
 
         Raises:
-            DataError: there is no instruction, or no such arm.
+            DataError: there is no instruction, or no such arm or training.
             TemplateError: the template cannot render it.
             BaseError: the prompt is too long for the base, or a number is out of range.
             AdapterError: an adapter is unreadable, or was made for another base.
         """
         if not instruction.strip():
             raise DataError(NO_PROMPT)
-        self.require_arms(arms)
+        chosen = self.require_arms(arms, training)
         style = _template(self.settings, template or self.settings.data.template)
-        turns = (Turn(role="user", text=instruction, context=context),)
-        ids = prompt(turns, style, self.base.tokenizer)
+        if system is not None:
+            style = replace(style, system=system)
+        now = Turn(role="user", text=instruction, context=context)
+        alike: dict[tuple[int, ...], list[str]] = {}  # arms by their prompt, since conversations differ
+        for name in arms:
+            turns = (*(earlier or {}).get(name, ()), now)
+            alike.setdefault(tuple(prompt(turns, style, self.base.tokenizer)), []).append(name)
         stop = stop_ids(style, self.base.tokenizer)
         limit = self.settings.evaluation.max_new_tokens if max_new_tokens is None else max_new_tokens
         with self._lock:
-            adapters = [self.adapter(name) for name in arms]
-            steps = stream(
-                self.base,
-                adapters,
-                ids,
-                max_new_tokens=limit,
-                stop=stop,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-            )
-            with closing(steps):
-                yield from _texts(arms, steps, self.base)
+            texts = dict.fromkeys(arms, "")
+            for ids, names in alike.items():
+                steps = stream(
+                    self.base,
+                    [self.adapter(chosen[name]) for name in names],
+                    ids,
+                    max_new_tokens=limit,
+                    stop=stop,
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=seed,
+                )
+                with closing(steps):
+                    for some in _texts(names, steps, self.base):
+                        texts = {**texts, **some}
+                        yield texts
 
-    def require_arms(self, arms: Sequence[str]) -> None:
-        """Raise DataError unless `arms` names at least one arm, and only arms of this run."""
+    def require_arms(self, arms: Sequence[str], training: int | None = None) -> Mapping[str, Arm]:
+        """The arms of a training, by name.
+
+        Raises:
+            DataError: there is no such training, or `arms` names none or another arm than it has.
+        """
+        if training is not None and training not in self.trainings:
+            seeds = ", ".join(map(str, self.trainings))
+            raise DataError(f"this run has no training with seed {training}; it has {seeds}")
+        there = self.arms if training is None else self.trainings[training]
         if not arms:
             raise DataError("no arm is chosen; choose at least one")
         for name in arms:
-            if name not in self.arms:
-                raise DataError(f"this run has no arm {name!r}; it has {', '.join(self.arms)}")
+            if name not in there:
+                raise DataError(f"this run has no arm {name!r}; it has {', '.join(there)}")
+        return there
 
-    def adapter(self, name: str) -> Adapter | None:
+    def adapter(self, arm: Arm) -> Adapter | None:
         """The adapter of an arm, read on first use, since there may be a hundred local arms."""
-        if name not in self._adapters:
-            self._adapters[name] = _read_adapter(self.arms[name], self.base)
-        return self._adapters[name]
+        if arm.path is None:
+            return None
+        if arm.path not in self._adapters:
+            self._adapters[arm.path] = _read_adapter(arm, arm.path, self.base)
+        return self._adapters[arm.path]
 
 
 def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Consent = NOTHING) -> Chat:
@@ -140,24 +174,24 @@ def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Cons
     """
     path = Path(path)
     settings = planned(path)
-    found = find(path, settings)
-    chat = Chat(settings, load_base(settings, consent), found)
+    chat = Chat(path, settings, load_base(settings, consent), trainings(path, settings))
     if arms is not None:
         chat.require_arms(arms)
-        chat.arms = {name: arm for name, arm in chat.arms.items() if name in arms}
+        chat.trainings = {
+            seed: {name: arm for name, arm in some.items() if name in arms}
+            for seed, some in chat.trainings.items()
+        }
     early = chat.arms if arms is not None else [n for n in chat.arms if n not in chat.local[1:]]
     for name in early:
-        chat.adapter(name)
+        chat.adapter(chat.arms[name])
     return chat
 
 
-def _read_adapter(arm: Arm, base: Base) -> Adapter | None:
-    if arm.path is None:
-        return None
+def _read_adapter(arm: Arm, path: Path, base: Base) -> Adapter:
     try:
-        if arm.name == FEDERATED or folder.is_run(arm.path):
-            return adapter_of(arm.path, base)
-        return files.read(arm.path, base)
+        if arm.name == FEDERATED or folder.is_run(path):
+            return adapter_of(path, base)
+        return files.read(path, base)
     except AdapterError as error:
         raise AdapterError(
             f"arm {arm.name}: {error}; or leave this arm out by naming the others with --arm"

@@ -18,7 +18,7 @@ from shepherd.settings import RunSettings
 
 BASE, FEDERATED, CENTRALISED, LOCAL = "base", "federated", "centralised", "local-"
 BY_STEPS = "centralised-steps"
-COMPARED = Path("compare", "seed-0")
+_TRAININGS = "seed-*"
 MAX_SHOWN_CATEGORIES = 4
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -39,8 +39,28 @@ class Arm:
         return self.name.removeprefix(LOCAL) if self.name.startswith(LOCAL) else None
 
 
-def find(path: Path, settings: RunSettings) -> list[Arm]:
+def trainings(path: Path, settings: RunSettings) -> dict[int, list[Arm]]:
+    """The arms of the run in `path` by the seed of their training, the run's own seed first.
+
+    Raises:
+        FolderError: the run has neither a final adapter nor a checkpoint.
+    """
+    seeds = _json(path / "compare" / "comparison.json").get("seeds", [])
+    numbers = (entry.name.removeprefix("seed-") for entry in (path / "compare").glob(_TRAININGS))
+    later = sorted(int(number) for number in numbers if number.isdecimal() and int(number) > 0)
+    found = {number: find(path, settings, number) for number in (0, *later)}
+    return {
+        seeds[number] if number < len(seeds) else settings.seed + number: arms
+        for number, arms in found.items()
+        if len(arms) > 1  # more than the base
+    }
+
+
+def find(path: Path, settings: RunSettings, number: int = 0) -> list[Arm]:
     """The arms of the run in `path`: base, the local ones, federated, centralised, then the variants.
+
+    Args:
+        number: of the training, where `shepherd compare` has repeated it with other seeds.
 
     Raises:
         FolderError: the run has neither a final adapter nor a checkpoint.
@@ -51,19 +71,23 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
         )
     category_counts, compared = _category_counts(path), _compared_arms(path)
     names = local_names(category_counts)
-    entries = [entry for entry in _folders(path / COMPARED) if _has_adapter(entry)]
+    entries = [entry for entry in _folders(path / "compare" / f"seed-{number}") if _has_adapter(entry)]
     below = {names.get(entry.name, unquote(entry.name)): entry for entry in entries}
     order = {LOCAL + client: place for place, client in enumerate(category_counts)}
     locals_ = sorted((n for n in below if n.startswith(LOCAL)), key=lambda n: (order.get(n, len(order)), n))
     pooled = sorted(name for name in below if name in (CENTRALISED, BY_STEPS))
-    others = sorted({*below} - {*locals_, *pooled})
+    others = sorted({*below} - {*locals_, *pooled, FEDERATED})
+    federated = below.get(FEDERATED) if number else path
     return [
         Arm(name=BASE, path=None, says=f"{short(settings.model.base)}, not tuned"),
         *(
             Arm(name=name, path=below[name], says=_says_local(name, category_counts, compared))
             for name in locals_
         ),
-        Arm(name=FEDERATED, path=path, says=_says_federated(path, settings, category_counts)),
+        *(
+            Arm(name=FEDERATED, path=each, says=_says_federated(each, settings, category_counts))
+            for each in filter(None, [federated])
+        ),
         *(
             Arm(name=name, path=below[name], says=_says_centralised(name, category_counts, compared))
             for name in pooled

@@ -1,6 +1,7 @@
 """The chat page: a question goes to several arms at once, and their answers appear side by side.
 
-The only module that imports gradio. The page listens on loopback and requires the token of its address. It
+In a blind vote it goes to two of them, whose names are shown after the vote (`shepherd.ui.chat.votes`). The
+only module that imports gradio. The page listens on loopback and requires the token of its address. It
 calls no other host. What a model writes is shown as plain text, or, where the person asks for it, as Markdown
 without HTML, links or pictures (`shepherd.ui.chat.markdown`).
 """
@@ -12,23 +13,28 @@ import logging
 import os
 import tempfile
 import webbrowser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from html import escape
 from importlib import import_module
 from pathlib import Path
+from random import SystemRandom
 from threading import Event
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from shepherd.consent import NOTHING, Consent
-from shepherd.errors import ShepherdError
+from shepherd.data.examples import Turn
+from shepherd.errors import DataError, ShepherdError
 from shepherd.io.paths import short
 from shepherd.ui.access import Token
+from shepherd.ui.chat import votes
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.arms import BASE, LOCAL
 from shepherd.ui.chat.gate import Gate
 from shepherd.ui.chat.markdown import as_html
+from shepherd.ui.chat.votes import Ballot
 from shepherd.version import install
 from shepherd.visible import shown
 
@@ -50,6 +56,9 @@ EXAMPLES = (
 """Questions of no data set, so that nothing private is on the page before a person types it."""
 
 LOCAL_LABEL = "a local client"
+CHOICES = (("A is better", 0), ("Tie", None), ("B is better", 1))
+"""The buttons of a blind vote, with the place of the better answer."""
+_GOING = "Answering …"
 GOING, WRONG = "going", "wrong"
 """CSS classes of the status line while answers grow, and after a fault."""
 
@@ -112,10 +121,16 @@ CSS = """
            letter-spacing: -.02em; line-height: 1.2; overflow-wrap: anywhere; }
 .head p { margin: .3rem 0 0; opacity: .85; overflow-wrap: anywhere; }
 #actions button { flex: 1 1 0; max-width: 9rem; }
-#answers { display: grid !important; gap: .25rem 1rem;
+#modes .form { display: flex; flex-direction: row; flex-wrap: wrap; border: 0; background: none; }
+#modes .form > * { flex: 0 0 auto !important; width: auto; padding: 0 1.5rem .2rem 0; border: 0;
+                   background: none; }
+#ballot .votes { font-size: .85rem; opacity: .85; }
+#ballot button { flex: 0 1 9rem; }
+#answers, #blind { display: grid !important; gap: .25rem 1rem;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
-#answers > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem; align-content: start; }
-#answers > .column:not(.hide) { display: grid; grid-row: span 3; grid-template-rows: subgrid; }
+:is(#answers, #blind) > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem;
+                                  align-content: start; }
+:is(#answers, #blind) > .column:not(.hide) { display: grid; grid-row: span 3; grid-template-rows: subgrid; }
 #answers button { justify-self: start; }
 .html-container { padding: 0 !important; }
 .arm h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
@@ -141,6 +156,9 @@ CSS = """
 
 Asked = tuple[str, str, Mapping[str, str]]
 """A question of a session: instruction, context and each arm's answer."""
+T = TypeVar("T")
+Updates = dict[Any, Any]
+"""New values of the page's components."""
 
 
 def launch(
@@ -331,6 +349,12 @@ class _Page:
             self.ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
             self.stop = gr.Button("Stop", min_width=90, elem_id="stop", interactive=False)
             self.clear = gr.Button("Clear", min_width=90, elem_id="clear")
+        with gr.Row(elem_id="modes"):
+            self.follow = gr.Checkbox(False, label="Continue the conversation", container=False)
+            several = len(self.columns) > 1
+            self.blind = gr.Checkbox(
+                False, label="Blind vote between two arms", container=False, visible=several
+            )
         with gr.Row(elem_id="examples"):
             self.examples = [gr.Button(each, size="sm", min_width=160) for each in EXAMPLES]
 
@@ -347,6 +371,13 @@ class _Page:
                 label="Local client",
                 visible=len(clients) > 1,
                 min_width=160,
+            )
+            self.training = gr.Dropdown(
+                [(str(seed), seed) for seed in chat.trainings],
+                value=next(iter(chat.trainings)),
+                label="Seed of training",
+                visible=len(chat.trainings) > 1,
+                min_width=120,
             )
         with gr.Accordion("Template and sampling", open=False), gr.Row():
             style = chat.settings.data.template
@@ -365,6 +396,14 @@ class _Page:
             )
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=120)
             self.formatted = gr.Checkbox(False, label="Show Markdown as formatted", min_width=160)
+            self.system = gr.Textbox(
+                self._own_system(),
+                label="System prompt",
+                lines=2,
+                max_lines=8,
+                min_width=260,
+                placeholder="As the template has it.",
+            )
 
     def _answers(self) -> None:
         gr = self.gr
@@ -373,7 +412,7 @@ class _Page:
         self.texts: list[Any] = []
         self.copies: list[Any] = []
         self.boxes: list[Any] = []
-        with gr.Row(elem_id="answers"):
+        with gr.Row(elem_id="answers") as self.answers_box:
             for name in self.columns:
                 arm = self._arm(name, self.chat.local[0] if self.chat.local else None)
                 with gr.Column(min_width=200) as box:
@@ -384,24 +423,46 @@ class _Page:
                     self.copies.append(gr.Button("Copy", size="sm", min_width=70))
                 self.texts.append(text)
                 self.boxes.append(box)
+        self._ballot()
         self.kept = gr.State([])
+        self.conversation = gr.State([])
         with gr.Accordion("Earlier questions of this session", open=False):
             self.history = gr.HTML(_history([]), elem_classes="history", elem_id="history")
             self.forget = gr.Button("Forget them", size="sm", min_width=90, elem_id="forget")
+
+    def _ballot(self) -> None:
+        """Two answers without names, the buttons of a vote, and what the votes of this run come to."""
+        gr = self.gr
+        self.ballot = gr.State(None)
+        with gr.Column(visible=False, elem_id="ballot") as self.ballot_box:
+            with gr.Row(elem_id="blind"):
+                self.blind_heads, self.blind_texts = [], []
+                for name in "AB":
+                    with gr.Column(min_width=200):
+                        self.blind_heads.append(gr.HTML(_blind_head(name), elem_classes="arm"))
+                        self.blind_texts.append(
+                            gr.HTML(_answer_text(""), elem_classes="answer", elem_id=f"blind-{name}")
+                        )
+            with gr.Row():
+                self.votes = [gr.Button(label, min_width=90, interactive=False) for label, _ in CHOICES]
+            gr.HTML(_notice(self.chat.path / votes.FOLDER), elem_classes="votes", elem_id="notice")
+            self.standings = gr.HTML(_standings(self.chat.path), elem_classes="votes", elem_id="standings")
 
     def _wire(self) -> None:
         gr = self.gr
         private = {"api_visibility": "private"}
         immediate = {**private, "queue": False, "show_progress": "hidden"}
         sampling = [self.template, self.temperature, self.top_p, self.longest, self.seed]
+        asked = [self.instruction, self.context, self.shown, self.client, self.training, self.system]
+        session = [self.kept, self.conversation]
         ask_events = [self.ask.click, self.instruction.submit]
         status = [self.status, self.ask, self.stop, self.clear]
         gr.on(ask_events, None, None, status, js=_waiting_script(), **immediate)
         asking = gr.on(
             ask_events,
             self._answer_question,
-            [self.instruction, self.context, self.shown, self.client, *sampling, self.formatted, self.kept],
-            [self.status, *self.texts, self.kept, self.history],
+            [*asked, *sampling, self.formatted, self.follow, self.blind, *session],
+            [self.status, *self.texts, *session, self.history, *self._of_ballot()],
             concurrency_limit=1,
             trigger_mode="once",
             show_progress="hidden",
@@ -410,8 +471,22 @@ class _Page:
         for ended in (asking.then, asking.failure):  # only `failure` comes if a number is out of range
             ended(None, self.status, status, js=_ended_script("Stopped."), **immediate)
         self.stop.click(None, cancels=asking, **immediate)
-        cleared = [self.instruction, self.context, self.status, *self.texts]
-        self.clear.click(self._cleared, None, cleared, **immediate)
+        cleared = [self.instruction, self.context, self.status, *self.texts, self.conversation]
+        self.clear.click(self._cleared, None, [*cleared, *self._of_ballot()], **immediate)
+        self.blind.change(
+            lambda blind: [
+                gr.Row(visible=not blind),
+                gr.Column(visible=blind),
+                gr.Checkbox(visible=not blind),
+            ],
+            self.blind,
+            [self.answers_box, self.ballot_box, self.follow],
+            **immediate,
+        )
+        voted = [self.status, self.ballot, *self.votes, *self.blind_heads, self.standings]
+        for button, (_, choice) in zip(self.votes, CHOICES, strict=True):
+            vote = partial(self._voted, choice=choice)
+            button.click(vote, self.ballot, voted, trigger_mode="once", **immediate)
         self.forget.click(lambda: [[], _history([])], None, [self.kept, self.history], **immediate)
         for button, words in zip(self.examples, EXAMPLES, strict=True):
             button.click(None, None, self.instruction, js=f"() => {json.dumps(words)}", **immediate)
@@ -425,6 +500,10 @@ class _Page:
                 lambda name: [self._heading(name), _answer_text("")], self.client, local, **immediate
             )
 
+    def _own_system(self) -> str:
+        """The system prompt of the run; a run without one shows an empty box, as one with an empty prompt."""
+        return self.chat.settings.data.system or ""
+
     def _arm(self, column: str, client: str | None) -> str:
         return client if column == LOCAL and client else column
 
@@ -435,8 +514,21 @@ class _Page:
     def _visible(self, shown: Sequence[str]) -> list[Any]:
         return [self.gr.Column(visible=name in shown) for name in self.columns]
 
-    def _cleared(self) -> list[str]:
-        return ["", "", *self._outputs("", {}, {})]
+    def _of_ballot(self) -> list[Any]:
+        return [self.ballot, *self.votes, *self.blind_heads, *self.blind_texts]
+
+    def _cleared(self) -> Updates:
+        empty = {self.instruction: "", self.context: "", self.conversation: []}
+        return {**empty, **self._outputs("", {}, {}), **self._no_ballot()}
+
+    def _no_ballot(self) -> Updates:
+        """The panel of a vote without answers."""
+        return {
+            self.ballot: None,
+            **dict.fromkeys(self.votes, self.gr.Button(interactive=False)),
+            **{head: _blind_head(name) for head, name in zip(self.blind_heads, "AB", strict=True)},
+            **dict.fromkeys(self.blind_texts, _answer_text("")),
+        }
 
     def _answer_question(
         self,
@@ -444,58 +536,183 @@ class _Page:
         context: str,
         shown: Sequence[str],
         client: str | None,
+        training: int,
+        system: str,
         template: Any,
         temperature: float,
         top_p: float,
         longest: int,
         seed: int | None,
         formatted: bool,
+        follow: bool,
+        blind: bool,
         kept: Sequence[Asked],
-    ) -> Iterator[list[Any]]:
-        """Yield the status line, the text of each column as answers grow, and the history at the end."""
-        began = perf_counter()
+        conversation: Sequence[Asked],
+    ) -> Iterator[Updates]:
+        """Yield what changes on the page as answers grow: the answers, and the session's state at the end."""
         arms = {name: self._arm(name, client) for name in self.columns if name in shown}
-        texts: dict[str, str] = {}
-        same = [self.gr.skip(), self.gr.skip()]
+        options = {
+            "training": training,
+            "system": None if system == self._own_system() else system,
+            "template": template,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": int(longest),
+            "seed": int(seed or 0),
+        }
+        now = Turn(role="user", text=instruction or "", context=context or "")
         show = as_html if formatted else _text
-        yield [*self._outputs("Answering …", arms, texts, GOING), *same]
-        answers = self.chat.answer(
-            instruction or "",
-            context or "",
-            arms=list(arms.values()),
-            template=template,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=int(longest),
-            seed=int(seed or 0),
-        )
+        if blind:
+            steps = self._blind_steps(now, list(arms.values()), options, show)
+        else:
+            before = [*conversation] if follow else []
+            steps = self._steps(now, arms, options, show, kept, before)
+        last: Updates = {}
         try:
-            with closing(answers):
-                for texts in throttled(answers, UPDATE_INTERVAL_S):
-                    yield [*self._outputs("Answering …", arms, texts, GOING, show), *same]
+            with closing(steps):
+                for last in throttled(steps, UPDATE_INTERVAL_S):
+                    yield last
         except ShepherdError as error:
-            yield [*self._outputs(str(error), arms, texts, WRONG, show), *same]
+            yield {**last, self.status: _status_line(str(error), WRONG)}
         except Exception as error:  # such as a full GPU; the page stays usable
             _log.exception("an answer failed")
             message = f"the answer failed ({type(error).__name__}: {error}); see the terminal"
-            yield [*self._outputs(message, arms, texts, WRONG, show), *same]
-        else:
-            done = f"Answered in {perf_counter() - began:.1f} s."
-            now = [*kept, (instruction, context or "", texts)][-MAX_HISTORY:]
-            yield [*self._outputs(done, arms, texts, "", show), now, _history(now)]
+            yield {**last, self.status: _status_line(message, WRONG)}
+
+    def _steps(
+        self,
+        now: Turn,
+        arms: Mapping[str, str],
+        options: Mapping[str, Any],
+        show: Callable[[str], str],
+        kept: Sequence[Asked],
+        before: Sequence[Asked],
+    ) -> Generator[Updates, None, None]:
+        """All arms side by side, each going on from its own answers of the conversation `before`."""
+        began = perf_counter()
+        texts: dict[str, str] = {}
+        yield self._outputs(_GOING, arms, texts, GOING)
+        earlier = {arm: _turns(before, arm) for arm in arms.values()}
+        answers = self.chat.answer(
+            now.text, now.context, arms=list(arms.values()), earlier=earlier, **options
+        )
+        with closing(answers):
+            for texts in answers:
+                yield self._outputs(_GOING, arms, texts, GOING, show)
+        asked: Asked = (now.text, now.context, texts)
+        history = [*kept, asked][-MAX_HISTORY:]
+        turn = f", turn {len(before) + 1} of this conversation" if before else ""
+        done = f"Answered in {perf_counter() - began:.1f} s{turn}."
+        yield {
+            **self._outputs(done, arms, texts, "", show),
+            self.kept: history,
+            self.conversation: [*before, asked],
+            self.history: _history(history),
+        }
+
+    def _blind_steps(
+        self, now: Turn, arms: Sequence[str], options: Mapping[str, Any], show: Callable[[str], str]
+    ) -> Generator[Updates, None, None]:
+        """Two of the arms, drawn and placed by chance, under the names A and B."""
+        if len(arms) < 2:
+            raise DataError("a blind vote is between two arms; choose at least two")
+        first, second = SystemRandom().sample(arms, 2)
+        yield {self.status: _status_line(_GOING, GOING), **self._no_ballot()}
+        texts = {first: "", second: ""}
+        answers = self.chat.answer(now.text, now.context, arms=[first, second], **options)
+        with closing(answers):
+            for texts in answers:
+                yield {self.status: _status_line(_GOING, GOING), **self._blind_answers(texts, show)}
+        if texts[first] == texts[second]:
+            same = "Both answers are the same, so there is nothing to choose; ask something else."
+            yield {self.status: _status_line(same), **self._blind_answers(texts, show, ended=True)}
+            return
+        said = options["system"] if options["system"] is not None else self._own_system()
+        system = [Turn(role="system", text=said)] if said else []
+        ballot = Ballot(
+            prompt=(*system, now),
+            arms=(first, second),
+            answers=(texts[first], texts[second]),
+            options={key: value for key, value in options.items() if key != "system"},
+        )
+        yield {
+            self.status: _status_line("Which answer is better?"),
+            **self._blind_answers(texts, show, ended=True),
+            self.ballot: ballot,
+            **dict.fromkeys(self.votes, self.gr.Button(interactive=True)),
+        }
+
+    def _blind_answers(
+        self, texts: Mapping[str, str], show: Callable[[str], str], ended: bool = False
+    ) -> Updates:
+        drawn = (_answer_text(text, show, ended) for text in texts.values())
+        return dict(zip(self.blind_texts, drawn, strict=True))
+
+    def _voted(self, ballot: Ballot | None, choice: int | None) -> Updates:
+        """Save a vote, and show whose answers they were."""
+        if ballot is None:
+            return {self.status: _status_line("There is nothing to vote on; ask a question first.", WRONG)}
+        try:
+            votes.keep(self.chat.path, ballot, choice)
+        except ShepherdError as error:
+            return {self.status: _status_line(str(error), WRONG)}
+        named = zip(self.blind_heads, "AB", ballot.arms, strict=True)
+        return {
+            self.status: _status_line(f"Saved. A was {ballot.arms[0]}, B was {ballot.arms[1]}."),
+            self.ballot: None,
+            **dict.fromkeys(self.votes, self.gr.Button(interactive=False)),
+            **{head: _blind_head(name, arm) for head, name, arm in named},
+            self.standings: _standings(self.chat.path),
+        }
 
     def _outputs(
         self,
         status: str,
-        arms: dict[str, str],
-        texts: dict[str, str],
+        arms: Mapping[str, str],
+        texts: Mapping[str, str],
         kind: str = "",
         show: Callable[[str], str] | None = None,
-    ) -> list[str]:
+    ) -> Updates:
         asked = [arms.get(name, "") for name in self.columns]
         ended = kind != GOING
         shown = (_answer_text(texts.get(arm, ""), show or _text, ended and arm in texts) for arm in asked)
-        return [_status_line(status, kind), *shown]
+        return {self.status: _status_line(status, kind), **dict(zip(self.texts, shown, strict=True))}
+
+
+def _turns(before: Sequence[Asked], arm: str) -> list[Turn]:
+    """The conversation with one arm so far: the questions that it answered, and its answers."""
+    return [
+        turn
+        for instruction, context, texts in before
+        if arm in texts
+        for turn in (
+            Turn(role="user", text=instruction, context=context),
+            Turn(role="assistant", text=texts[arm]),
+        )
+    ]
+
+
+def _blind_head(name: str, arm: str = "") -> str:
+    return f"<h3>Answer {name}{f': {_text(arm)}' if arm else ''}</h3>"
+
+
+def _notice(folder: Path) -> str:
+    """What a vote saves and where, to be read before the first one."""
+    return (
+        f"<p>A vote is saved in {_text(f'{folder.parent.name}/{folder.name}')} on the machine that serves"
+        " this page: the question, both answers and which was better, as data to train on. Ask nothing that"
+        " must not be kept.</p>"
+    )
+
+
+def _standings(path: Path) -> str:
+    """The votes of a run by pair of arms, as HTML."""
+    try:
+        found = [str(each) for each in votes.standings(path)]
+    except ShepherdError as error:
+        found = [str(error)]
+    lines = "".join(f"<li>{_text(each)}</li>" for each in found)
+    return f"<p>Votes so far:</p><ul>{lines}</ul>" if found else "<p>No votes yet.</p>"
 
 
 def _head(chat: Chat) -> str:
@@ -558,7 +775,7 @@ def _text(text: str) -> str:
     return escape(shown(text))
 
 
-def throttled(values: Iterator[dict[str, str]], seconds: float) -> Iterator[dict[str, str]]:
+def throttled(values: Iterator[T], seconds: float) -> Iterator[T]:
     """The values that come at least `seconds` after the last one yielded, and the final value."""
     shown = float("-inf")
     value = None

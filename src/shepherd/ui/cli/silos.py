@@ -44,7 +44,7 @@ tracker = click.option(
     "--allow-tracker",
     "trackers",
     multiple=True,
-    type=click.Choice(["wandb", "mlflow"]),
+    type=click.Choice(["trackio", "wandb", "mlflow"]),
     help="Send the run's metrics to this service, which the run file names; repeatable.",
 )
 

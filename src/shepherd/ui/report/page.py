@@ -11,13 +11,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from shepherd.ui.report import chart, number_formats
 from shepherd.ui.report.chart import Series
+from shepherd.ui.report.figures import FIGURES, points
 from shepherd.visible import shown, shown_line
 
 Report = Mapping[str, Any]
@@ -347,9 +348,9 @@ def _shown(value: Any) -> str:
 
 def _charts(report: Report) -> dict[str, str]:
     curves, rows = report["curves"], report["rounds"]
-    heldout = [Series(c["name"], _points(c["points"], "heldout")) for c in curves]
-    train = [Series(c["name"], _points(c["points"], "train")) for c in curves]
-    down, up = _points(rows, "bytes_down"), _points(rows, "bytes_up")
+    heldout = [Series(c["name"], points(c["points"], "heldout")) for c in curves]
+    train = [Series(c["name"], points(c["points"], "train")) for c in curves]
+    down, up = points(rows, "bytes_down"), points(rows, "bytes_up")
     # two equal lines would hide each other
     traffic = [Series("down and up", down)] if down == up else [Series("down", down), Series("up", up)]
     flat = {key for _, _, key in unchanging(report)}
@@ -367,47 +368,9 @@ def _charts(report: Report) -> dict[str, str]:
                 [Series(label, _changing(rows, key, flat)) for label, key in each.series],
                 each.form,
             )
-            for each in _FIGURES
+            for each in FIGURES
         },
     }
-
-
-class _Figure(NamedTuple):
-    """A small chart of figures in the rows: its name in the template, and for each line a label and a key."""
-
-    name: str
-    title: str
-    series: tuple[tuple[str, str], ...]
-    form: chart.Form = number_formats.rate
-
-
-_FIGURES = (
-    _Figure("gap", "Aggregation gap by round", (("gap", "gap"),)),
-    _Figure("energy_kept", "Energy kept by round", (("energy kept", "energy_kept"),)),
-    _Figure("spread", "Spread of the clients' updates by round", (("spread", "spread"),)),
-    _Figure(
-        "cosine",
-        "Cosine of the clients' updates with the result by round",
-        (("mean", "cosine"), ("lowest client", "lowest_cosine")),
-    ),
-    _Figure(
-        "clients",
-        "Held-out loss by client and round",
-        (("worst client", "worst_client"), ("spread over clients", "client_spread")),
-    ),
-    _Figure(
-        "personal",
-        "Held-out loss of the clients' own models by round",
-        (("mean of the clients", "personal_loss"), ("worst client", "worst_personal")),
-    ),
-    _Figure("learning_rate", "Learning rate by round", (("learning rate", "learning_rate"),)),
-    _Figure(
-        "epsilon",
-        "Epsilon spent by round",
-        (("of each client", "epsilon"), ("of each example", "example_epsilon")),
-    ),
-    _Figure("seconds", "Seconds by round", (("seconds", "seconds"),), number_formats.duration),
-)
 
 
 _COSTS = (
@@ -426,18 +389,14 @@ def unchanging(report: Report) -> list[tuple[str, str, str]]:
     """Figures that are equal in all rounds, which need no chart: label, form and key in the rows."""
     found = []
     for label, form, key in _COSTS:
-        values = [y for _, y in _points(report["rounds"], key)]
+        values = [y for _, y in points(report["rounds"], key)]
         if len(values) > 1 and len(set(values)) == 1 and report["rounds"][-1].get(key) is not None:
             found.append((label, form, key))
     return found
 
 
 def _changing(rows: Sequence[Mapping[str, Any]], key: str, flat: Collection[str]) -> list[chart.Point]:
-    return [] if key in flat else _points(rows, key)
-
-
-def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[chart.Point]:
-    return [(row["round"], row[key]) for row in rows if row.get(key) is not None]
+    return [] if key in flat else points(rows, key)
 
 
 def _chart(

@@ -1,4 +1,4 @@
-"""Print a comparison: each arm with its intervals, what federation adds, and what the numbers say."""
+"""Print a comparison: each arm with its intervals, what federation adds, and the verdicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ PAIRS = {"preference": "prefers\nchosen %", "margin": "reward\nmargin"}
 
 
 def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
-    """Print the arms of comparison.json by measure, by category if answers are checked, and its sentences.
+    """Print the arms of comparison.json by measure, by category if answers are checked, and its verdicts.
+
+    The sentences that say in words what the table shows are left to the report.
 
     Args:
         comparison: the object in comparison.json.
@@ -42,7 +44,7 @@ def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
     console.print_table(_arms_table(comparison, arms, names, chief))
     if chief == "right" and len(arms) <= MAX_ARM_COLUMNS:
         console.print_table(_category_table(arms, chief, labels(comparison)[chief]))
-    for sentence in _sentences(comparison, chief):
+    for sentence in comparison["verdicts"]:
         console.print(f"- {sentence}")
 
 
@@ -110,14 +112,6 @@ def _category_table(arms: Sequence[Row], chief: str, label: str) -> Table:
 def _difference(comparison: Row, arm: str, measure: str) -> Row | None:
     rows = (row for row in comparison["differences"] if (row["arm"], row["measure"]) == (arm, measure))
     return next(rows, None)
-
-
-def _sentences(comparison: Row, chief: str) -> list[str]:
-    """Those about the whole comparison, then those about each arm on the chief measure."""
-    return [
-        *comparison["says"],
-        *(row["says"] for row in comparison["differences"] if row["measure"] == chief),
-    ]
 
 
 def _format(measure: str) -> tuple[int, float]:

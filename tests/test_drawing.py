@@ -1,0 +1,41 @@
+"""Figures have the numbers that they were given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shepherd import drawing
+
+
+def test_fewest_fonts_that_have_the_most_characters() -> None:
+    fonts = [("All", {"a", "b", "c"}), ("Some", {"a"}), ("Other", {"d"})]
+    assert drawing.chosen_fonts({"a", "b", "d", "e"}, fonts) == (("All", "Other"), "e")
+    assert drawing.chosen_fonts({"e"}, fonts) == ((), "e")
+
+
+def test_lines_go_through_their_points_on_panels_of_their_own() -> None:
+    first, second = [(0, 3.0), (2, 1.0)], [(1, 0.5)]
+    figure = drawing.lines([("nats", {"a": first, "b": second}), ("share", {"c": second})], "A title")
+    upper, lower = figure.axes
+    assert [line.get_xydata().tolist() for line in upper.get_lines()] == [[[0, 3.0], [2, 1.0]], [[1, 0.5]]]
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["a", "b"]
+    assert [line.get_xydata().tolist() for line in lower.get_lines()] == [[[1, 0.5]]]
+    assert lower.get_legend() is None
+    assert (upper.get_ylabel(), lower.get_xlabel()) == ("nats", "round")
+    assert figure.get_suptitle() == "A title"
+
+
+def test_a_heat_map_has_the_counts_and_their_sums() -> None:
+    counts = np.array([[1, 0], [2, 3]])
+    figure = drawing.heat_map(["one", "two"], ["a", ""], counts, title="T", label="examples")
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().tolist() == counts.tolist()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one  (1)", "two  (5)"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "no category"]
+    assert sorted(text.get_text() for text in axes.texts) == ["1", "2", "3"]
+
+
+def test_dots_leave_out_what_is_not_known() -> None:
+    figure = drawing.dots(["one", "two"], {"a": [1.0, None], "b": [2.0, 3.0]}, title="T", label="nats")
+    found = [line.get_xydata().tolist() for line in figure.axes[0].get_lines()]
+    assert found == [[[1.0, 0.0]], [[2.0, 0.0], [3.0, 1.0]]]
