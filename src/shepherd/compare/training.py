@@ -29,9 +29,9 @@ from shepherd.federation.simulation import Simulation
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Executor
 from shepherd.machine.plan import Plan
-from shepherd.model import files, lora
+from shepherd.model import files
 from shepherd.model.base import Base
-from shepherd.run import checkpoint, folder
+from shepherd.run import checkpoint, folder, starting
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
@@ -114,7 +114,10 @@ def finished(path: Path) -> bool:
 
 
 def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) -> None:
-    """Raise FolderError if the run in `path` was started with other settings; names the first such key."""
+    """Raise FolderError if the run in `path` was started with other settings; names the first such key.
+
+    It also is where `adapter.start` holds another adapter now.
+    """
     kept, plan = folder.read_settings(path), plans.read(path)
     asked, found, filled = (
         completed(each, consent.plugins).model_dump()  # a default that is written out means the same
@@ -127,6 +130,8 @@ def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) 
         raise FolderError(
             f"{path} holds a run with {key} = {was!r}, not {requested!r}; give output=ANOTHER_FOLDER"
         )
+    if changed := starting.change(path, settings):
+        raise FolderError(f"{changed}; give output=ANOTHER_FOLDER")
 
 
 def _differing(requested: Any, found: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -168,7 +173,8 @@ def train_references(
         run: folder of the run.
         number: index of the seed, from 0.
         done: what the federated arm of this seed was trained with.
-        seed: seed of the first adapter (that of the federated arm) and of the order of the examples.
+        seed: seed of the first adapter (that of the federated arm, unless adapter.start names one) and of the
+            order of the examples.
         executor: where the arms are tuned.
         consent: modules outside the package that may be imported.
 
@@ -190,7 +196,7 @@ def train_references(
             log.info("tuning %s for %s %s%s", _first_names(names), f"{done.matched(way):,}", way, each)
     local = _clients(arms, settings, plan, prepared, done=done, seed=seed, consent=consent)
     simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, stacks)))
-    first = lora.first(base.targets, settings.adapter.rank, seed)
+    first = starting.kept(run, settings.adapter, base, seed)
     updates = simulation.run_groups(Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms")), todo)
     _write_arms(updates, first, base, todo, places, made, timed=executor.count == 1)
 

@@ -41,6 +41,7 @@ def write(
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
     revision: str | None = None,
+    start: Mapping[str, str] = {},
 ) -> Path:
     """Write the model card as `README.md` into an adapter's folder; see `text` for the arguments.
 
@@ -55,6 +56,7 @@ def write(
         clients=clients,
         privacy=privacy,
         revision=revision,
+        start=start,
     )
     return write_atomic(folder / "README.md", card)
 
@@ -68,6 +70,7 @@ def text(
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
     revision: str | None = None,
+    start: Mapping[str, str] = {},
 ) -> str:
     """Compose the model card as Markdown, with the metadata that the hub reads.
 
@@ -79,6 +82,7 @@ def text(
         clients: number of training examples of each client.
         privacy: the run's ledger, if noise hides its clients; the card then counts no examples.
         revision: commit of the base that was loaded; None takes the one in the run file.
+        start: the `file` and `sha256` of the adapter that the run began with; empty if it was a new one.
     """
     whole, settings = settings, published(settings)  # a card is read on other machines
     revision = revision or settings.model.revision
@@ -89,8 +93,8 @@ def text(
         _use(settings, _id(whole.model.base, TINY), revision),
         "## Data\n\n"
         + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy), part)),
-        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision)),
-        _privacy(privacy),
+        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start)),
+        _privacy(privacy, start),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
@@ -100,7 +104,7 @@ def text(
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
 
-def _privacy(kept: Mapping[str, Any]) -> str:
+def _privacy(kept: Mapping[str, Any], start: Mapping[str, str]) -> str:
     """What the run spent of each client's privacy, from its ledger; nothing if noise hides nobody."""
     if not kept:
         return ""
@@ -111,11 +115,16 @@ def _privacy(kept: Mapping[str, Any]) -> str:
             f"Spent: epsilon {epsilon} at delta {kept['delta']:.3g}, over {many(kept['finished'], 'round')}"
             f" with noise multiplier {kept['noise']:.4g}.",
             *kept["says"],
+            *([_BEFORE] if start else []),
         )
     ]
     return "## Privacy\n\nDifferential privacy of each client.\n\n" + "\n".join(lines)
 
 
+_BEFORE = (
+    "The run began with an adapter that was tuned before: what that tuning spent is not counted here, and"
+    " adds to this where the same clients took part."
+)
 _LICENCE = (
     "The adapter holds no part of the base and no example, but it was made from both: "
     "the licences of the base and of the training data decide what may be done with it. "
@@ -327,9 +336,13 @@ def _data(
         )
 
 
-def _training(settings: RunSettings, rows: Sequence[Row], revision: str | None) -> Iterator[tuple[str, str]]:
+def _training(
+    settings: RunSettings, rows: Sequence[Row], revision: str | None, start: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
     tuning = settings.tuning
     yield "base", f"`{settings.model.base}`" + (f" at revision `{revision}`" if revision else "")
+    if start:
+        yield "started from", f"`{settings.adapter.start}`, whose weights have SHA-256 `{start['sha256']}`"
     visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
     yield "algorithm", settings.algorithm.name
     yield "aggregation", settings.aggregation.name

@@ -32,7 +32,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine.estimate import Expected, expected, memory_bytes
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
-from shepherd.model import files, lora
+from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
 from shepherd.privacy import client_level, example_level
@@ -41,7 +41,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.ranks import ranks_of
 from shepherd.rounds.ring import require_sums
-from shepherd.run import changes, checkpoint, folder, tracking
+from shepherd.run import changes, checkpoint, folder, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
@@ -114,6 +114,9 @@ def _start(
     _require_room_for_side_ranks(base, method)
     if warning := files.rehearse(base):
         log.info("%s", warning)
+    first = starting.first(settings, base, method)
+    if first.says:
+        log.info("%s", first.says)
     dated = pipeline.dated(settings, base.tokenizer)
     prepared = prepared or _read_data(dated, base, consent, rows)
     pipeline.require_readable(prepared, base)
@@ -137,11 +140,11 @@ def _start(
     sample = next(iter(prepared.clients.values()))
     tokens = _round_tokens(settings, prepared, cohort)
     _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method)))
-    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
-    context = context_of(settings, selection, adapter, len(prepared.clients))
-    state = start(method, adapter, context)  # a transform may refuse this many numbers
+    context = context_of(settings, selection, first.adapter, len(prepared.clients))
+    state = start(method, first.adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
+        starting.keep(holder, first, base)
         pipeline.save(holder.path / "data", prepared)
         run = Run(
             settings=settings,
@@ -314,7 +317,9 @@ def _continue(
         )  # fmt: skip
     last = checkpoint.latest(holder.checkpoints)
     prepared = _kept_data(holder, plan.over(settings), base, consent, begun=last is not None)
-    fresh = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    fresh = starting.of_run(holder, settings, base, method)
+    if changed := starting.change(holder.path, settings):
+        log.info("%s; the run continues from its own copy", changed)
     saved = load_checkpoint(last, base) if last else None
     if saved is not None:
         _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)

@@ -42,7 +42,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine import planning
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
-from shepherd.model import files, lora
+from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.privacy import client_level
@@ -50,7 +50,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
-from shepherd.run import card, changes, checkpoint, folder, ledger, tracking
+from shepherd.run import card, changes, checkpoint, folder, ledger, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -158,6 +158,7 @@ class SilosRun(HeldRun):
             clients=self._taken(rows),
             privacy=ledger.read(self.folder),
             revision=files.named(self.base)[1],
+            start=starting.source(self.folder),
         )
         self._record_end(scores)
         return {"adapter": self.holder.adapter, "answers": scores}
@@ -514,11 +515,12 @@ def _tree_bytes(tree: Any) -> int:
 def _save_start(
     holder: RunFolder, settings: RunSettings, base: bases.Base, sites: int, consent: Consent
 ) -> None:
-    """Save the state before the first round; the run file alone determines its bits."""
+    """Save the state before the first round; the run file, and adapter.start, alone determine its bits."""
     method = plugins.method(settings, consent.plugins)
-    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    found = starting.first(settings, base, method)
+    starting.keep(holder, found, base)
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
-    state = start(method, adapter, _context(settings, adapter, sites, consent))
+    state = start(method, found.adapter, _context(settings, found.adapter, sites, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
 
 
