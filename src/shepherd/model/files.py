@@ -344,6 +344,15 @@ def read(folder: str | Path, base: Base) -> Adapter:
     return Adapter(tensors)
 
 
+def base_of(folder: Path) -> str:
+    """What the configuration of an adapter calls its base; "" if it does not say.
+
+    Raises:
+        AdapterError: the configuration is missing or unreadable.
+    """
+    return str(_read_json(folder).get("base_model_name_or_path") or "")
+
+
 def tensor_names(folder: Path) -> frozenset[str]:
     """Names of the tensors of the adapter in a folder.
 

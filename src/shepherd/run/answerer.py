@@ -8,7 +8,7 @@ asked.generate(["Name a bird.", {"instruction": "Who is it?", "context": "Ann is
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -273,14 +273,33 @@ def generate(
 
 
 def own_adapter_of(path: Path, base: Base, client: str, round: int | None, consent: Consent) -> Adapter:
-    """The adapter of a client's own model, in a run whose algorithm leaves a part of it with each client.
+    """The adapter of one client's own model; see `own_adapters`.
+
+    Raises:
+        FolderError: there is no such client.
+        ShepherdError: as for `own_adapters`.
+    """
+    for name, adapter in own_adapters(path, base, round, consent, [client]):
+        if name == client:
+            return adapter
+    known = pipeline.load(path / "data").clients
+    close = get_close_matches(client, known, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    raise FolderError(f"the run in {path} has no client {client!r}{meant}")
+
+
+def own_adapters(
+    path: Path, base: Base, round: int | None, consent: Consent, clients: Collection[str] | None = None
+) -> Iterator[tuple[str, Adapter]]:
+    """Each client with the adapter of its own model, where a part of it stays with each client.
 
     Args:
         round: round of a kept checkpoint; None for the last.
+        clients: the only ones; all if None.
 
     Raises:
         SettingsError: the algorithm leaves nothing with the clients.
-        FolderError: there is no such client, or no such round.
+        FolderError: there is no such round.
         CheckpointError, PluginError: as for `resume`.
     """
     settings = folder.read_settings(path)
@@ -291,13 +310,11 @@ def own_adapter_of(path: Path, base: Base, client: str, round: int | None, conse
             " the client"
         )
     prepared = pipeline.load(path / "data")
-    if client not in prepared.clients:
-        close = get_close_matches(client, prepared.clients, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise FolderError(f"the run in {path} has no client {client!r}{meant}")
     saved = load_checkpoint(kept_checkpoint(path, round), base)
-    kept = saved.notes["memories"].get(client)
     store = OnDisk(path / "clients", settings.checkpoints.keep)
-    memory = store.get(client, StoredMemory(*kept)) if kept else Payload()
     broadcast = Broadcast(round=saved.state.round, adapter=saved.state.adapter, seed=0)
-    return algorithm.start(broadcast, memory, ClientInfo(name=client, examples=len(prepared.clients[client])))
+    for name, own in prepared.clients.items():
+        if clients is None or name in clients:
+            kept = saved.notes["memories"].get(name)
+            memory = store.get(name, StoredMemory(*kept)) if kept else Payload()
+            yield name, algorithm.start(broadcast, memory, ClientInfo(name=name, examples=len(own)))

@@ -23,7 +23,7 @@ from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many
 from shepherd.overrides import dump
 from shepherd.run.versions import versions
-from shepherd.settings import MEMORY, TINY, WORLD, DataTable, RunSettings, published
+from shepherd.settings import MEMORY, TINY, WORLD, DataTable, ModelTable, RunSettings, published
 from shepherd.visible import shown, shown_line
 
 Row = Mapping[str, Any]
@@ -160,6 +160,34 @@ def exported(card: str, *, library: str, holds_base: bool, serve: str, results: 
         new = f"## Use\n\n{how}{kept[0] if kept else ''}".rstrip() + "\n\n"
         text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: new, text, count=1, flags=re.MULTILINE | re.DOTALL)
     return shown(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def mixed(
+    name: str, *, base: ModelTable, parts: Sequence[tuple[str, float, str]], how: Mapping[str, object]
+) -> str:
+    """Compose the card of an adapter that others were combined into.
+
+    Args:
+        name: the title.
+        base: what the base was loaded by.
+        parts: name, weight and SHA-256 of the weights' file of each.
+        how: the way, and its keys.
+    """
+    metadata = ModelCardData(
+        base_model=_id(base.base, TINY),
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "merge"],
+    )
+    told = ", ".join(f"{key} {value}" for key, value in how.items())
+    shown_parts = [(f"`{_escaped(each)}`", f"{weight:g}", f"`{digest}`") for each, weight, digest in parts]
+    text = (
+        f"# {_escaped(name)}\n\n"
+        f"A LoRA adapter for `{paths.short(base.base)}`, combined of others ({told}). Nothing was tuned.\n\n"
+        + _table(("adapter", "weight", "SHA-256 of its weights"), shown_parts)
+        + f"\n\n## Licence\n\n{_LICENCE}"
+    )
+    return shown(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 
 def _title(text: str) -> str:

@@ -23,6 +23,7 @@ from shepherd.evaluate.sentences import LOSS, Measure, says
 from shepherd.evaluate.statistics import Compared, Interval, between, interval, sample
 from shepherd.io import paths
 from shepherd.io.progress import many
+from shepherd.model import files
 from shepherd.model.answer import answers as generated
 from shepherd.model.answer import prompt_ids
 from shepherd.model.base import Base
@@ -103,6 +104,7 @@ def evaluate_run(
     *,
     answers: int = 0,
     round: int | None = None,
+    adapter: str | Path | None = None,
     consent: Consent = NOTHING,
 ) -> Evaluation:
     """Score the run in `path` on the examples of a file, by their loss and by answers to some of them.
@@ -113,6 +115,7 @@ def evaluate_run(
         data: a file of rows.
         answers: number of examples to answer, drawn evenly over the categories; 0 answers none.
         round: round of a kept checkpoint; None takes the final adapter, else the last checkpoint.
+        adapter: a PEFT folder of the same base that is scored in place of the run's own adapter.
         consent: whether code that comes with the base, and metrics from outside the package, may run.
 
     Raises:
@@ -123,19 +126,22 @@ def evaluate_run(
     where, settings = Path(path), folder.planned(path)
     test = pipeline.test_set(settings.data, str(data), "--data")
     measures = metrics(settings.evaluation.metrics, consent.plugins) if answers else ()
-    require_options(where, Options(round=round))
+    if adapter is None:
+        require_options(where, Options(round=round))
+    else:
+        settings = settings.model_copy(update={"adapter": files.read_config(Path(adapter))})
     base = load_base(settings, consent)
     if answers and base.proof.mute:
         raise BaseError(f"{base.name} cannot answer ({base.proof.mute}); leave out --answers")
     prepared = pipeline.only_scored(test, settings, base.tokenizer)
     pipeline.require_readable(prepared, base)
-    adapter = adapter_of(where, base, round)
-    by_loss, categories = _by_loss(base, adapter, settings, prepared)
+    scored = adapter_of(where, base, round) if adapter is None else files.read(adapter, base)
+    by_loss, categories = _by_loss(base, scored, settings, prepared)
     return Evaluation(
-        folder=str(path),
+        folder=str(adapter or path),
         data=paths.short(str(data)),
         examples=by_loss.difference.questions,
-        scored=(by_loss, *_by_answers(base, adapter, settings, prepared, answers, measures)),
+        scored=(by_loss, *_by_answers(base, scored, settings, prepared, answers, measures)),
         categories=categories,
         remarks=(
             *prepared.notes.sentences(),

@@ -65,7 +65,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 ANSWERS = "answers.jsonl"
 PERSONAL = (
-    "each client has a model of its own: write one with shepherd export {folder} --client NAME -o FOLDER"
+    "each client has a model of its own: write them with shepherd export {folder} --all-clients -o FOLDER, or"
+    " one of them with --client NAME"
 )
 
 

@@ -299,8 +299,12 @@ def open_run(
         )
     selection = plugins.selection(settings, consent.plugins)
     require_cohort(settings, aggregation, selection, len(sites))
-    require_sums(settings, plugins.method(settings, consent.plugins), selection, len(sites))
+    method = plugins.method(settings, consent.plugins)
+    require_sums(settings, method, selection, len(sites))
     base = load_base(settings, consent)
+    first = starting.first(settings, base, method)
+    if first.says:
+        echo(first.says)
     if warning := files.rehearse(base):
         echo(warning)
     echo(coverage(base.model, base.targets).sentence)
@@ -323,6 +327,7 @@ def open_run(
     kept = state_file.text(Path(kit), order, None)
     holder = folder.create(settings.output, settings, plan.text(), kept)
     with holder.closed_on_error():
+        starting.keep(holder, first, base)
         _save_start(holder, settings, base, len(sites), consent)
         follower = _make_follower(holder, Path(kit), order, settings, echo, consent)
         return SilosRun(
@@ -517,10 +522,9 @@ def _save_start(
 ) -> None:
     """Save the state before the first round; the run file, and adapter.start, alone determine its bits."""
     method = plugins.method(settings, consent.plugins)
-    found = starting.first(settings, base, method)
-    starting.keep(holder, found, base)
+    adapter = starting.of_run(holder, settings, base, method)
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
-    state = start(method, found.adapter, _context(settings, found.adapter, sites, consent))
+    state = start(method, adapter, _context(settings, adapter, sites, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
 
 

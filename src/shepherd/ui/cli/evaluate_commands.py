@@ -31,6 +31,12 @@ from shepherd.visible import shown_json
     help="Also answer this many of the examples, and measure the answers.",
 )
 @click.option("--round", type=click.IntRange(min=1), help="Round of a kept checkpoint.  [default: the last]")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Score this PEFT folder of the same base in place of the run's adapter.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of tables.")
 @trust
 @plugin
@@ -39,6 +45,7 @@ def evaluate(
     data: Path,
     answers: int,
     round: int | None,
+    adapter: Path | None,
     as_json: bool,
     remote_code: bool,
     plugins: tuple[str, ...],
@@ -50,13 +57,16 @@ def evaluate(
     from shepherd.run.folder import read_settings
 
     read_settings(folder)
+    if adapter is not None and round is not None:
+        raise click.UsageError("--round is of the run's own adapter; leave it out with --adapter")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `generate`
     from shepherd.run.evaluation import evaluate_run  # torch takes seconds
     from shepherd.ui.terminal.evaluation_table import print_evaluation
     from shepherd.ui.terminal.running import plain_lines
 
     with plain_lines(sys.stderr):
-        found = evaluate_run(folder, data, answers=answers, round=round, consent=agreed(remote_code, plugins))
+        consent = agreed(remote_code, plugins)
+        found = evaluate_run(folder, data, answers=answers, round=round, adapter=adapter, consent=consent)
     if as_json:
         print(shown_json(json.dumps(found.row(), ensure_ascii=False)))
     else:

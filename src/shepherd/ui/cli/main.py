@@ -26,7 +26,7 @@ from shepherd.ui.cli.compare_commands import compare, judge, report, watch
 from shepherd.ui.cli.data_commands import data
 from shepherd.ui.cli.drill_commands import drill
 from shepherd.ui.cli.evaluate_commands import evaluate
-from shepherd.ui.cli.export_commands import export, list_plugins, push
+from shepherd.ui.cli.export_commands import export, list_plugins, merge, push
 from shepherd.ui.cli.privacy_commands import privacy
 from shepherd.ui.cli.run_commands import new, resume, run
 from shepherd.ui.cli.silos import silos
@@ -106,7 +106,7 @@ def main() -> None:
 for command in (
     *(new, run, resume, data, privacy),
     *(evaluate, compare, judge, audit, drill, report, watch),
-    *(generate, chat, export, push, list_plugins, silos),
+    *(generate, chat, export, merge, push, list_plugins, silos),
 ):
     main.add_command(command)
 

@@ -15,7 +15,7 @@ from shepherd.io.progress import many
 from shepherd.run import folder as folders
 from shepherd.run import ledger
 from shepherd.run.changes import NO_DIFFERENCE
-from shepherd.run.folder import planned
+from shepherd.run.folder import RUN_FILE, planned
 from shepherd.run.log import LOG, read_rows
 from shepherd.run.versions import VERSIONS
 from shepherd.settings import published
@@ -108,17 +108,21 @@ def collect_runs(paths: Sequence[Path], compared: Mapping[str, Any]) -> dict[str
     Raises:
         FolderError: a path holds no run, or a file of it is damaged.
     """
-    settings = [published(planned(path)).model_dump(mode="json", exclude_none=True) for path in paths]
     others = _other_measures(compared)
     arms = _arms(compared, (*MEASURES, *others))
-    names = [arm["name"] for arm in arms]
+    # a PEFT folder that was compared with them has neither a run file nor rounds
+    named = [
+        (arm["name"], path) for arm, path in zip(arms, paths, strict=True) if (path / RUN_FILE).is_file()
+    ]
+    names, paths = [name for name, _ in named], [path for _, path in named]
+    settings = [published(planned(path)).model_dump(mode="json", exclude_none=True) for path in paths]
     curves = [
         _curve(name, given["seed"], read_rows(path))
         for name, given, path in zip(names, settings, paths, strict=True)
     ]
     shown = {
         "format": FORMAT,
-        "title": ", ".join(names),
+        "title": ", ".join(arm["name"] for arm in arms),
         "runs": [
             {
                 "name": name,
