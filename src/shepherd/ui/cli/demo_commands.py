@@ -52,7 +52,8 @@ def demo(overrides: tuple[str, ...], base: str, chats: bool) -> None:
 
     settings = _settings(base, overrides)
     output = Path(settings.output)
-    again = f"shepherd demo --base {base} {shlex.join((*overrides, f'output={output}'))}"
+    own = [each for each in overrides if not each.startswith("output=")]
+    again = f"shepherd demo --base {base} {shlex.join((*own, f'output={output}'))}"
     try:
         with plain_lines():
             found = compare(settings, CompareSpec(locals=LOCALS), train=train_arm)
