@@ -21,18 +21,22 @@ from shepherd.compare.comparison import compare
 from shepherd.core import Adapter, seed_for
 from shepherd.core.adapter import is_a
 from shepherd.core.factor_gap import pairs
+from shepherd.data.examples import Example, Turn
 from shepherd.errors import AdapterError, FolderError, SettingsError
 from shepherd.model import files, lora
+from shepherd.model.answer import Answer
 from shepherd.overrides import overridden, read
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import rehearse
 from shepherd.run import checkpoint, folder, starting
+from shepherd.run import run as run_module
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol.jobspec import settings_for_site
+from shepherd.ui.report import collect
 from tests import runs
 from tests.contracts.test_pairs import fault, settings_of
 from tests.model import bases
@@ -426,3 +430,32 @@ def test_without_it_a_run_begins_as_before(llama_folder: Path, source: Path, tmp
 
 def test_sites_are_not_told_of_it(table: Any) -> None:
     assert "start" not in settings_for_site(table())["adapter"]
+
+
+def test_before_is_what_it_began_with_in_answers_and_report(
+    table: Any, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def answered(base: Any, data: Any, adapters: Any, prompts: Any, **options: Any) -> Any:
+        asked.append(adapters)
+        return [[Answer(text="w5", cut=False)] * len(prompts)] * 2
+
+    checked = Example(
+        turns=(Turn(role="user", text="w5"), Turn(role="assistant", text="w5")),
+        check={"kind": "exact", "answer": "w5"},
+    )
+    monkeypatch.setattr(run_module.answer, "answers", answered)
+    with open_run(table(evaluation={"answers": 1}, federation={"rounds": 1})) as run:
+        began = run.state.adapter
+        *_, (state, _) = run.rounds()
+        run_module.answer_heldout(
+            run.holder, run.planned, run.base,
+            (starting.before(run.folder, run.settings, run.base), state.adapter), [checked],
+        )  # fmt: skip
+        run.finish(answer=False)
+    assert list(asked[0]) == [began, state.adapter]
+    report = collect(run.folder)
+    assert [arm["name"] for arm in report["arms"]] == ["start", "federated"]
+    assert "with a checker, the start answers 1 correctly" in " ".join(report["says"])
+    assert [arm["name"] for arm in collect(done)["arms"]] == ["base", "federated"]

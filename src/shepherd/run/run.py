@@ -199,7 +199,8 @@ class Run(HeldRun):
             files.write(self.holder.adapter, self.state.adapter, self.base)
             stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
             files.write_tokenizer(self.holder.adapter, self.base, stop)
-        scores = answer_heldout(self.holder, self.planned, self.base, self.state.adapter, examples)
+        began = starting.before(self.folder, self.settings, self.base)
+        scores = answer_heldout(self.holder, self.planned, self.base, (began, self.state.adapter), examples)
         if is_model:
             self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
@@ -394,12 +395,17 @@ class Run(HeldRun):
 
 
 def answer_heldout(
-    holder: RunFolder, settings: RunSettings, base: bases.Base, adapter: Adapter, examples: Sequence[Example]
+    holder: RunFolder,
+    settings: RunSettings,
+    base: bases.Base,
+    adapters: tuple[Adapter | None, Adapter],
+    examples: Sequence[Example],
 ) -> Mapping[str, tuple[float, float]]:
-    """Answer held-out examples with the base alone and with an adapter, check them, and write answers.jsonl.
+    """Answer held-out examples before and after the run, check them, and write answers.jsonl.
 
     Args:
         settings: the settings filled in from the run's plan.
+        adapters: what the run began with, None for the base alone, and what it ended with.
 
     Returns:
         Category -> (share right before, share right after); empty if no example has a check, or if the base
@@ -416,9 +422,7 @@ def answer_heldout(
     prompts = {i: ids for i, ids in prompts.items() if len(ids) < (base.max_length or len(ids) + 1)}
     asked = [examples[i] for i in prompts]
     longest = settings.evaluation.max_new_tokens
-    found = answer.answers(
-        base, settings.data, [None, adapter], list(prompts.values()), max_new_tokens=longest
-    )
+    found = answer.answers(base, settings.data, adapters, list(prompts.values()), max_new_tokens=longest)
     before, after = ([each.text for each in texts] for texts in found)
     rows = answers.checked(asked, before, after)
     holder.write(ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))

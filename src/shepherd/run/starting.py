@@ -54,7 +54,7 @@ class First:
 def first(settings: RunSettings, base: Base, method: Method) -> First:
     """The adapter that a new run begins with: that of `adapter.start`, or a new one from the run's seed.
 
-    An aggregation that sends clients of a smaller rank the first ranks alone gets the same product with its
+    Where clients of a smaller rank are sent the first ranks alone, the products are the same, with their
     ranks in the order of their singular values.
 
     Raises:
@@ -66,7 +66,7 @@ def first(settings: RunSettings, base: Base, method: Method) -> First:
         return First(adapter=lora.first(base.targets, table.rank, settings.seed))
     source = source_of(Path(table.start))
     adapter = _read(Path(table.start), base, table)
-    if method.aggregation.truncates:
+    if method.aggregation.truncates and (table.ranks or table.min_rank):
         adapter = in_order(adapter)
     return First(adapter=adapter, source=source)
 
@@ -112,6 +112,15 @@ def kept(path: Path, table: AdapterTable, base: Base, seed: int) -> Adapter:
     if not table.start:
         return lora.first(base.targets, table.rank, seed)
     return files.read(path / START, base)
+
+
+def before(path: Path, settings: RunSettings, base: Base) -> Adapter | None:
+    """The adapter that a run's own is compared with; None for the base alone, which a new one is as good as.
+
+    Raises:
+        AdapterError: its copy is missing or damaged.
+    """
+    return kept(path, settings.adapter, base, settings.seed) if settings.adapter.start else None
 
 
 def source(path: Path) -> Mapping[str, str]:

@@ -147,7 +147,8 @@ class SilosRun(HeldRun):
         files.write_tokenizer(self.holder.adapter, self.base, stop)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
-            scores = answer_heldout(self.holder, self.planned, self.base, adapter, self._heldout())
+            began = starting.before(self.folder, self.settings, self.base)
+            scores = answer_heldout(self.holder, self.planned, self.base, (began, adapter), self._heldout())
         rows = read_rows(self.folder)
         card.write(
             self.holder.adapter,

@@ -65,7 +65,8 @@ def collect(folder: str | Path) -> dict[str, Any]:
     status = _status(path, rows, settings)
     others = _other_measures(compared)
     measures = (*MEASURES, *others)
-    arms = _arms(compared, measures) or single_run.arms(rows, answered)
+    began = single_run.began_with(settings)
+    arms = _arms(compared, measures) or single_run.arms(rows, answered, began)
     privacy = _privacy(path)
     if privacy:  # what each client holds is its own
         index = {}
@@ -74,7 +75,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "format": FORMAT,
         "title": path.resolve().name,
         "status": status,
-        "says": _says(compared) or single_run.says(rows, answered, status),
+        "says": _says(compared) or single_run.says(rows, answered, status, began),
         "settings": settings,
         "versions": _versions(path),
         "comparison": _comparison(compared),
@@ -97,7 +98,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "failures": _failures(rows),
         "contribution": _contribution(rows),
         "judge": _judge(compared),
-        "samples": _samples(compared) or single_run.samples(answered),
+        "samples": _samples(compared) or single_run.samples(answered, began),
     }
     return dict(plain(shown))
 
