@@ -1,4 +1,5 @@
 # make demo       install into .venv, train the embedded demo and compare it with its rivals
+# make demo-real  the same on a real base, SmolLM2-135M, which is downloaded once (93 MB); half an hour
 # make test       format, lint, types, documents, tests, in .venv-dev
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
@@ -22,6 +23,7 @@ VERSION := $(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c \
 VENV := .venv$(VERSION)
 VENV_DEV := .venv-dev$(VERSION)
 DEMO := $(VENV)/installed
+REAL := $(VENV)/installed-real
 SILOS := $(VENV)/installed-silos
 DEV := $(VENV_DEV)/installed
 DOCS := .venv-docs/installed
@@ -34,12 +36,12 @@ TORCH ?= $(if $(NO_GPU),cpu,default)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
-OFFLINE := demo demo-silos test tests coverage test-slow test-architectures test-silos
+OFFLINE := demo demo-real demo-silos test tests coverage test-slow test-architectures test-silos
 $(OFFLINE): export HF_HUB_OFFLINE := 1
 $(OFFLINE): export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo demo-silos dist docs test format lint types tests coverage test-slow \
+.PHONY: help install dev demo demo-real demo-silos dist docs test format lint types tests coverage test-slow \
   test-architectures test-silos oldest-peft
 
 help:
@@ -49,9 +51,10 @@ install: $(DEMO)
 dev: $(DEV)
 
 $(DEMO): EXTRAS := train
+$(REAL): EXTRAS := train,gguf,chat
 $(SILOS): EXTRAS := train,silos
 $(DEV): EXTRAS := dev
-$(DEMO) $(SILOS) $(DEV): pyproject.toml constraints.txt
+$(DEMO) $(REAL) $(SILOS) $(DEV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@echo "installing into $(@D), PyTorch's build: $(TORCH); it takes minutes and gigabytes (docs/systems.md)"
@@ -63,12 +66,11 @@ $(DEMO) $(SILOS) $(DEV): pyproject.toml constraints.txt
 	$(@D)/bin/pip install -c constraints.txt $(PIP_ARGS) -e '.[$(EXTRAS)]'
 	@touch $@
 
-# a run never goes into a folder that exists, so each demo takes the next free name
 demo: $(DEMO)
-	@out=runs/demo; n=1; \
-	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/demo-$$n; done; \
-	$(VENV)/bin/shepherd compare examples/demo.toml output="$$out" \
-	  --local client-3 --local client-6 --local client-8
+	$(VENV)/bin/shepherd demo
+
+demo-real: $(REAL)
+	$(VENV)/bin/shepherd demo --base smollm2
 
 test: format lint types docs tests
 

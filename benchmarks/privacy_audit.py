@@ -161,7 +161,7 @@ def _without_public_noise(found: Audit, place: Path, asked: RunSettings, mechani
         {RELEASED: bared},
         planting,
         canaries.tokens_of(planting, settings, base),
-        first=first_adapter(settings, base, plugins.method(asked), adapter),
+        first=first_adapter(place / RUN, settings, base, plugins.method(asked), adapter),
         delta=claim.delta if claim and claim.delta else DELTA,
         micro_batch=4096,
     )

@@ -34,6 +34,8 @@ RANK = 8
 BEGUN = 96
 """Examples that the broadcast was tuned on, in steps of `BATCH`."""
 SIZES = (1, 3, 10, 30)
+OTHERS = 400
+"""Held-out examples that members are told from."""
 MICRO_BATCH_TOKENS = 4096
 
 
@@ -46,12 +48,13 @@ def measure(options: Namespace) -> Figures:
     """AUC, and the share of members found at 1 % false positives, for each number of clients."""
     clients, sizes = (6, (1, 3)) if options.quick else (CLIENTS, SIZES)
     settings = setting.placed(
-        overridden(setting.settings("world"), ("data.limit=1400", "data.holdout=0.3", "evaluation.answers=0"))
+        overridden(setting.settings("world"), ("data.limit=400", "evaluation.answers=0"))
     )
     base = bases.load(settings.model, settings.adapter, device="cpu")
     prepared = pipeline.prepare(settings, base.tokenizer)
     pooled = Tokens.pooled(list(prepared.clients.values()))
     rng = np.random.default_rng(options.seed)
+    others = prepared.heldout.take(rng.permutation(len(prepared.heldout))[:OTHERS])
     begun, *parts = pooled.take(rng.permutation(len(pooled))).split(
         [BEGUN, *[EXAMPLES] * clients, len(pooled) - BEGUN - EXAMPLES * clients]
     )[: clients + 1]
@@ -66,7 +69,7 @@ def measure(options: Namespace) -> Figures:
         for first in range(0, clients, size):
             mean, _ = inversion.summed(deltas[first : first + size], inversion.BITS, options.seed)
             seen = [start, _moved(start, mean), _moved(start, mean, size)]
-            data = Tokens.pooled([*parts[first : first + size], prepared.heldout])
+            data = Tokens.pooled([*parts[first : first + size], others])
             found = score.losses(base, seen, data, micro_batch=MICRO_BATCH_TOKENS) / tune.predictions(data)
             for kind, after in zip(inside, found[1:], strict=True):
                 gains = found[0] - after

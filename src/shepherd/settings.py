@@ -53,6 +53,7 @@ ROW_NUMBER = "#row"
 """Value of data.group that stands for a row's number in its file."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("model", "base"): (TINY,),
+    ("adapter", "start"): ("",),
     ("data", "source"): (WORLD, PREFERENCES, MEMORY),
     ("data", "root"): ("",),
     ("evaluation", "data"): ("",),
@@ -113,6 +114,10 @@ class AdapterTable(Table):
     target_parameters: tuple[str, ...] = ()
     """Names of parameters that stack the matrices of experts, such as ["mlp.experts.gate_up_proj"]; each
     expert gets its own factors."""
+    start: PathText = ""
+    """Adapter to begin with, relative to this file: the folder of a run (its final adapter, else its last
+    checkpoint), of an arm of a comparison, or of a PEFT adapter. Its rank, scale and targets must be those of
+    this table, and its base that of `model`. "" begins with a new adapter, which changes nothing at first."""
 
     @model_validator(mode="after")
     def _require_target(self) -> Self:

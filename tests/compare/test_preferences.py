@@ -14,12 +14,15 @@ from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
 from shepherd.data import pipeline
 from shepherd.evaluate import rewards
+from shepherd.model import files
 from shepherd.overrides import parse, plain
-from shepherd.run import checkpoint, stages
+from shepherd.run.answerer import adapter_of
+from shepherd.run.folder import planned
 from shepherd.ui.report import collect
 from shepherd.ui.report.page import html
 from shepherd.ui.terminal.comparison_table import print_comparison
 from tests import preferences, runs
+from tests.model import bases
 
 BETA = 0.5
 ASKED = CompareSpec(locals=("client-1",), variants=("sft: tuning.objective={name='sft'}",), match="steps")
@@ -78,9 +81,10 @@ def test_the_federated_arm_is_compared_by_what_it_prefers(made) -> None:
 
 def test_every_arm_of_the_last_stage_began_from_the_first_ones_adapter(made) -> None:
     run, found = made
-    start = stages.end_of(next((run / "stages").iterdir()))
-    assert checkpoint.start_of(run) == start
-    assert checkpoint.start_of(run / "compare" / "seed-0" / "sft") == start
+    base = bases.load(planned(run).model.base, rank=2, alpha=16)
+    start = adapter_of(next((run / "stages").iterdir()), base)
+    assert files.read(run / "start", base) == start
+    assert files.read(run / "compare" / "seed-0" / "sft" / "start", base) == start
     assert arm(found, "local-client-1")["trained"]["steps"] == 2
     assert arm(found, "local-client-1")["trained"]["examples"] <= 2 * 4  # pairs
 

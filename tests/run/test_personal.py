@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model import files
 from shepherd.run import checkpoint
 from shepherd.run.answerer import load_run
-from shepherd.run.export import export
+from shepherd.run.export import export, export_clients
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
+from shepherd.ui.cli.main import main
 from tests import runs
 
 
@@ -82,6 +84,24 @@ def test_a_clients_own_model_is_exported_and_loads_in_peft(fedsa, tmp_path):
     assert all(np.array_equal(own[n], t) for n, t in saved.state.adapter.items() if n not in kept)
 
 
+def test_every_clients_own_model_is_exported_at_once(fedsa, tmp_path):
+    run, _ = fedsa
+    words = ["export", str(run.folder), "--all-clients", "-o", str(tmp_path / "all")]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    names = sorted(run.prepared.clients)
+    assert sorted(each.name for each in (tmp_path / "all").iterdir()) == names
+    for name in names:
+        export(run.folder, tmp_path / "one" / name, client=name)
+        own, alone = (files.read(tmp_path / place / name, run.base) for place in ("all", "one"))
+        assert own == alone
+        assert (tmp_path / "all" / name / "README.md").is_file()
+    models = [files.read(tmp_path / "all" / name, run.base) for name in names]
+    assert models[0] != models[1]
+    done = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "none"), "--client", names[0]])
+    assert "leave out --client" in done.output
+
+
 def test_exporting_names_what_cannot_be(fedsa, beside, llama_folder, source, tmp_path):
     run, _ = fedsa
     with pytest.raises(FolderError, match=r"has no client 'client-9'; did you mean 'client-\d'"):
@@ -89,6 +109,8 @@ def test_exporting_names_what_cannot_be(fedsa, beside, llama_folder, source, tmp
     plain, _ = finished(llama_folder, source, tmp_path / "plain", "fedavg")
     with pytest.raises(SettingsError, match=r"gives all clients of .* one model"):
         export(plain.folder, tmp_path / "one", client="client-0")
+    with pytest.raises(SettingsError, match=r"gives all clients of .* one model"):
+        export_clients(plain.folder, tmp_path / "one")
 
 
 @pytest.mark.parametrize(

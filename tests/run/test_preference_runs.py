@@ -13,7 +13,8 @@ import pytest
 from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.data.tokens import Tokens
-from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
+from shepherd.errors import DataError, FolderError, SettingsError
+from shepherd.model import files
 from shepherd.overrides import overridden, parse, plain, read
 from shepherd.run import checkpoint, folder, stages
 from shepherd.run.evaluation import evaluate_run
@@ -30,12 +31,19 @@ def source(tmp_path_factory) -> Path:
     return runs.written(tmp_path_factory.mktemp("pairs") / "rows.jsonl", preferences.rows())
 
 
-def trained(settings: RunSettings, **given: Any) -> Adapter:
-    with open_run(settings, **given) as run:
+def trained(settings: RunSettings) -> Adapter:
+    with open_run(settings) as run:
         for _ in run.rounds():
             pass
         run.finish(answer=False)
         return run.state.adapter
+
+
+def ended(path: Path) -> Adapter:
+    """The adapter of a run's last checkpoint."""
+    last = checkpoint.latest(path / "checkpoints")
+    assert last is not None
+    return checkpoint.load(last).state.adapter
 
 
 def margins(base: Any, adapter: Adapter, reference: Adapter, path: Path, beta: float) -> np.ndarray:
@@ -135,12 +143,6 @@ def test_data_without_pairs_are_refused_by_an_objective_of_pairs(llama_folder, t
         open_run(preferences.settings(llama_folder, plain_rows, tmp_path / "run"))
 
 
-def test_a_start_of_another_rank_is_refused(llama, llama_folder, source, tmp_path) -> None:
-    start = bases.random_adapter(llama, 1)  # of rank 3
-    with pytest.raises(AdapterError, match=r"other ranks than adapter\.rank = 2"):
-        open_run(preferences.settings(llama_folder, source, tmp_path / "run"), start=start)
-
-
 # --- stages
 
 
@@ -177,16 +179,17 @@ def test_each_stage_is_a_run_from_the_adapter_of_the_one_before(two, llama_folde
         {"beta": 0.5, "label_smoothing": 0.0},
         0.003,
     )
-    end = stages.end_of(two / "stages" / "01-sft")
-    assert checkpoint.start_of(two) == end
-    # the same, as two runs of which the second is given the first one's adapter
-    alone = trained(overridden(last, [f"output={tmp_path / 'run'}"]), start=end)
-    assert alone == stages.end_of(two)
+    base = bases.load(llama_folder, rank=2, alpha=16)
+    end = ended(two / "stages" / "01-sft")
+    assert files.read(two / "start", base) == end
+    # the same, as two runs of which the second starts from the first one's folder
+    assert last.adapter.start == str(two / "stages" / "01-sft")
+    assert trained(overridden(last, [f"output={tmp_path / 'run'}"])) == ended(two)
 
 
 def test_the_reference_of_a_later_stage_is_the_adapter_that_it_began_from(two, llama_folder) -> None:
     base = bases.load(llama_folder, rank=2, alpha=16)
-    start, end = checkpoint.start_of(two), stages.end_of(two)
+    start, end = files.read(two / "start", base), ended(two)
     rows = read_rows(two)
     assert rows[0]["heldout"]["preference"]["margin"] == 0.0
     by = np.array(pipeline.categories(pipeline.load(two / "data")))
@@ -218,7 +221,7 @@ def test_stages_that_were_stopped_continue_with_the_same_bits(two, llama_folder,
             for _ in run.rounds():
                 pass
             run.finish(answer=False)
-    assert stages.end_of(tmp_path / "run") == stages.end_of(two)
+    assert ended(tmp_path / "run") == ended(two)
     assert list(stages.open_stages(settings)) == []
 
 

@@ -35,10 +35,9 @@ from shepherd.io import paths, private
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import stage
 from shepherd.machine import plan as plans
-from shepherd.model import lora
 from shepherd.model.base import Base
 from shepherd.overrides import dump, read_kept
-from shepherd.run import checkpoint, folder
+from shepherd.run import checkpoint, folder, starting
 from shepherd.run.answerer import adapter_of
 from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.evaluation import PASS_TOKENS
@@ -226,7 +225,7 @@ def audit_run_file(
         adapters, size = adapters_of(where / RUN, base), _pass_tokens(where / RUN)
         found = membership.measure(base, adapters, candidates, micro_batch=size) if candidates else {}
         delta = claim.delta if claim and claim.delta else DELTA
-        first = first_adapter(settings, base, method, adapters[RELEASED])
+        first = first_adapter(where / RUN, settings, base, method, adapters[RELEASED])
         update = one_update.section(
             base,
             settings,
@@ -282,10 +281,10 @@ def _equal(one: Adapter, other: Adapter) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def first_adapter(settings: RunSettings, base: Base, method: Method, like: Adapter) -> Adapter:
+def first_adapter(path: Path, settings: RunSettings, base: Base, method: Method, like: Adapter) -> Adapter:
     """The adapter before the first round; zeros of the shapes of a later one if its ranks are others."""
-    fresh = lora.first(base.targets, settings.adapter.rank, settings.seed)
-    first = padded(fresh, method.aggregation.side_rank)
+    begun = starting.kept(path, settings.adapter, base, settings.seed)
+    first = padded(begun, method.aggregation.side_rank)
     if shapes_of(first) == shapes_of(like):
         return first
     return Adapter({name: np.zeros_like(tensor) for name, tensor in like.items()})

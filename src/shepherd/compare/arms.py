@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from shepherd.errors import SettingsError
+from shepherd.io import paths
 
 Kind = Literal["base", "start", "local", "centralised", "federated", "variant"]
 Way = Literal["steps", "examples"]
@@ -68,7 +68,7 @@ def arms(spec: CompareSpec, clients: Sequence[str], started: bool = False) -> tu
             all arms share.
     """
     names = tuple(clients) if spec.locals is None else _local_clients(spec.locals, clients)
-    twins = alike(clients)
+    twins = paths.alike(clients)
     both = spec.match == "both"
     local: Way = "steps" if spec.match == "both" else spec.match
     central: Way = "examples" if spec.match == "both" else spec.match
@@ -91,17 +91,6 @@ def arms(spec: CompareSpec, clients: Sequence[str], started: bool = False) -> tu
             raise SettingsError(f"two arms are called {arm.name!r}; give each a name of its own")
         seen.add(name)
     return found
-
-
-def alike(clients: Iterable[str]) -> frozenset[str]:
-    """Those of these names that another one differs from in small and capital letters alone.
-
-    >>> sorted(alike(["Ulm", "ulm", "Bonn"]))
-    ['Ulm', 'ulm']
-    """
-    names = tuple(clients)
-    times = Counter(map(str.lower, names))
-    return frozenset(name for name in names if times[name.lower()] > 1)
 
 
 def _local_clients(wanted: Sequence[str], clients: Sequence[str]) -> tuple[str, ...]:

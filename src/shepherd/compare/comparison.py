@@ -40,7 +40,6 @@ from shepherd.compare.folders import (
 from shepherd.compare.scoring import ArmToScore, Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_references, train_run
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate.against import summaries
@@ -51,7 +50,6 @@ from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
 from shepherd.run import folder, stages
-from shepherd.run.checkpoint import start_of
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.run.run import Run, executor
@@ -104,14 +102,14 @@ def compare(
     for stage in (*earlier, last):
         _require_arms(stage, spec if stage is last else CompareSpec(), consent)
     _require_data(last, spec, consent)
-    began, start = perf_counter(), None
+    began = perf_counter()
     if earlier:
         stages.begin(settings)
     for stage in earlier:
-        train_run(stage, train, consent=consent, start=start)
-        start = stages.end_of(Path(stage.output))
+        train_run(stage, train, consent=consent)
+        stages.require_model(Path(stage.output))
     settings = last
-    train_run(settings, train, consent=consent, start=start)
+    train_run(settings, train, consent=consent)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
         return _compare_arms(settings, spec, train, consent, began, max_calls)
 
@@ -127,11 +125,10 @@ def _compare_arms(
     """Compare the arms in the folder of a finished run."""
     run = Path(settings.output)
     prepared = pipeline.load(run / "data")
-    start = start_of(run)
-    chosen = arms(spec, sorted(prepared.clients), started=start is not None)
+    chosen = arms(spec, sorted(prepared.clients), started=bool(settings.adapter.start))
     keep_plan(run, spec.match, settings.compare, chosen)
     _write_begun(run, settings, spec, chosen)
-    _train_runs(settings, spec, chosen, prepared, train, consent, start)
+    _train_runs(settings, spec, chosen, prepared, train, consent)
     kept = planned(run)
     base = load_base(kept, consent)
     plan = read_plan(run) or planning.from_run_file(kept, base)
@@ -153,7 +150,6 @@ def _compare_arms(
                 seed=settings.seed + number,
                 executor=where,
                 consent=consent,
-                start=start,
             )
         for number in range(spec.seeds):
             score_arms(
@@ -190,7 +186,6 @@ def _train_runs(
     prepared: pipeline.TokenisedData,
     train: Train,
     consent: Consent,
-    start: Adapter | None,
 ) -> None:
     """Train the arms that are runs of their own: variants, and the federated arm of each further seed."""
     run = Path(settings.output)
@@ -198,7 +193,7 @@ def _train_runs(
         private.make(seed_folder(run, number))
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
-                train_run(_settings_of(settings, run, arm, number), train, prepared, consent, start)
+                train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
 
 
 def _federated(chosen: Sequence[Arm]) -> Arm:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.compare.adapters import arm_adapter, digest
-from shepherd.compare.arms import BASE, FEDERATED, Arm, alike
+from shepherd.compare.arms import BASE, FEDERATED, Arm
 from shepherd.compare.folders import COMPARISON, VERDICTS, arm_of, compare_folder, read_json
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
@@ -31,6 +31,7 @@ from shepherd.evaluate.draws import draws
 from shepherd.evaluate.flowertune import FORMATS, Format
 from shepherd.evaluate.sentences import Measure, says
 from shepherd.evaluate.statistics import Compared, between, holm, interval, sample
+from shepherd.io import paths
 from shepherd.judge import refusing
 from shepherd.judge.agreed import require_agreed
 from shepherd.model.answer import answers, prompt_ids
@@ -190,7 +191,7 @@ def _models(run: Path, base: Base, only: Sequence[str]) -> Models:
     """The arms of a finished comparison in the folder, else base and federated."""
     found = read_json(compare_folder(run) / COMPARISON) or {}
     if found.get("finished"):
-        twins = alike(pipeline.load(run / "data").clients)
+        twins = paths.alike(pipeline.load(run / "data").clients)
         arms, seeds = [arm_of(row, twins) for row in found["arms"]], len(found["seeds"])
     else:
         arms, seeds = [Arm(name=BASE, kind="base"), Arm(name=FEDERATED, kind="federated")], 1

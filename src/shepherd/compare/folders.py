@@ -12,16 +12,14 @@ runs/NAME/compare/
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from shepherd.compare.arms import LOCAL, Arm, alike
+from shepherd.compare.arms import LOCAL, Arm
 from shepherd.errors import FolderError
-from shepherd.io import private
+from shepherd.io import paths, private
 from shepherd.io.atomic import write_atomic
 from shepherd.settings import CompareTable
 from shepherd.visible import shown_json
@@ -29,8 +27,6 @@ from shepherd.visible import shown_json
 VERDICTS = "verdicts"
 """Folder of the judge's replies."""
 PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
-_LONGEST, _DIGITS = 200, 16
-"""Letters of a file's name, of which most systems take 255, and of the digest where a name is longer."""
 
 
 def compare_folder(run: Path) -> Path:
@@ -68,18 +64,14 @@ def arm_of(row: Mapping[str, Any], twins: Collection[str]) -> Arm:
 
 def local_names(clients: Collection[str]) -> dict[str, str]:
     """The name of each client's own arm, by that of its folder."""
-    twins = alike(clients)
+    twins = paths.alike(clients)
     local = [Arm(name=LOCAL + each, kind="local", client=each, twin=each in twins) for each in clients]
     return {_file_name(arm): arm.name for arm in local}
 
 
 def _file_name(arm: Arm) -> str:
     """A client may be called anything, in more letters than a file has, or as another but for a capital."""
-    name = quote(arm.name, safe=" ()[],;=@+~!'&")
-    if not arm.twin and len(name) <= _LONGEST:
-        return name
-    digest = hashlib.sha256(arm.name.encode()).hexdigest()[:_DIGITS]
-    return f"{name[: _LONGEST // 2]}~{digest}"
+    return paths.file_name(arm.name, digested=arm.twin)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

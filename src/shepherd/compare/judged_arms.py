@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.compare.adapters import arm_adapter
-from shepherd.compare.arms import FEDERATED, Arm, alike
+from shepherd.compare.arms import FEDERATED, Arm
 from shepherd.compare.folders import (
     COMPARISON,
     VERDICTS,
@@ -68,7 +68,7 @@ def judged(
 def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None, consent: Consent) -> Row:
     path = compare_folder(run) / COMPARISON
     found = read_json(path) or {}
-    twins = alike(pipeline.load(run / "data").clients)
+    twins = paths.alike(pipeline.load(run / "data").clients)
     arms = [arm_of(row, twins) for row in found["arms"]]
     asked, answers = _questions_and_answers(run, arms, table, echo, consent)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]

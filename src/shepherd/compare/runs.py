@@ -1,7 +1,8 @@
 """Compare finished runs on the held-out examples that they share: of any rank, base, template or method.
 
 An example that each run held out is one that none of them trained on. Each run answers with its own base,
-adapter and template; nothing is written into the runs' folders.
+adapter and template; nothing is written into the runs' folders. A PEFT folder may stand beside the runs, such
+as one of several adapters merged: it answers with the base and the template of the first run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from shepherd.io.phrases import listed
 from shepherd.io.progress import many
 from shepherd.machine import plan as plans
 from shepherd.machine import planning
+from shepherd.model import files
 from shepherd.model.answer import prompt_ids
 from shepherd.overrides import overridden, plain
 from shepherd.run import folder
@@ -46,18 +48,25 @@ from shepherd.training.tune import predictions
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 PER_CHARACTER = replace(LOSS, label="held-out loss per character", unit="nats a character")
+ADAPTER_ALONE = (
+    "{name} is an adapter without a run: it answers with the base and the template of {first}, and nothing"
+    " says whether it was tuned on these examples."
+)
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunToCompare:
-    """A finished run, with the places of the shared examples among its held-out ones."""
+    """A finished run, with the places of the shared examples among its held-out ones; or a PEFT folder."""
 
     name: str
     path: Path
     settings: RunSettings
     places: Sequence[int]
-    trained: Totals
+    data: Path
+    """Folder of the tokenised data: the run's own, or for a PEFT folder that of the first run."""
+    trained: Totals | None
+    """None for a PEFT folder, which does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +113,9 @@ def compare_runs(paths: Sequence[Path], overrides: Sequence[str] = (), consent: 
         rows,
         chief=RIGHT,
         references=[run.name for run in runs[1:]],
-        amounts=seen_unequally(first, {run.name: {"examples": run.trained.examples} for run in runs}),
+        amounts=seen_unequally(
+            first, {run.name: {"examples": run.trained.examples} for run in runs if run.trained}
+        ),
     )
     notes = _notes(runs, left_out, measures, [examples[place] for place in answered])
     return {
@@ -131,8 +142,10 @@ def _opened(paths: Sequence[Path]) -> tuple[list[RunToCompare], list[Example], i
         raise SettingsError("name two finished runs or more to compare them: shepherd compare RUN_A RUN_B")
     if len({path.resolve() for path in paths}) < len(paths):
         raise SettingsError("a run is named twice; name each once")
+    adapters = [path for path in paths[1:] if is_adapter(path)]
+    whole = [path for path in paths if path not in adapters]
     heldout = {}
-    for path in paths:
+    for path in whole:
         if folder.is_over_silos(path):
             raise FolderError(
                 f"the run in {path} is over silos, whose held-out examples stay at its sites; compare runs in"
@@ -146,22 +159,43 @@ def _opened(paths: Sequence[Path]) -> tuple[list[RunToCompare], list[Example], i
     shared = set.intersection(*map(set, keys.values()))
     if not shared:
         raise DataError(
-            f"{listed([str(path) for path in paths])} have no held-out example in common; train them on the"
+            f"{listed([str(path) for path in whole])} have no held-out example in common; train them on the"
             " same data.source with the same data.holdout and data.seed, which is `seed` where it is not set"
         )
     order = list(dict.fromkeys(key for key in keys[paths[0]] if key in shared))
-    runs = [
-        RunToCompare(
-            name=name,
+    names = dict(zip(paths, _names(paths), strict=True))
+    own = {
+        path: RunToCompare(
+            name=names[path],
             path=path,
             settings=folder.planned(path),
             places=[keys[path].index(key) for key in order],
+            data=path / "data",
             trained=totals(path),
         )
-        for name, path in zip(_names(paths), paths, strict=True)
-    ]
+        for path in whole
+    }
+    own |= {path: _beside(own[paths[0]], names[path], path) for path in adapters}
+    runs = [own[path] for path in paths]
     every = set().union(*map(set, keys.values()))
     return runs, [heldout[paths[0]][place] for place in runs[0].places], len(every) - len(shared)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a PEFT folder, and no run."""
+    return (path / files.CONFIG).is_file() and not folder.is_run(path)
+
+
+def _beside(first: RunToCompare, name: str, path: Path) -> RunToCompare:
+    """A PEFT folder, asked as the first run is, over the first run's base."""
+    table = files.read_config(path)
+    return replace(
+        first,
+        name=name,
+        path=path,
+        settings=first.settings.model_copy(update={"adapter": table}),
+        trained=None,
+    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -194,8 +228,8 @@ def _scored(
     log.info("scoring %s", run.name)
     settings = run.settings
     base = load_base(settings, consent)
-    plan = plans.read(run.path) or planning.from_run_file(settings, base)
-    prepared = pipeline.load(run.path / "data")
+    plan = plans.read(run.data.parent) or planning.from_run_file(settings, base)
+    prepared = pipeline.load(run.data)
     held = prepared.heldout.take([run.places[place] for place in chosen])
     prompts = {
         place: prompt_ids(base, settings.data, prepared.heldout_examples[run.places[place]].turns[:-1])
@@ -211,7 +245,8 @@ def _scored(
         max_new_tokens=evaluation.max_new_tokens,
         micro_batch=plan.micro_batch_tokens,
     )
-    sums, _, texts = score_one(base, (sheet, adapter_of(run.path, base)))
+    adapter = files.read(run.path, base) if run.trained is None else adapter_of(run.path, base)
+    sums, _, texts = score_one(base, (sheet, adapter))
     return Scored(
         sums=np.array(sums),
         tokens=predictions(held).astype(np.float64),
@@ -289,7 +324,7 @@ def _arm_row(run: RunToCompare, measures: Sequence[Measured], first: str) -> Row
         "client": None,
         "categories": {},
         "overrides": [],
-        "trained": asdict(run.trained),
+        "trained": asdict(run.trained) if run.trained else None,
         "measures": {each.measure.name: of(each) for each in measures},
         "category": {
             each.measure.name: {name: of(each, name) for name in sorted(set(each.draws.strata))}
@@ -304,7 +339,8 @@ def _notes(
     runs: Sequence[RunToCompare], left_out: int, measures: Sequence[Measured], answered: Sequence[Example]
 ) -> list[str]:
     """Sentences on how the runs differ and on what was compared."""
-    said = [_differs(runs[0], run) for run in runs[1:]]
+    said = [_differs(runs[0], run) for run in runs[1:] if run.trained]
+    said += [ADAPTER_ALONE.format(name=run.name, first=runs[0].name) for run in runs if not run.trained]
     if any(each.measure == PER_CHARACTER for each in measures):
         said.append(
             "The runs have other tokens for the same examples, so their loss is given per character of the"

@@ -28,9 +28,9 @@ from shepherd.federation.simulation import Simulation
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Executor
 from shepherd.machine.plan import Plan
-from shepherd.model import files, lora
+from shepherd.model import files
 from shepherd.model.base import Base
-from shepherd.run import checkpoint, folder
+from shepherd.run import checkpoint, folder, starting
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
@@ -77,13 +77,11 @@ def train_run(
     train: Train,
     prepared: TokenisedData | None = None,
     consent: Consent = NOTHING,
-    start: Adapter | None = None,
 ) -> None:
     """Train the run in `settings.output`, or continue it; nothing is done if it is finished.
 
     Args:
         prepared: the data, if another run has read and divided them already.
-        start: adapter that a new run begins from; None is a new one.
 
     Raises:
         FolderError: the folder holds a run with other settings.
@@ -91,17 +89,15 @@ def train_run(
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda: _open_with_heldout(settings, prepared, consent, start))
+        train(lambda: _open_with_heldout(settings, prepared, consent))
         return
     require_same(settings, path, consent)
     if not finished(path):
         train(lambda: resume(path, consent))
 
 
-def _open_with_heldout(
-    settings: RunSettings, prepared: TokenisedData | None, consent: Consent, start: Adapter | None
-) -> Run:
-    run = open_run(settings, prepared, consent, start=start)
+def _open_with_heldout(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
+    run = open_run(settings, prepared, consent)
     if not len(run.prepared.heldout):
         run.close()
         raise DataError(
@@ -121,7 +117,10 @@ def finished(path: Path) -> bool:
 
 
 def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) -> None:
-    """Raise FolderError if the run in `path` was started with other settings; names the first such key."""
+    """Raise FolderError if the run in `path` was started with other settings; names the first such key.
+
+    It also is where `adapter.start` holds another adapter now.
+    """
     kept, plan = folder.read_settings(path), plans.read(path)
     asked, found, filled = (
         completed(each, consent.plugins).model_dump()  # a default that is written out means the same
@@ -134,6 +133,8 @@ def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) 
         raise FolderError(
             f"{path} holds a run with {key} = {was!r}, not {requested!r}; give output=ANOTHER_FOLDER"
         )
+    if changed := starting.change(path, settings):
+        raise FolderError(f"{changed}; give output=ANOTHER_FOLDER")
 
 
 def _differing(requested: Any, found: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -164,7 +165,6 @@ def train_references(
     seed: int,
     executor: Executor,
     consent: Consent,
-    start: Adapter | None = None,
 ) -> None:
     """Train the local and centralised arms that are missing, as rows of one stack.
 
@@ -178,10 +178,10 @@ def train_references(
         run: folder of the run.
         number: index of the seed, from 0.
         done: what the federated arm of this seed was trained with.
-        seed: seed of the first adapter (that of the federated arm) and of the order of the examples.
+        seed: seed of the first adapter (that of the federated arm, unless adapter.start names one) and of the
+            order of the examples.
         executor: where the arms are tuned.
         consent: modules outside the package that may be imported.
-        start: the adapter that the run began from; None is a new one.
 
     Raises:
         DataError: a client's step holds no trained token, or an arm diverged.
@@ -199,9 +199,10 @@ def train_references(
         if names := [arm.name for arm in arms if arm.match == way and arm.name not in existing]:
             each = " each" * (len(names) > 1)
             log.info("tuning %s for %s %s%s", _first_names(names), f"{done.matched(way):,}", way, each)
-    local = _clients(arms, settings, plan, prepared, done=done, seed=seed, consent=consent, start=start)
+    before = starting.before(run, settings, base)
+    local = _clients(arms, settings, plan, prepared, done=done, seed=seed, consent=consent, before=before)
     simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, stacks)))
-    first = start or lora.first(base.targets, settings.adapter.rank, seed)
+    first = starting.kept(run, settings.adapter, base, seed)
     updates = simulation.run_groups(Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms")), todo)
     _write_arms(updates, first, base, todo, places, made, timed=executor.count == 1)
 
@@ -215,7 +216,7 @@ def _clients(
     done: Totals,
     seed: int,
     consent: Consent,
-    start: Adapter | None,
+    before: Adapter | None,
 ) -> LocalClients:
     """The arms as clients, each with one visit for its whole training."""
     trained_on = prepared.trained_on
@@ -237,7 +238,7 @@ def _clients(
             name: _long_training(tuning, settings.compare, done.examples / sizes[name])
             for name in by_examples
         },
-        reference=start,
+        reference=before,
     )
 
 

@@ -20,11 +20,10 @@ from shepherd.federation.root import root_of
 from shepherd.federation.simulation import Simulation
 from shepherd.machine.executors import Executor
 from shepherd.machine.plan import Plan
-from shepherd.model import lora
 from shepherd.model.base import Base
 from shepherd.rounds import context_of, rounds, start, weights
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run import checkpoint
+from shepherd.run import checkpoint, starting
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import RunSettings
 from shepherd.training.local import local_training
@@ -102,7 +101,7 @@ def trained(
         store=OnDisk(place / "clients", 1),
         quiet=True,
     )
-    fresh = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    fresh = starting.first(settings, base, method).adapter
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state, tally = _begun(place, simulation, method, fresh, context)
     federation = Malicious(

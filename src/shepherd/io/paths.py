@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 DATA_FILES = (
     ".json", ".jsonl", ".ndjson", ".jsonlines", ".jl", ".csv", ".tsv", ".parquet", ".arrow", ".feather",
@@ -102,3 +106,34 @@ def cache() -> Path:
     """Folder of this user's cache, for what a command keeps that nobody asked for a place of."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "shepherd"
+
+
+_LONGEST, _DIGITS = 200, 16
+"""Letters of a file's name, of which most systems take 255, and of the digest where a name is longer."""
+
+
+def file_name(name: str, *, digested: bool = False) -> str:
+    """A name of anything, such as a client, as that of one file.
+
+    A long one, and one that is `digested`, gets a digest, so that it differs from others by more than a
+    capital letter.
+
+    >>> file_name("Ward 3/West"), file_name("ulm", digested=True)
+    ('Ward 3%2FWest', 'ulm~37bfc8ba5ec56136')
+    """
+    quoted = quote(name, safe=" ()[],;=@+~!'&")
+    if not digested and len(quoted) <= _LONGEST and quoted.strip("."):
+        return quoted
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]
+    return f"{quoted[: _LONGEST // 2]}~{digest}"
+
+
+def alike(names: Iterable[str]) -> frozenset[str]:
+    """Those of these names that another one differs from in small and capital letters alone.
+
+    >>> sorted(alike(["Ulm", "ulm", "Bonn"]))
+    ['Ulm', 'ulm']
+    """
+    names = tuple(names)
+    times = Counter(map(str.lower, names))
+    return frozenset(name for name in names if times[name.lower()] > 1)

@@ -35,7 +35,7 @@ from shepherd.settings import AdapterTable
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 CONFIG = "adapter_config.json"
 WEIGHT_SUFFIX = ".weight"
 BASE_KEY = "shepherd.base"  # of the safetensors metadata: the base's fingerprint
@@ -344,6 +344,37 @@ def read(folder: str | Path, base: Base) -> Adapter:
     return Adapter(tensors)
 
 
+def base_of(folder: Path) -> str:
+    """What the configuration of an adapter calls its base; "" if it does not say.
+
+    Raises:
+        AdapterError: the configuration is missing or unreadable.
+    """
+    return str(_read_json(folder).get("base_model_name_or_path") or "")
+
+
+def tensor_names(folder: Path) -> frozenset[str]:
+    """Names of the tensors of the adapter in a folder.
+
+    Raises:
+        AdapterError: its weights are missing, unreadable or a pickle.
+    """
+    with _opened(folder / WEIGHTS) as file:
+        return frozenset(file.keys())
+
+
+def require_safetensors(folder: Path) -> None:
+    """Raise AdapterError unless a folder holds the weights of an adapter as safetensors."""
+    if (folder / WEIGHTS).is_file():
+        return
+    if (folder / PICKLE).is_file():
+        raise AdapterError(
+            f"adapter {folder} holds its weights as a pickle, {PICKLE}, which can run code when it is read;"
+            " where you trust it, load it in PEFT and write it as safetensors with save_pretrained(FOLDER)"
+        )
+    raise AdapterError(f"{folder} holds no adapter: {WEIGHTS} is missing; name a folder of PEFT, or of a run")
+
+
 def read_config(folder: Path) -> AdapterTable:
     """The `[adapter]` table that corresponds to a PEFT folder's configuration.
 
@@ -442,10 +473,18 @@ def _names(targets: str | list[str] | None, others: Sequence[str]) -> tuple[str,
 
 
 def _tensors(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file() and (path.parent / PICKLE).is_file():
+        require_safetensors(path.parent)
     try:
         with safe_open(path, framework="pt") as file:  # torch reads bfloat16, numpy does not
-            tensors = {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            yield file
     except (OSError, SafetensorError) as error:
         if fault := lfs.fault(path):
             raise AdapterError(f"adapter {path.parent}: {fault}") from error

@@ -1,11 +1,12 @@
-"""Write GGUF files: the only place that imports the package `gguf`."""
+"""Write and read GGUF files: the only place that imports the package `gguf`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +102,28 @@ def write(
                 progress.advance()
         finally:
             writer.close()
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], NDArray[np.float32]]]]:
+    """The metadata of a file, and its tensors by name, each read and dequantised when it is called for.
+
+    Raises:
+        BaseError: it is no GGUF file, or was cut.
+    """
+    require_installed()
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    try:
+        reader = GGUFReader(path)
+        keys = {name: each.contents() for name, each in reader.fields.items()}
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise BaseError(f"{path} cannot be read as GGUF ({error}); download it again") from error
+
+    def values(tensor: Any) -> NDArray[np.float32]:
+        return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+
+    return keys, {tensor.name: partial(values, tensor) for tensor in reader.tensors}
 
 
 def _add(writer: GGUFWriter, key: str, value: Value) -> None:

@@ -8,7 +8,7 @@ asked.generate(["Name a bird.", {"instruction": "Who is it?", "context": "Ann is
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,12 +22,12 @@ from shepherd.data.prompts import Prompt, prompt_of, with_context
 from shepherd.data.template import Template, prompt
 from shepherd.errors import DataError, FolderError, SettingsError, TemplateError
 from shepherd.federation.client_store import OnDisk, StoredMemory
-from shepherd.model import answer, files
+from shepherd.model import answer
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
-from shepherd.run import checkpoint, folder
+from shepherd.run import folder
 from shepherd.run.folder import planned
-from shepherd.run.loading import load_base, load_checkpoint
+from shepherd.run.loading import adapter_of, checkpoint_of, kept_checkpoint, load_base, load_checkpoint
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 
@@ -190,7 +190,7 @@ def require_options(path: str | Path, how: Options) -> None:
     """
     require_ranges(how)
     if not how.base:
-        _checkpoint_of(Path(path), how.round)
+        checkpoint_of(Path(path), how.round)
 
 
 def require_ranges(how: Options) -> None:
@@ -272,35 +272,34 @@ def generate(
     return load_run(path, consent).generate(prompts, context, **options)
 
 
-def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
-    """Read an adapter of the run in `path`: of a round, or the final one, else that of the last checkpoint.
+def own_adapter_of(path: Path, base: Base, client: str, round: int | None, consent: Consent) -> Adapter:
+    """The adapter of one client's own model; see `own_adapters`.
 
     Raises:
-        FolderError: no round is finished yet, or the checkpoint of that round is not kept.
-        CheckpointError: the checkpoint is damaged, or belongs to another base.
-        AdapterError: the adapter is unreadable, or belongs to another base.
+        FolderError: there is no such client.
+        ShepherdError: as for `own_adapters`.
     """
-    place = _checkpoint_of(path, round)
-    if place is None:
-        return files.read(path / "adapter", base)
-    saved = load_checkpoint(place, base)
-    if not saved.notes.get("is_model", True):
-        raise FolderError(
-            f"the run in {path} leaves a part of each model with its client, so there is no one adapter;"
-            f" write a client's with `shepherd export {path} --client NAME -o FOLDER` and use that folder"
-        )
-    return saved.state.adapter
+    for name, adapter in own_adapters(path, base, round, consent, [client]):
+        if name == client:
+            return adapter
+    known = pipeline.load(path / "data").clients
+    close = get_close_matches(client, known, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    raise FolderError(f"the run in {path} has no client {client!r}{meant}")
 
 
-def own_adapter_of(path: Path, base: Base, client: str, round: int | None, consent: Consent) -> Adapter:
-    """The adapter of a client's own model, in a run whose algorithm leaves a part of it with each client.
+def own_adapters(
+    path: Path, base: Base, round: int | None, consent: Consent, clients: Collection[str] | None = None
+) -> Iterator[tuple[str, Adapter]]:
+    """Each client with the adapter of its own model, where a part of it stays with each client.
 
     Args:
         round: round of a kept checkpoint; None for the last.
+        clients: the only ones; all if None.
 
     Raises:
         SettingsError: the algorithm leaves nothing with the clients.
-        FolderError: there is no such client, or no such round.
+        FolderError: there is no such round.
         CheckpointError, PluginError: as for `resume`.
     """
     settings = folder.read_settings(path)
@@ -311,38 +310,11 @@ def own_adapter_of(path: Path, base: Base, client: str, round: int | None, conse
             " the client"
         )
     prepared = pipeline.load(path / "data")
-    if client not in prepared.clients:
-        close = get_close_matches(client, prepared.clients, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise FolderError(f"the run in {path} has no client {client!r}{meant}")
-    saved = load_checkpoint(_kept_checkpoint(path, round), base)
-    kept = saved.notes["memories"].get(client)
+    saved = load_checkpoint(kept_checkpoint(path, round), base)
     store = OnDisk(path / "clients", settings.checkpoints.keep)
-    memory = store.get(client, StoredMemory(*kept)) if kept else Payload()
     broadcast = Broadcast(round=saved.state.round, adapter=saved.state.adapter, seed=0)
-    return algorithm.start(broadcast, memory, ClientInfo(name=client, examples=len(prepared.clients[client])))
-
-
-def _checkpoint_of(path: Path, round: int | None) -> Path | None:
-    """Path of the checkpoint of a round, or of the last one; None if the final adapter is to be used.
-
-    Raises:
-        FolderError: no round is finished yet, or the checkpoint of that round is not kept.
-    """
-    if round is None and (path / "adapter" / files.CONFIG).is_file():
-        return None
-    return _kept_checkpoint(path, round)
-
-
-def _kept_checkpoint(path: Path, round: int | None) -> Path:
-    kept = checkpoint.kept(path / "checkpoints")
-    if not kept:
-        raise FolderError(
-            f"the run in {path} has finished no round yet; continue it with `shepherd resume {path}`"
-        )
-    if round is not None and round not in kept:
-        raise FolderError(
-            f"the run in {path} keeps no checkpoint of round {round} but of {', '.join(map(str, kept))};"
-            " ask for one of these (checkpoints.keep sets how many are kept)"
-        )
-    return kept[max(kept) if round is None else round]
+    for name, own in prepared.clients.items():
+        if clients is None or name in clients:
+            kept = saved.notes["memories"].get(name)
+            memory = store.get(name, StoredMemory(*kept)) if kept else Payload()
+            yield name, algorithm.start(broadcast, memory, ClientInfo(name=name, examples=len(own)))

@@ -25,7 +25,7 @@ from shepherd.overrides import dump
 from shepherd.run.release import NO_GATE, Release, inert, marked
 from shepherd.run.score_file import BASE, FEDERATED
 from shepherd.run.versions import versions
-from shepherd.settings import MEMORY, TINY, WORLD, DataTable, RunSettings, published
+from shepherd.settings import MEMORY, TINY, WORLD, DataTable, ModelTable, RunSettings, published
 from shepherd.visible import shown, shown_line
 
 Row = Mapping[str, Any]
@@ -43,6 +43,7 @@ def write(
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
     revision: str | None = None,
+    start: Mapping[str, str] = {},
 ) -> Path:
     """Write the model card as `README.md` into an adapter's folder; see `text` for the arguments.
 
@@ -57,6 +58,7 @@ def write(
         clients=clients,
         privacy=privacy,
         revision=revision,
+        start=start,
     )
     return write_atomic(folder / "README.md", card)
 
@@ -70,6 +72,7 @@ def text(
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
     revision: str | None = None,
+    start: Mapping[str, str] = {},
 ) -> str:
     """Compose the model card as Markdown, with the metadata that the hub reads.
 
@@ -81,6 +84,7 @@ def text(
         clients: number of training examples of each client.
         privacy: the run's ledger, if noise hides its clients; the card then counts no examples.
         revision: commit of the base that was loaded; None takes the one in the run file.
+        start: the `file` and `sha256` of the adapter that the run began with; empty if it was a new one.
     """
     whole, settings = settings, published(settings)  # a card is read on other machines
     revision = revision or settings.model.revision
@@ -91,8 +95,8 @@ def text(
         _use(settings, _id(whole.model.base, TINY), revision),
         "## Data\n\n"
         + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy), part)),
-        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision)),
-        _privacy(privacy),
+        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start)),
+        _privacy(privacy, start),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
@@ -102,7 +106,7 @@ def text(
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
 
-def _privacy(kept: Mapping[str, Any]) -> str:
+def _privacy(kept: Mapping[str, Any], start: Mapping[str, str]) -> str:
     """What the run spent of each client's privacy, from its ledger; nothing if noise hides nobody."""
     if not kept:
         return ""
@@ -113,11 +117,16 @@ def _privacy(kept: Mapping[str, Any]) -> str:
             f"Spent: epsilon {epsilon} at delta {kept['delta']:.3g}, over {many(kept['finished'], 'round')}"
             f" with noise multiplier {kept['noise']:.4g}.",
             *kept["says"],
+            *([_BEFORE] if start else []),
         )
     ]
     return "## Privacy\n\nDifferential privacy of each client.\n\n" + "\n".join(lines)
 
 
+_BEFORE = (
+    "The run began with an adapter that was tuned before: what that tuning spent is not counted here, and"
+    " adds to this where the same clients took part."
+)
 _LICENCE = (
     "The adapter holds no part of the base and no example, but it was made from both: "
     "the licences of the base and of the training data decide what may be done with it. "
@@ -211,6 +220,34 @@ def _scored(row: Row) -> Iterator[EvalResult]:
             metric_value=found["value"],
             metric_args={"interval_95": [found["low"], found["high"]], "base": base.get("value")},
         )
+
+
+def mixed(
+    name: str, *, base: ModelTable, parts: Sequence[tuple[str, float, str]], how: Mapping[str, object]
+) -> str:
+    """Compose the card of an adapter that others were combined into.
+
+    Args:
+        name: the title.
+        base: what the base was loaded by.
+        parts: name, weight and SHA-256 of the weights' file of each.
+        how: the way, and its keys.
+    """
+    metadata = ModelCardData(
+        base_model=_id(base.base, TINY),
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "merge"],
+    )
+    told = ", ".join(f"{key} {value}" for key, value in how.items())
+    shown_parts = [(f"`{inert(each)}`", f"{weight:g}", f"`{digest}`") for each, weight, digest in parts]
+    text = (
+        f"# {inert(name)}\n\n"
+        f"A LoRA adapter for `{paths.short(base.base)}`, combined of others ({told}). Nothing was tuned.\n\n"
+        + _table(("adapter", "weight", "SHA-256 of its weights"), shown_parts)
+        + f"\n\n## Licence\n\n{_LICENCE}"
+    )
+    return shown(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 
 def _title(text: str) -> str:
@@ -387,9 +424,13 @@ def _data(
         )
 
 
-def _training(settings: RunSettings, rows: Sequence[Row], revision: str | None) -> Iterator[tuple[str, str]]:
+def _training(
+    settings: RunSettings, rows: Sequence[Row], revision: str | None, start: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
     tuning = settings.tuning
     yield "base", f"`{settings.model.base}`" + (f" at revision `{revision}`" if revision else "")
+    if start:
+        yield "started from", f"`{settings.adapter.start}`, whose weights have SHA-256 `{start['sha256']}`"
     visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
     yield (
         "objective",

@@ -38,8 +38,6 @@ READ = (1, 2)
 """Formats that this version reads; format 1 had no server optimiser, and held the clients' memories."""
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FILES = (TENSORS, STATE, SUMS)
-START = "start"
-"""Folder, beside that of the checkpoints, of the adapter that a run starts from, as PEFT has it."""
 UNFINISHED = ".unfinished-"
 """Prefix of folders that are being written or deleted; the next save deletes what a kill left."""
 
@@ -136,24 +134,6 @@ def load(path: Path) -> Checkpoint:
     )
     clients = {name: Payload(part) for name, part in tree.get("clients", {}).items()}
     return Checkpoint(state=state, clients=clients, notes=kept["notes"])
-
-
-def start_of(folder: Path) -> Adapter | None:
-    """The adapter that the run in a folder was given to start from; None if it began with a new one.
-
-    Raises:
-        FolderError: its file is damaged.
-    """
-    path = folder / START / "adapter_model.safetensors"
-    if not path.is_file():
-        return None
-    try:
-        return Adapter(tensors_from(path.read_bytes()))
-    except Exception as error:
-        raise FolderError(
-            f"{path} cannot be read ({error}); it is the adapter that the run started from: put it back, or"
-            " start again in a new folder"
-        ) from error
 
 
 def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -23,10 +23,11 @@ from shepherd.evaluate.sentences import LOSS, Measure, says
 from shepherd.evaluate.statistics import Compared, Interval, between, interval, sample
 from shepherd.io import paths
 from shepherd.io.progress import many
+from shepherd.model import files
 from shepherd.model.answer import answers as generated
 from shepherd.model.answer import prompt_ids
 from shepherd.model.base import Base
-from shepherd.run import checkpoint, folder, ledger
+from shepherd.run import folder, ledger, starting
 from shepherd.run.answerer import Options, adapter_of, require_options
 from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings
@@ -104,6 +105,7 @@ def evaluate_run(
     *,
     answers: int = 0,
     round: int | None = None,
+    adapter: str | Path | None = None,
     consent: Consent = NOTHING,
 ) -> Evaluation:
     """Score the run in `path` on the examples of a file, by their loss and by answers to some of them.
@@ -114,6 +116,7 @@ def evaluate_run(
         data: a file of rows.
         answers: number of examples to answer, drawn evenly over the categories; 0 answers none.
         round: round of a kept checkpoint; None takes the final adapter, else the last checkpoint.
+        adapter: a PEFT folder of the same base that is scored in place of the run's own adapter.
         consent: whether code that comes with the base, and metrics from outside the package, may run.
 
     Raises:
@@ -125,23 +128,26 @@ def evaluate_run(
     test = pipeline.test_set(settings.data, str(data), "--data")
     objective = _compared_by(settings, consent)
     measures = metrics(settings.evaluation.metrics, consent.plugins) if answers else ()
-    require_options(where, Options(round=round))
+    if adapter is None:
+        require_options(where, Options(round=round))
+    else:
+        settings = settings.model_copy(update={"adapter": files.read_config(Path(adapter))})
     base = load_base(settings, consent)
     if answers and base.proof.mute:
         raise BaseError(f"{base.name} cannot answer ({base.proof.mute}); leave out --answers")
     prepared = pipeline.only_scored(test, settings, base.tokenizer, paired=objective is not None)
     pipeline.require_readable(prepared, base)
-    adapter = adapter_of(where, base, round)
-    by_loss, categories = _by_loss(base, adapter, settings, prepared)
-    start = checkpoint.start_of(where)
+    scored = adapter_of(where, base, round) if adapter is None else files.read(adapter, base)
+    by_loss, categories = _by_loss(base, scored, settings, prepared)
+    before = None if objective is None else starting.before(where, folder.read_settings(where), base)
     return Evaluation(
-        folder=str(path),
+        folder=str(adapter or path),
         data=paths.short(str(data)),
         examples=by_loss.difference.questions,
         scored=(
             by_loss,
-            *_by_preference(base, adapter, start, objective, settings, prepared),
-            *_by_answers(base, adapter, settings, prepared, answers, measures),
+            *_by_preference(base, scored, before, objective, settings, prepared),
+            *_by_answers(base, scored, settings, prepared, answers, measures),
         ),
         categories=categories,
         remarks=(
@@ -194,7 +200,7 @@ def _compared_by(settings: RunSettings, consent: Consent) -> Objective | None:
 def _by_preference(
     base: Base,
     adapter: Adapter,
-    start: Adapter | None,
+    before: Adapter | None,
     objective: Objective | None,
     settings: RunSettings,
     prepared: TokenisedData,
@@ -204,7 +210,7 @@ def _by_preference(
         return []
     tokens = settings.machine.micro_batch_tokens
     most = tokens if isinstance(tokens, int) else PASS_TOKENS
-    pairs = rewards.pairs(base, start, prepared.heldout, prepared.heldout_rejected, micro_batch=most)
+    pairs = rewards.pairs(base, before, prepared.heldout, prepared.heldout_rejected, micro_batch=most)
     margins = np.array(
         [rewards.margins(base, objective, each, pairs, micro_batch=most) for each in (None, adapter)]
     )

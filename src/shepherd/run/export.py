@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shepherd import plugins
 from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
+from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import DataError, NotReleased
+from shepherd.io import paths
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.model import files, licences
 from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import card, folder, ledger, release, score_file
-from shepherd.run.answerer import adapter_of, own_adapter_of
+from shepherd.run import card, folder, ledger, release, score_file, starting
+from shepherd.run.answerer import adapter_of, own_adapter_of, own_adapters
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 
@@ -63,40 +65,116 @@ def export(
     """
     path, output = Path(path), Path(output)
     settings = folder.read_settings(path)
-    table = PartTable.model_validate({**assigned(keys), "name": to})
-    exporter: Exporter = plugins.built(EXPORTER, table, consent.plugins)
+    exporter = _exporter(to, keys, consent)
     measured = [_read_results(Path(file)) for file in results]
     folder.require_free(output)
-    verdict = _released(path, round, client)
-    if not verdict.released and not unreleased:
-        raise NotReleased(
-            f"the adapter of {path} is not released: {'; '.join(verdict.reasons)}; fix that, or add"
-            " --unreleased to write it all the same, which its card will say"
-        )
+    verdict = _require_released(path, round, client, unreleased)
     base = load_base(settings, consent)
     adapter = (
         adapter_of(path, base, round)
         if client is None
         else own_adapter_of(path, base, client, round, consent)
     )
+    return _write(
+        exporter,
+        output,
+        _trained(path, base, adapter, consent),
+        _card(path, base, round, client),
+        results=measured,
+        scores=[] if round or client else score_file.current(path),
+        verdict=verdict,
+    )
+
+
+def export_clients(
+    path: str | Path,
+    output: str | Path,
+    to: str = "peft",
+    keys: Iterable[str] = (),
+    *,
+    round: int | None = None,
+    unreleased: bool = False,
+    consent: Consent = NOTHING,
+) -> dict[str, Path]:
+    """Write the adapter of each client's own model to a folder of its own in `output`, each with its card.
+
+    The folders are called as the clients are, as far as a file may be; see `io.paths.file_name`.
+
+    Args:
+        to, keys, round, unreleased, consent: as for `export`.
+
+    Returns:
+        Client -> its folder.
+
+    Raises:
+        SettingsError: the algorithm gives all clients one model.
+        ShepherdError: as for `export`.
+    """
+    path, output = Path(path), Path(output)
+    settings = folder.read_settings(path)
+    exporter = _exporter(to, keys, consent)
+    folder.require_free(output)
+    clients = pipeline.load(path / "data").clients
+    verdicts = {name: _require_released(path, round, name, unreleased) for name in clients}
+    base = load_base(settings, consent)
+    twins = paths.alike(clients)
+    written = {}
+    for name, adapter in own_adapters(path, base, round, consent):
+        place = output / paths.file_name(name, digested=name in twins)
+        trained, text = _trained(path, base, adapter, consent), _card(path, base, round, name)
+        _write(exporter, place, trained, text, results=(), scores=(), verdict=verdicts[name])
+        written[name] = place
+    return written
+
+
+def _exporter(to: str, keys: Iterable[str], consent: Consent) -> Exporter:
+    table = PartTable.model_validate({**assigned(keys), "name": to})
+    built: Exporter = plugins.built(EXPORTER, table, consent.plugins)
+    return built
+
+
+def _trained(path: Path, base: Base, adapter: Adapter, consent: Consent) -> Trained:
     template = Template.of(folder.planned(path).data)
     stop = stop_ids(template, base.tokenizer)
-    trained = Trained(base=base, adapter=adapter, stop=stop, template=template, consent=consent)
+    return Trained(base=base, adapter=adapter, stop=stop, template=template, consent=consent)
+
+
+def _write(
+    exporter: Exporter,
+    output: Path,
+    trained: Trained,
+    text: str,
+    *,
+    results: Sequence[Mapping[str, Any]],
+    scores: Sequence[Mapping[str, Any]],
+    verdict: release.Release,
+) -> str:
+    """Write one adapter with its card; returns the command that answers with it."""
     exporter.write(output, trained)
     if exporter.holds_base:
-        licences.copy(base, output)
-    serve = exporter.serve(output, trained)
-    text = card.exported(
-        _card(path, base, round, client),
+        licences.copy(trained.base, output)
+    whole = card.exported(
+        text,
         library=exporter.library,
         holds_base=exporter.holds_base,
         serve=exporter.serve(Path(), trained),
-        results=measured,
-        scores=[] if round or client else score_file.current(path),
+        results=results,
+        scores=scores,
         release=verdict,
     )
-    write_atomic(output / CARD, text)
-    return serve
+    write_atomic(output / CARD, whole)
+    return exporter.serve(output, trained)
+
+
+def _require_released(path: Path, round: int | None, client: str | None, unreleased: bool) -> release.Release:
+    """The verdict on an adapter; raises NotReleased if it is against it, and nobody has overruled it."""
+    verdict = _released(path, round, client)
+    if not verdict.released and not unreleased:
+        raise NotReleased(
+            f"the adapter of {path} is not released: {'; '.join(verdict.reasons)}; fix that, or add"
+            " --unreleased to write it all the same, which its card will say"
+        )
+    return verdict
 
 
 def _released(path: Path, round: int | None, client: str | None) -> release.Release:
@@ -128,6 +206,7 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
         clients=sizes,
         privacy=ledger.read(path),
         revision=files.named(base)[1],
+        start=starting.source(path),
     )
 
 

@@ -11,7 +11,7 @@ runs/NAME/
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
   stages.toml     the run file with stages, if it has them; stages/ holds the runs of those before the last
-  start/          the adapter that the run starts from, where it is given one
+  start/          a copy of the adapter that the run began with, where adapter.start names one
   clients/        what clients remember between visits
   late/           late updates that a later round takes, under [stragglers]
   adapter/        the final adapter in PEFT's layout, with its model card
@@ -37,7 +37,6 @@ from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.overrides import dump, read_kept
 from shepherd.run import log
-from shepherd.run.checkpoint import START
 from shepherd.run.log import LOG
 from shepherd.run.versions import VERSIONS, versions
 from shepherd.settings import RunSettings
@@ -75,11 +74,6 @@ class RunFolder:
     def adapter(self) -> Path:
         """Folder of the final adapter."""
         return self.path / "adapter"
-
-    @property
-    def start(self) -> Path:
-        """Folder of the adapter that the run starts from, if it is given one."""
-        return self.path / START
 
     @property
     def clients(self) -> Path:

@@ -1,4 +1,4 @@
-"""Load the base that a run file names, and checkpoints that were made over it."""
+"""Load the base that a run file names, and checkpoints and adapters that were made over it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 
 from shepherd import world
 from shepherd.consent import NOTHING, Consent
-from shepherd.errors import AdapterError, BaseError, CheckpointError
+from shepherd.core import Adapter
+from shepherd.errors import AdapterError, BaseError, CheckpointError, FolderError
 from shepherd.io import paths
 from shepherd.io.progress import stage
 from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
-from shepherd.model import fingerprint, lora, remote_code
+from shepherd.model import files, fingerprint, lora, remote_code
+from shepherd.model.base import Base
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import TINY, ModelTable, RunSettings
@@ -96,3 +98,48 @@ def load_checkpoint(path: Path, base: bases.Base) -> Checkpoint:
     except AdapterError as error:
         raise CheckpointError(f"checkpoint {path} belongs to another adapter: {error}") from error
     return saved
+
+
+def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
+    """Read an adapter of the run in `path`: of a round, or the final one, else that of the last checkpoint.
+
+    Raises:
+        FolderError: no round is finished yet, or the checkpoint of that round is not kept.
+        CheckpointError: the checkpoint is damaged, or belongs to another base.
+        AdapterError: the adapter is unreadable, or belongs to another base.
+    """
+    place = checkpoint_of(path, round)
+    if place is None:
+        return files.read(path / "adapter", base)
+    saved = load_checkpoint(place, base)
+    if not saved.notes.get("is_model", True):
+        raise FolderError(
+            f"the run in {path} leaves a part of each model with its client, so there is no one adapter;"
+            f" write a client's with `shepherd export {path} --client NAME -o FOLDER` and use that folder"
+        )
+    return saved.state.adapter
+
+
+def checkpoint_of(path: Path, round: int | None) -> Path | None:
+    """Path of the checkpoint of a round, or of the last one; None if the final adapter is to be used.
+
+    Raises:
+        FolderError: no round is finished yet, or the checkpoint of that round is not kept.
+    """
+    if round is None and (path / "adapter" / files.CONFIG).is_file():
+        return None
+    return kept_checkpoint(path, round)
+
+
+def kept_checkpoint(path: Path, round: int | None) -> Path:
+    kept = checkpoint.kept(path / "checkpoints")
+    if not kept:
+        raise FolderError(
+            f"the run in {path} has finished no round yet; continue it with `shepherd resume {path}`"
+        )
+    if round is not None and round not in kept:
+        raise FolderError(
+            f"the run in {path} keeps no checkpoint of round {round} but of {', '.join(map(str, kept))};"
+            " ask for one of these (checkpoints.keep sets how many are kept)"
+        )
+    return kept[max(kept) if round is None else round]

@@ -37,7 +37,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine.estimate import Expected, expected, memory_bytes
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
-from shepherd.model import files, lora
+from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
 from shepherd.privacy import client_level, example_level
@@ -47,7 +47,7 @@ from shepherd.rounds import context_of, start
 from shepherd.rounds.ranks import ranks_of
 from shepherd.rounds.ring import require_sums
 from shepherd.rounds.waiting import require_enough
-from shepherd.run import changes, checkpoint, folder, tracking
+from shepherd.run import changes, checkpoint, folder, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
@@ -74,7 +74,6 @@ def open_run(
     prepared: TokenisedData | None = None,
     consent: Consent = NOTHING,
     rows: Any = None,
-    start: Adapter | None = None,
     **parts: Any,
 ) -> Run:
     """Start a new run: load base and data, divide them among clients, and create the run folder.
@@ -86,8 +85,6 @@ def open_run(
         consent: what a person has agreed to; the settings alone cannot allow it.
         rows: the data, where data.source is "memory": a list of dicts, a pandas DataFrame, a
             `datasets.Dataset`, columns by name; or any of these by the name of its client.
-        start: adapter to start from, and that an objective such as DPO compares with, in place of a new one
-            and the base alone; with adapter.rank ranks, for the same targets. The run folder keeps it.
         parts: `algorithm`, `aggregation`, `server`, `transform` or `selection`, a value of the type of that
             name in `shepherd.core`; or `optimiser` or `objective`, of the type in `shepherd.training`; in
             place of what the settings name. The run file in the folder says so, and `resume` needs the same
@@ -106,7 +103,7 @@ def open_run(
         )
     training = _of_training(parts)
     with stage("preparing the run"):
-        return _start(settings, prepared, consent, rows, Parts(**parts), training, start)
+        return _start(settings, prepared, consent, rows, Parts(**parts), training)
 
 
 def _start(
@@ -116,7 +113,6 @@ def _start(
     rows: Any,
     parts: Parts,
     given: GivenTraining,
-    begin: Adapter | None,
 ) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
@@ -130,6 +126,9 @@ def _start(
     _require_room_for_side_ranks(base, method)
     if warning := files.rehearse(base):
         log.info("%s", warning)
+    first = starting.first(settings, base, method)
+    if first.says:
+        log.info("%s", first.says)
     dated = pipeline.dated(settings, base.tokenizer)
     prepared = (
         _read_data(dated, base, consent, rows, paired=training.paired)
@@ -157,19 +156,16 @@ def _start(
         log.log(_level(method, logging.WARNING), "%s", sentence)
     name, sample = next(iter(prepared.clients.items()))
     if prepared.rejected:
-        first = np.arange(min(len(sample), TRIED))
-        sample = Tokens.interleaved([sample.take(first), prepared.rejected[name].take(first)])
+        tried = np.arange(min(len(sample), TRIED))
+        sample = Tokens.interleaved([sample.take(tried), prepared.rejected[name].take(tried)])
     tokens = _round_tokens(settings, prepared, cohort)
     _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method), training))
-    adapter = begin or lora.first(base.targets, settings.adapter.rank, settings.seed)
-    _require_start(adapter, base, settings)
-    context = context_of(settings, selection, adapter, len(prepared.clients))
-    state = start(method, adapter, context)  # a transform may refuse this many numbers
+    context = context_of(settings, selection, first.adapter, len(prepared.clients))
+    state = start(method, first.adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
+        starting.keep(holder, first, base)
         pipeline.save(holder.path / "data", prepared)
-        if begin is not None:
-            files.write(holder.start, begin, base)
         run = Run(
             settings=settings,
             plan=plan,
@@ -184,7 +180,7 @@ def _start(
             consent=consent,
             account=account,
             privacy=privacy,
-            start=begin,
+            before=first.adapter if first.source else None,
         )
         run._keep_ledger()
         run._log_start()
@@ -278,19 +274,6 @@ def _example_account(
     return account
 
 
-def _require_start(adapter: Adapter, base: bases.Base, settings: RunSettings) -> None:
-    """Raise AdapterError unless an adapter fits the base, with the ranks that the run file asks for."""
-    lora.require_fits(base.targets, adapter, "the adapter that the run starts from")
-    due = shapes_of(lora.first(base.targets, settings.adapter.rank, settings.seed))
-    try:
-        require_shapes(due, shapes_of(adapter))
-    except AdapterError as error:
-        raise AdapterError(
-            "the adapter that the run starts from has other ranks than"
-            f" adapter.rank = {settings.adapter.rank}: {error}"
-        ) from error
-
-
 def _as_trained(prepared: TokenisedData, training: LocalTraining, settings: RunSettings) -> TokenisedData:
     """Data that were read before, as the objective needs them: of pairs maybe the better answers alone.
 
@@ -375,10 +358,9 @@ def _continue(
     prepared = _kept_data(
         holder, plan.over(settings), base, consent, begun=last is not None, paired=training.paired
     )
-    begun_from = checkpoint.start_of(holder.path)
-    if begun_from is not None:
-        _require_start(begun_from, base, settings)
-    fresh = begun_from or lora.first(base.targets, settings.adapter.rank, settings.seed)
+    fresh = starting.of_run(holder, settings, base, method)
+    if changed := starting.change(holder.path, settings):
+        log.info("%s; the run continues from its own copy", changed)
     saved = load_checkpoint(last, base) if last else None
     if saved is not None:
         _require_ranks(last, padded(fresh, method.aggregation.side_rank), saved)
@@ -405,7 +387,7 @@ def _continue(
         consent=consent,
         account=_example_account(settings, base, training, prepared, selection),
         privacy=_privacy(settings, method, selection, prepared, consent),
-        start=begun_from,
+        before=starting.before(holder.path, settings, base),
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])

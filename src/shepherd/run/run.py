@@ -57,7 +57,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run import card, checkpoint, folder, ledger, tracking
+from shepherd.run import card, checkpoint, folder, ledger, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.log import read_rows
@@ -69,7 +69,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 ANSWERS = "answers.jsonl"
 PERSONAL = (
-    "each client has a model of its own: write one with shepherd export {folder} --client NAME -o FOLDER"
+    "each client has a model of its own: write them with shepherd export {folder} --all-clients -o FOLDER, or"
+    " one of them with --client NAME"
 )
 
 
@@ -94,9 +95,9 @@ class Run(HeldRun):
     """What the steps of each client spend of its examples' privacy; None if nothing protects examples."""
     privacy: ClientPrivacy | None = None
     """What the rounds spend of each client's privacy; None if no transform hides clients."""
-    start: Adapter | None = None
-    """The adapter that the run was given to start from, and that an objective compares with; None is a new
-    one, and the base alone."""
+    before: Adapter | None = None
+    """The adapter of `adapter.start`, which an objective compares with; None is a new one, which is as good
+    as the base alone."""
     closed: bool = False
     finished: Row | None = None
     """Result of `finish`; None before it."""
@@ -127,7 +128,7 @@ class Run(HeldRun):
                 account=self.account,
                 # noise that protects a person must not be reproducible
                 draws=FromSystem() if self.method.is_private else None,
-                reference=self.start,
+                reference=self.before,
             ),
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
@@ -221,7 +222,8 @@ class Run(HeldRun):
             files.write(self.holder.adapter, self.state.adapter, self.base)
             stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
             files.write_tokenizer(self.holder.adapter, self.base, stop)
-        scores = answer_heldout(self.holder, self.planned, self.base, self.state.adapter, examples)
+        began = starting.before(self.folder, self.settings, self.base)
+        scores = answer_heldout(self.holder, self.planned, self.base, (began, self.state.adapter), examples)
         if is_model:
             self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
@@ -367,7 +369,7 @@ class Run(HeldRun):
             assert self.prepared.heldout_rejected is not None
             both = [part.take(places) for part in (self.prepared.heldout, self.prepared.heldout_rejected)]
             self.held_pairs = rewards.pairs(
-                self.base, self.start, *both, micro_batch=self.plan.micro_batch_tokens
+                self.base, self.before, *both, micro_batch=self.plan.micro_batch_tokens
             )
         return self.held_pairs
 
@@ -439,16 +441,22 @@ class Run(HeldRun):
             clients={name: len(data) for name, data in self.prepared.clients.items()},
             privacy=ledger.read(self.folder),
             revision=files.named(self.base)[1],
+            start=starting.source(self.folder),
         )
 
 
 def answer_heldout(
-    holder: RunFolder, settings: RunSettings, base: bases.Base, adapter: Adapter, examples: Sequence[Example]
+    holder: RunFolder,
+    settings: RunSettings,
+    base: bases.Base,
+    adapters: tuple[Adapter | None, Adapter],
+    examples: Sequence[Example],
 ) -> Mapping[str, tuple[float, float]]:
-    """Answer held-out examples with the base alone and with an adapter, check them, and write answers.jsonl.
+    """Answer held-out examples before and after the run, check them, and write answers.jsonl.
 
     Args:
         settings: the settings filled in from the run's plan.
+        adapters: what the run began with, None for the base alone, and what it ended with.
 
     Returns:
         Category -> (share right before, share right after); empty if no example has a check, or if the base
@@ -465,9 +473,7 @@ def answer_heldout(
     prompts = {i: ids for i, ids in prompts.items() if len(ids) < (base.max_length or len(ids) + 1)}
     asked = [examples[i] for i in prompts]
     longest = settings.evaluation.max_new_tokens
-    found = answer.answers(
-        base, settings.data, [None, adapter], list(prompts.values()), max_new_tokens=longest
-    )
+    found = answer.answers(base, settings.data, adapters, list(prompts.values()), max_new_tokens=longest)
     before, after = ([each.text for each in texts] for texts in found)
     rows = answers.checked(asked, before, after)
     holder.write(ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,7 +1,8 @@
 """Stages of a run: several trainings one after another, each from the adapter of the one before.
 
 The run file names what differs in each stage; everything else holds for all of them. Each stage is a run with
-a folder of its own, so that it resumes, reports and answers as any run does:
+a folder of its own, whose `adapter.start` is the stage before, so that it resumes, reports and answers as any
+run does:
 
 runs/NAME/            the last stage
   stages.toml         the run file with its stages, as it was given
@@ -18,7 +19,6 @@ from typing import Any
 
 from shepherd.config import validated
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
@@ -46,11 +46,13 @@ def settings_of(settings: RunSettings) -> tuple[RunSettings, ...]:
     if not settings.stages:
         return (settings,)
     whole = {key: value for key, value in plain(settings).items() if key != "stages"}
-    found = []
+    found: list[RunSettings] = []
     for number, stage in enumerate(settings.stages, 1):
         own = {key: value for key, value in stage.items() if key != "name"}
+        if found:
+            own["adapter"] = {"start": str(Path(found[-1].output).absolute())}
         where = f"stage {number} of {len(settings.stages)}"
-        if wrong := [key for key in own if key in SHARED]:
+        if wrong := [key for key in stage if key in SHARED]:
             raise SettingsError(
                 f"{where} sets {wrong[0]}, which all stages share; set it above the stages of the run file"
             )
@@ -118,9 +120,7 @@ def of_folder(path: str | Path) -> RunSettings | None:
         raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
 
 
-def train_before(
-    settings: RunSettings, train: Train, consent: Consent = NOTHING
-) -> tuple[RunSettings, Adapter | None]:
+def train_before(settings: RunSettings, train: Train, consent: Consent = NOTHING) -> RunSettings:
     """Train or continue all stages but the last; a stage that is finished is not trained again.
 
     Args:
@@ -128,7 +128,7 @@ def train_before(
         consent: what a person has agreed to; the settings alone cannot allow it.
 
     Returns:
-        The settings of the last stage, and the adapter that it begins from; None for a new one.
+        The settings of the last stage.
 
     Raises:
         SettingsError: as `settings_of`; or a stage leaves no adapter to go on from.
@@ -137,19 +137,18 @@ def train_before(
     *earlier, last = settings_of(settings)
     for stage in (*earlier, last):  # a mistake in the last one is not to be found after hours
         require(stage, consent.plugins)
-    start = None
     for stage in earlier:
         path = Path(stage.output)
         if not folder.is_run(path):
-            train(partial(open_run, stage, consent=consent, start=start))
+            train(partial(open_run, stage, consent=consent))
         elif not folder.is_finished(path):
             train(partial(resume, path, consent))
-        start = end_of(path)
-    return last, start
+        require_model(path)
+    return last
 
 
-def end_of(path: Path) -> Adapter:
-    """The adapter that the run in a folder ended with.
+def require_model(path: Path) -> None:
+    """Require that the run in a folder has ended with an adapter that a stage can go on from.
 
     Raises:
         FolderError: it is not finished.
@@ -158,13 +157,11 @@ def end_of(path: Path) -> Adapter:
     last = checkpoint.latest(path / "checkpoints")
     if last is None or not folder.is_finished(path):
         raise FolderError(f"the run in {path} is not finished; continue it with `shepherd resume {path}`")
-    saved = checkpoint.load(last)
-    if not saved.notes.get("is_model", True):
+    if not checkpoint.load(last).notes.get("is_model", True):
         raise SettingsError(
             f"the run in {path} leaves a part of each model with its client, so no stage can go on from it;"
             " choose another algorithm for that stage"
         )
-    return saved.state.adapter
 
 
 def open_stages(settings: RunSettings, consent: Consent = NOTHING) -> Iterator[Run]:
@@ -180,19 +177,18 @@ def open_stages(settings: RunSettings, consent: Consent = NOTHING) -> Iterator[R
     a run that was stopped.
 
     Raises:
-        ShepherdError: as `begin`, `open_run`, `resume` and `end_of`.
+        ShepherdError: as `begin`, `open_run`, `resume` and `require_model`.
     """
     if settings.stages:
         begin(settings)
-    start = None
     stages = settings_of(settings)
     for stage in stages:
         require(stage, consent.plugins)
     for number, stage in enumerate(stages, 1):
         path = Path(stage.output)
         if not folder.is_run(path):
-            yield open_run(stage, consent=consent, start=start)
+            yield open_run(stage, consent=consent)
         elif not folder.is_finished(path):
             yield resume(path, consent)
         if number < len(stages):
-            start = end_of(path)
+            require_model(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 
@@ -27,12 +28,19 @@ from shepherd import compare, world
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare as compared
 from shepherd.core import Adapter, Update
-from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
+from shepherd.errors import (
+    AdapterError,
+    CheckpointError,
+    FederationError,
+    FolderError,
+    SettingsError,
+    ShepherdError,
+)
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import Progress
 from shepherd.machine import memory, plan
 from shepherd.machine.plan import PLAN
-from shepherd.model import files
+from shepherd.model import files, lora
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
@@ -559,6 +567,40 @@ def test_a_run_killed_before_its_first_checkpoint_begins_with_the_same_bits(
     place.rmdir()
     assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [1, 2, 3, 4]
     assert final(tmp_path) == whole
+
+
+def test_the_server_begins_with_the_adapter_that_the_run_file_names(
+    tmp_path: Path, server: Hosted, base: Base
+) -> None:
+    began = Adapter({name: tensor + 0.5 for name, tensor in lora.first(base.targets, 2, 9).items()})
+    files.write(tmp_path / "tuned", began, base)
+    named = f"adapter.start={tmp_path / 'tuned'}"
+    with closing(opened(tmp_path, named)) as run:
+        place = tmp_path / "run" / "checkpoints" / "round-00000"
+        assert checkpoint.load(place).state.adapter == began
+        assert run.follower.order.settings["adapter"]["start"] == "tuned"  # no path of this machine
+    shutil.rmtree(tmp_path / "tuned")
+    shutil.rmtree(place)  # as if killed before it; the copy in the run folder is enough
+    assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [1, 2, 3, 4]
+    after = files.read(tmp_path / "run" / "adapter", base)
+    moved = [after[name] - tensor for name, tensor in began.items()]  # its sites move all numbers alike
+    assert all(np.allclose(each, moved[0].flat[0], atol=1e-5) for each in moved)
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert "started from" in card
+
+
+def test_an_adapter_to_begin_with_that_does_not_fit_writes_nothing(tmp_path: Path, server: Hosted) -> None:
+    with pytest.raises(AdapterError, match="there is no such folder"):
+        opened(tmp_path, f"adapter.start={tmp_path / 'nowhere'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_from_an_adapter_are_refused_since_sites_could_not_compare_with_it(
+    tmp_path: Path, server: Hosted
+) -> None:
+    with pytest.raises(SettingsError, match=r"'dpo' compares with the adapter .* leave out adapter\.start"):
+        opened(tmp_path, "adapter.start=tuned", "tuning.objective.name=dpo")
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_moment_of_the_start_leaves_a_folder_that_would_be_run_here(

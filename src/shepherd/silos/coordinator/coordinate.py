@@ -42,7 +42,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine import planning
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
-from shepherd.model import files, lora
+from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.privacy import client_level
@@ -50,7 +50,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
-from shepherd.run import card, changes, checkpoint, folder, ledger, tracking
+from shepherd.run import card, changes, checkpoint, folder, ledger, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -65,7 +65,7 @@ from shepherd.silos.flare.session import JobGone, session
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.training import stack
-from shepherd.training.local import completed, require
+from shepherd.training.local import completed, local_training, require
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -147,7 +147,8 @@ class SilosRun(HeldRun):
         files.write_tokenizer(self.holder.adapter, self.base, stop)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
-            scores = answer_heldout(self.holder, self.planned, self.base, adapter, self._heldout())
+            began = starting.before(self.folder, self.settings, self.base)
+            scores = answer_heldout(self.holder, self.planned, self.base, (began, adapter), self._heldout())
         rows = read_rows(self.folder)
         card.write(
             self.holder.adapter,
@@ -158,6 +159,7 @@ class SilosRun(HeldRun):
             clients=self._taken(rows),
             privacy=ledger.read(self.folder),
             revision=files.named(self.base)[1],
+            start=starting.source(self.folder),
         )
         self._record_end(scores)
         return {"adapter": self.holder.adapter, "answers": scores}
@@ -296,10 +298,19 @@ def open_run(
             f"the aggregation {settings.aggregation.name!r} tunes examples of the server's own, which is for"
             ' a run in one process; over silos, set [aggregation] name = "geometric_median"'
         )
+    if settings.adapter.start and local_training(settings.tuning, consent.plugins).paired:
+        raise SettingsError(
+            f"the objective {settings.tuning.objective.name!r} compares with the adapter that a run begins"
+            " from, and sites keep none; leave out adapter.start, or run it in one process"
+        )
     selection = plugins.selection(settings, consent.plugins)
     require_cohort(settings, aggregation, selection, len(sites))
-    require_sums(settings, plugins.method(settings, consent.plugins), selection, len(sites))
+    method = plugins.method(settings, consent.plugins)
+    require_sums(settings, method, selection, len(sites))
     base = load_base(settings, consent)
+    first = starting.first(settings, base, method)
+    if first.says:
+        echo(first.says)
     if warning := files.rehearse(base):
         echo(warning)
     echo(coverage(base.model, base.targets).sentence)
@@ -322,6 +333,7 @@ def open_run(
     kept = state_file.text(Path(kit), order, None)
     holder = folder.create(settings.output, settings, plan.text(), kept)
     with holder.closed_on_error():
+        starting.keep(holder, first, base)
         _save_start(holder, settings, base, len(sites), consent)
         follower = _make_follower(holder, Path(kit), order, settings, echo, consent)
         return SilosRun(
@@ -514,9 +526,9 @@ def _tree_bytes(tree: Any) -> int:
 def _save_start(
     holder: RunFolder, settings: RunSettings, base: bases.Base, sites: int, consent: Consent
 ) -> None:
-    """Save the state before the first round; the run file alone determines its bits."""
+    """Save the state before the first round; the run file, and adapter.start, alone determine its bits."""
     method = plugins.method(settings, consent.plugins)
-    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    adapter = starting.of_run(holder, settings, base, method)
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
     state = start(method, adapter, _context(settings, adapter, sites, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)

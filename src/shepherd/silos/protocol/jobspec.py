@@ -23,8 +23,9 @@ SITE_TABLES = (
 """Tables of the run file that are sent to sites."""
 SITE_DATA_KEYS = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
 """Keys of [data] that are sent to sites: how examples are rendered, never where they come from."""
-OMITTED_KEYS = {"evaluation": ("data", "metrics")}
-"""Keys of those tables that are not sent, since no site uses them: only the coordinator compares answers."""
+OMITTED_KEYS = {"evaluation": ("data", "metrics"), "adapter": ("start",)}
+"""Keys of those tables that are not sent, since no site uses them: only the coordinator compares answers, and
+reads the adapter to begin with, which sites get in the broadcast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

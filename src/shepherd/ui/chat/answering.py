@@ -7,6 +7,7 @@ for texts in chat.answer("Name two rivers.", arms=["base", "federated"]):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -29,7 +30,7 @@ from shepherd.run.answerer import adapter_of
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings
-from shepherd.ui.chat.arms import FEDERATED, Arm, trainings
+from shepherd.ui.chat.arms import FEDERATED, Arm, of_folder, trainings
 
 REPLACEMENT = "\ufffd"  # what a tokenizer writes for an incomplete character
 
@@ -157,7 +158,12 @@ class Chat:
         return self._adapters[arm.path]
 
 
-def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Consent = NOTHING) -> Chat:
+def open_chat(
+    path: str | Path,
+    arms: Sequence[str] | None = None,
+    consent: Consent = NOTHING,
+    adapters: Sequence[str | Path] = (),
+) -> Chat:
     """Load the base of the run in `path`, and the adapters of its arms.
 
     Args:
@@ -165,16 +171,22 @@ def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Cons
         arms: the only arms to offer; all if None. The adapters of those named here are read at once, of
             other local arms on first use.
         consent: whether code that comes with the base may run.
+        adapters: PEFT folders of the same base, rank and scale to offer as well, each by the folder's name.
 
     Raises:
         FolderError: there is no run, or it has finished no round yet.
-        DataError: there is no such arm.
+        DataError: there is no such arm, or two have one name.
         BaseError: the base cannot be loaded, or needs code that `consent` does not allow.
         AdapterError: an adapter is unreadable, or was made for another base.
     """
     path = Path(path)
     settings = planned(path)
-    chat = Chat(path, settings, load_base(settings, consent), trainings(path, settings))
+    more = [of_folder(Path(each)) for each in adapters]
+    found = {seed: [*own, *more] for seed, own in trainings(path, settings).items()}
+    for own in found.values():
+        if twice := [name for name, count in Counter(arm.name for arm in own).items() if count > 1]:
+            raise DataError(f"two arms are called {twice[0]!r}; rename the folder of one")
+    chat = Chat(path, settings, load_base(settings, consent), found)
     if arms is not None:
         chat.require_arms(arms)
         chat.trainings = {

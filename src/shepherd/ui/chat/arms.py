@@ -96,6 +96,11 @@ def find(path: Path, settings: RunSettings, number: int = 0) -> list[Arm]:
     ]
 
 
+def of_folder(path: Path) -> Arm:
+    """A PEFT folder, or another run, beside the arms of a run."""
+    return Arm(name=path.resolve().name, path=path, says=f"the adapter in {short(str(path))}")
+
+
 def _folders(path: Path) -> list[Path]:
     return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
 

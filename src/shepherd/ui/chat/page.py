@@ -170,6 +170,7 @@ def launch(
     show: bool = False,
     echo: Callable[[str], None] = print,
     consent: Consent = NOTHING,
+    adapters: Sequence[str | Path] = (),
 ) -> None:
     """Open the chat page of the run in `path`, and serve it until Ctrl-C.
 
@@ -181,6 +182,7 @@ def launch(
         show: whether to open the page in the browser.
         echo: gets each line to print, one of them with the address and its token.
         consent: whether code that comes with the base may run, if the run file in the folder asks for it.
+        adapters: PEFT folders of the same base to offer as well.
 
     Raises:
         ShepherdError: gradio is missing, the port is taken, or a fault that `open_chat` raises.
@@ -188,7 +190,7 @@ def launch(
     _gradio()
     echo(f"loading the arms of {path}")
     began = perf_counter()
-    chat = open_chat(path, arms, consent)
+    chat = open_chat(path, arms, consent, adapters)
     echo(f"loaded {chat.settings.model.base} in {perf_counter() - began:.1f} s")
     with serve(chat, port=port, share=share) as url:
         echo(f"{url} (stop it with Ctrl-C)")

@@ -109,13 +109,27 @@ def generate(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1.  [default: a free one]"
 )
 @click.option("--arm", "arms", multiple=True, help="Arm to load, once for each.  [default: all]")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="PEFT folder of the same base to ask as well; repeatable.",
+)
 @click.option("--open", "opened", is_flag=True, help="Open the page in the browser.")
 @click.option(
     "--share", is_flag=True, help="Also serve it by a public Gradio link: anybody who has the link can ask."
 )
 @trust
 def chat(
-    folder: Path, port: int, arms: tuple[str, ...], opened: bool, share: bool, remote_code: bool
+    folder: Path,
+    port: int,
+    arms: tuple[str, ...],
+    adapters: tuple[Path, ...],
+    opened: bool,
+    share: bool,
+    remote_code: bool,
 ) -> None:
     """Ask base, local, federated and centralised models side by side, on a page served to this machine."""
     from shepherd.run.folder import read_settings
@@ -131,4 +145,5 @@ def chat(
         show=opened,
         echo=echo,
         consent=agreed(remote_code),
+        adapters=adapters,
     )

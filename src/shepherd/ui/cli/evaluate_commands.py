@@ -14,7 +14,7 @@ from shepherd.ui.cli.silos import agreed, plugin, trust
 from shepherd.visible import shown_json
 
 OF_DATA, OF_TASKS = (
-    ("answers", "round"),
+    ("answers", "round", "adapter"),
     ("include", "limit", "fewshot", "chat", "formats", "task_code", "hub"),
 )
 """Parameters of --data, and of --tasks."""
@@ -37,6 +37,12 @@ OF_DATA, OF_TASKS = (
 )
 @click.option(
     "--round", type=click.IntRange(min=1), help="Of --data: round of a kept checkpoint.  [default: the last]"
+)
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Of --data: score this PEFT folder of the same base in place of the run's adapter.",
 )
 @click.option(
     "--tasks",
@@ -89,6 +95,7 @@ def evaluate(
     data: Path | None,
     answers: int,
     round: int | None,
+    adapter: Path | None,
     tasks: tuple[str, ...],
     include: tuple[Path, ...],
     limit: int | None,
@@ -116,6 +123,8 @@ def evaluate(
     from shepherd.run.folder import read_settings
 
     settings = read_settings(folder)
+    if adapter is not None and round is not None:
+        raise click.UsageError("--round is of the run's own adapter; leave it out with --adapter")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `generate`
     from shepherd.ui.terminal.running import plain_lines
 
@@ -125,7 +134,7 @@ def evaluate(
         from shepherd.ui.terminal.evaluation_table import print_evaluation
 
         with plain_lines(sys.stderr):
-            found = evaluate_run(folder, data, answers=answers, round=round, consent=consent)
+            found = evaluate_run(folder, data, answers=answers, round=round, adapter=adapter, consent=consent)
         if as_json:
             print(shown_json(json.dumps(found.row(), ensure_ascii=False)))
         else:

@@ -48,6 +48,7 @@ of_client = click.option(
 @into
 @of_round
 @of_client
+@click.option("--all-clients", is_flag=True, help="Write each client's own model, in a folder of its name.")
 @results_option
 @unreleased_option
 @trust
@@ -59,6 +60,7 @@ def export(
     output: Path,
     round: int | None,
     client: str | None,
+    all_clients: bool,
     results: tuple[Path, ...],
     unreleased: bool,
     remote_code: bool,
@@ -69,9 +71,19 @@ def export(
     In PEFT's layout, merged into its base, as GGUF for llama.cpp, or with a Modelfile for Ollama. Keys are
     those of the exporter: dtype=float16
     """
+    if all_clients and (client is not None or results):
+        raise click.UsageError("--all-clients writes every client's model; leave out --client and --results")
     from shepherd.run.export import export as write
+    from shepherd.run.export import export_clients
 
     consent = agreed(remote_code, plugins)
+    if all_clients:
+        places = export_clients(
+            folder, output, to, overrides, round=round, unreleased=unreleased, consent=consent
+        )
+        for place in places.values():
+            echo(f"wrote {place}")
+        return
     serve = write(
         folder,
         output,
@@ -86,6 +98,63 @@ def export(
     echo(f"wrote {output}")
     if serve:
         echo(f"to use it: {serve}")
+
+
+@click.command(short_help="Combine several adapters into one.")
+@click.argument(
+    "adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ADAPTER [ADAPTER ...]"
+)
+@into
+@click.option(
+    "--how",
+    type=click.Choice(["product", "linear", "ties"]),
+    default="product",
+    show_default=True,
+    help="Sum the products, exactly; or mix the factors as PEFT does.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    type=float,
+    help="Weight of an adapter, once for each.  [default: equal ones that sum to 1]",
+)
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    help="Rank of the result, for `product`.  [default: the sum of the ranks]",
+)
+@click.option(
+    "--density",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the numbers to keep, for `ties`.  [default: 0.5]",
+)
+@click.option(
+    "--base", metavar="BASE", help="Their base, where no ADAPTER is a run: a folder, or OWNER/NAME."
+)
+@trust
+def merge(
+    adapters: tuple[Path, ...],
+    output: Path,
+    how: str,
+    weights: tuple[float, ...],
+    rank: int | None,
+    density: float | None,
+    base: str | None,
+    remote_code: bool,
+) -> None:
+    """Combine the adapters of runs, arms or PEFT folders into one PEFT folder.
+
+    `product` adds whole changes of the model. `linear` and `ties` mix A with A and B with B, which is not the
+    same. One ADAPTER alone with --rank is cut to that rank. To compare: shepherd compare RUN FOLDER
+    """
+    from shepherd.run.mix import mix
+
+    consent = agreed(remote_code)
+    written = mix(
+        adapters, output, how, weights=weights, rank=rank, density=density, base=base, consent=consent
+    )
+    echo(f"wrote {written}")
 
 
 @click.command(short_help="Publish a run's adapter on the Hugging Face hub.")

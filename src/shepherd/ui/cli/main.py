@@ -24,9 +24,10 @@ from shepherd.ui.cli.answer_commands import chat, generate
 from shepherd.ui.cli.audit_commands import audit
 from shepherd.ui.cli.compare_commands import compare, judge, report, watch
 from shepherd.ui.cli.data_commands import data
+from shepherd.ui.cli.demo_commands import demo
 from shepherd.ui.cli.drill_commands import drill
 from shepherd.ui.cli.evaluate_commands import evaluate
-from shepherd.ui.cli.export_commands import export, list_plugins, push
+from shepherd.ui.cli.export_commands import export, list_plugins, merge, push
 from shepherd.ui.cli.privacy_commands import privacy
 from shepherd.ui.cli.run_commands import new, resume, run
 from shepherd.ui.cli.silos import silos
@@ -104,9 +105,9 @@ def main() -> None:
 
 
 for command in (
-    *(new, run, resume, data, privacy),
+    *(demo, new, run, resume, data, privacy),
     *(evaluate, compare, judge, audit, drill, report, watch),
-    *(generate, chat, export, push, list_plugins, silos),
+    *(generate, chat, export, merge, push, list_plugins, silos),
 ):
     main.add_command(command)
 
@@ -127,7 +128,7 @@ def _open_closed_streams() -> None:
 
 def start() -> None:
     """Entry point of the program; commands that tune restart once with allocator settings for tuning."""
-    if sys.argv[1:2] in (["run"], ["resume"], ["compare"], ["audit"], ["drill"]):
+    if sys.argv[1:2] in (["demo"], ["run"], ["resume"], ["compare"], ["audit"], ["drill"]):
         malloc.restart()
     _open_closed_streams()
     in_this_process()

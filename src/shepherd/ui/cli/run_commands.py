@@ -125,8 +125,8 @@ def _train_stages(settings: RunSettings, consent: Consent) -> None:
 
     stages.begin(settings)
     folder = Path(settings.output)
-    last, start = stages.train_before(settings, lambda opened: train_stage(opened, folder), consent)
-    train(lambda: open_run(last, consent=consent, start=start), folder)
+    last = stages.train_before(settings, lambda opened: train_stage(opened, folder), consent)
+    train(lambda: open_run(last, consent=consent), folder)
 
 
 @click.command(short_help="Continue a run that was stopped, or extend it.")

@@ -15,7 +15,7 @@ from shepherd.io.progress import many
 from shepherd.run import folder as folders
 from shepherd.run import ledger, release, score_file
 from shepherd.run.changes import NO_DIFFERENCE
-from shepherd.run.folder import planned
+from shepherd.run.folder import RUN_FILE, planned
 from shepherd.run.log import LOG, read_rows
 from shepherd.run.versions import VERSIONS
 from shepherd.settings import published
@@ -67,7 +67,8 @@ def collect(folder: str | Path) -> dict[str, Any]:
     status = _status(path, rows, settings)
     others = _other_measures(compared)
     measures = (*MEASURES, *others)
-    arms = _arms(compared, measures) or single_run.arms(rows, answered)
+    began = single_run.began_with(settings)
+    arms = _arms(compared, measures) or single_run.arms(rows, answered, began)
     privacy = _privacy(path)
     if privacy:  # what each client holds is its own
         index = {}
@@ -76,7 +77,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "format": FORMAT,
         "title": path.resolve().name,
         "status": status,
-        "says": _says(compared) or single_run.says(rows, answered, status),
+        "says": _says(compared) or single_run.says(rows, answered, status, began),
         "settings": settings,
         "versions": _versions(path),
         "comparison": _comparison(compared),
@@ -101,7 +102,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "scores": _scores(path),
         "release": release.of_run(path).row(),
         "judge": _judge(compared),
-        "samples": _samples(compared) or single_run.samples(answered),
+        "samples": _samples(compared) or single_run.samples(answered, began),
     }
     return dict(plain(shown))
 
@@ -112,17 +113,21 @@ def collect_runs(paths: Sequence[Path], compared: Mapping[str, Any]) -> dict[str
     Raises:
         FolderError: a path holds no run, or a file of it is damaged.
     """
-    settings = [published(planned(path)).model_dump(mode="json", exclude_none=True) for path in paths]
     others = _other_measures(compared)
     arms = _arms(compared, (*MEASURES, *others))
-    names = [arm["name"] for arm in arms]
+    # a PEFT folder that was compared with them has neither a run file nor rounds
+    named = [
+        (arm["name"], path) for arm, path in zip(arms, paths, strict=True) if (path / RUN_FILE).is_file()
+    ]
+    names, paths = [name for name, _ in named], [path for _, path in named]
+    settings = [published(planned(path)).model_dump(mode="json", exclude_none=True) for path in paths]
     curves = [
         _curve(name, given["seed"], read_rows(path))
         for name, given, path in zip(names, settings, paths, strict=True)
     ]
     shown = {
         "format": FORMAT,
-        "title": ", ".join(names),
+        "title": ", ".join(arm["name"] for arm in arms),
         "runs": [
             {
                 "name": name,

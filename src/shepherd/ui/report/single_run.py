@@ -1,4 +1,4 @@
-"""Arms, sentences and samples of a run without a comparison: the untrained base and its last round."""
+"""Arms, sentences and samples of a run without a comparison: what it began with, and its last round."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ SAMPLES_PER_CATEGORY = 3
 _ALL = "\0"  # cannot be the name of a category
 
 
-def arms(rows: Sequence[Row], answered: Sequence[Row]) -> list[Row]:
-    """The base (round 0) and the federated arm (the last scored round), without intervals."""
+def began_with(settings: Mapping[str, Any]) -> str:
+    """Name of the arm before round 1: the base alone, or the adapter of `adapter.start`."""
+    return "start" if table(settings.get("adapter")).get("start") else "base"
+
+
+def arms(rows: Sequence[Row], answered: Sequence[Row], began: str = "base") -> list[Row]:
+    """What it began with (round 0) and the federated arm (the last scored round), without intervals."""
     scored = [row for row in rows if table(row.get("heldout"))]
     base = table(scored[0]["heldout"]) if scored and scored[0]["round"] == 0 else {}
     last = table(scored[-1]["heldout"]) if scored and scored[-1]["round"] > 0 else {}
-    found = (("base", base, "right_before"), ("federated", last, "right_after"))
-    shown = [_arm(name, heldout, _right(answered, key), rows) for name, heldout, key in found]
+    found = ((began, "base", base, "right_before"), ("federated", "federated", last, "right_after"))
+    shown = [_arm(name, kind, heldout, _right(answered, key), rows) for name, kind, heldout, key in found]
     return [arm for arm in shown if arm["measures"]]
 
 
-def _arm(name: str, heldout: Row, right: Mapping[str, float], rows: Sequence[Row]) -> Row:
+def _arm(name: str, kind: str, heldout: Row, right: Mapping[str, float], rows: Sequence[Row]) -> Row:
     losses = {category: _point(value) for category, value in numbers(heldout.get("category")).items()}
     by_client = {client: loss for client, loss in numbers(heldout.get("client")).items() if loss is not None}
     worst = max(by_client, key=lambda client: by_client[client], default=None)
@@ -31,7 +36,7 @@ def _arm(name: str, heldout: Row, right: Mapping[str, float], rows: Sequence[Row
     measures = {"right": _point(right.get(_ALL)), "loss": _point(number(heldout.get("loss")))}
     return {
         "name": name,
-        "kind": name,
+        "kind": kind,
         "client": None,
         "categories": {},
         "overrides": [],
@@ -77,11 +82,13 @@ def _right(answered: Sequence[Row], key: str) -> dict[str, float]:
     }
 
 
-def says(rows: Sequence[Row], answered: Sequence[Row], status: Mapping[str, Any]) -> list[str]:
+def says(
+    rows: Sequence[Row], answered: Sequence[Row], status: Mapping[str, Any], began: str = "base"
+) -> list[str]:
     """Sentences about a run without a comparison."""
     if not rows:
         return ["No round is finished yet, so there is nothing to show."]
-    sentences = [_loss_sentence(rows), _right_sentence(answered), _status_sentence(status)]
+    sentences = [_loss_sentence(rows), _right_sentence(answered, began), _status_sentence(status)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -119,29 +126,29 @@ def _change(first: float, last: float) -> str:
     return "fell" if last < first else "rose" if last > first else "stayed"
 
 
-def _right_sentence(answered: Sequence[Row]) -> str:
+def _right_sentence(answered: Sequence[Row], began: str) -> str:
     before = [row["right_before"] for row in answered if isinstance(row.get("right_before"), bool)]
     after = [row["right_after"] for row in answered if isinstance(row.get("right_after"), bool)]
     if not before or not after:
         return ""
     return (
-        f"Of {len(after)} held-out questions with a checker, the base answers {sum(before)} correctly and the"
-        f" trained adapter {sum(after)}."
+        f"Of {len(after)} held-out questions with a checker, the {began} answers {sum(before)} correctly and"
+        f" the trained adapter {sum(after)}."
     )
 
 
-def samples(answered: Sequence[Row]) -> list[Row]:
+def samples(answered: Sequence[Row], began: str = "base") -> list[Row]:
     """The first few answers of each category, whether they are right or not."""
     found: dict[str, list[Row]] = defaultdict(list)
     for row in answered:
         category = text(row.get("category"))
         if len(found[category]) < SAMPLES_PER_CATEGORY:
-            found[category].append(_sample(row))
+            found[category].append(_sample(row, began))
     return [sample for of_category in found.values() for sample in of_category]
 
 
-def _sample(row: Row) -> Row:
-    arms = (("base", "before"), ("federated", "after"))
+def _sample(row: Row, began: str) -> Row:
+    arms = ((began, "before"), ("federated", "after"))
     answers = {arm: {"text": row[key], "right": row.get(f"right_{key}")} for arm, key in arms if key in row}
     return sample({**row, "answers": answers})
 
