@@ -65,6 +65,7 @@ def test_compare(tmp_path: Path) -> None:
     assert {row["arm"] for row in figures["differences"]} == {*names} - {"federated"}
 
 
+@pytest.mark.slow
 def test_tasks(tmp_path: Path) -> None:
     figures = _figures(tasks.main, tmp_path, "--on", "world")
     scores = {each["name"]: each for each in figures["scores"]}

@@ -87,9 +87,9 @@ def test_batches_are_bounded_in_tokens(llama, monkeypatch) -> None:
     expected = answers(llama, adapter(llama, 1), None)
     sizes = []
 
-    def counted(base, adapters, prompts, longest, *rest):
+    def counted(base, adapters, prompts, longest, *rest, **more):
         sizes.append(len(adapters) * len(prompts) * (max(map(len, prompts)) + longest))
-        return answer(base, adapters, prompts, longest, *rest)
+        return answer(base, adapters, prompts, longest, *rest, **more)
 
     answer = generation.answer
     monkeypatch.setattr(generation, "answer", counted)
