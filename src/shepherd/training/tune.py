@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -35,8 +36,10 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
+from shepherd.model.transfer import to_device
 from shepherd.settings import TuningTable
 from shepherd.training import cores, example_privacy, score, stack
+from shepherd.training.ahead import ahead
 from shepherd.training.example_privacy import ExamplePrivacy, fewest_tokens
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.loss import capped, token_losses, weighted_loss
@@ -161,7 +164,7 @@ def tune(
     bases = bases_of(algorithm, broadcast.adapter, broadcast.round)
     lora.bind_adapters(base.model, base.targets, adapters.all)
     with tuning_attention(base):
-        losses = _run(base, adapters, ordered_job, bases, references, watch)
+        losses = _run(base, adapters, ordered_job, bases, references, watch).cpu().numpy()
     results = zip(ordered, starts, stack.trained_adapters(adapters, starts, ranks), losses, strict=True)
     tuned = {
         visit.client: _result(job, visit, start, local, loss, bases) for visit, start, local, loss in results
@@ -176,8 +179,12 @@ def _run(
     bases: Bases,
     references: Sequence[NDArray[np.float64]],
     watch: Callable[[Progress], None],
-) -> NDArray[np.float64]:
-    """Run all optimiser steps; returns the sum of losses over each visit's trained tokens, (K,)."""
+) -> Tensor:
+    """Run all optimiser steps; returns the sum of losses over each visit's trained tokens, (K,).
+
+    On a GPU, nothing in a step waits for it: what the host reads, it reads after the last step, or about once
+    a second.
+    """
     visits, tuning = job.visits, job.tuning
     core = cores.build(adapters, bases) if bases else None
     stepped = adapters if core is None else core.stack
@@ -187,23 +194,27 @@ def _run(
     least = 0 if clipped is None else fewest_tokens(clipped.sums.shape[1], job.micro_batch_tokens)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
-    steps, reported_at = max((len(visit.batches) for visit in visits), default=0), monotonic()
-    for step in range(steps):
+    steps, reported_at, loss = max((len(visit.batches) for visit in visits), default=0), monotonic(), 0.0
+    every = [
+        [job.learning_rate * stack.rate(tuning, step, len(v.batches)) for v in visits]
+        for step in range(steps)
+    ]
+    every_rate = torch.tensor(every, device=base.device)  # (steps, K); one at a time would wait for a GPU
+    laid_out = ahead(partial(_passes, base, job, least=least), range(steps), base.device)
+    for step, waiting in enumerate(laid_out):
         adapters.grads.zero_()
-        shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed, least=least)
-        weights = _weights(base, job, step, shared, references)
-        for rows in shared:
+        weights = _weights(base, job, step, waiting, references)
+        for rows, batch in waiting:
             with nullcontext() if clipped is None else clipped.collecting(base, rows):
-                tokens += _accumulate(base, job, rows, weights, sums)
+                tokens += _accumulate(base, job, rows, batch, weights, sums)
             trained += sum(int(visits[row.client].trained_tokens[row.examples].sum()) for row in rows)
             if monotonic() - reported_at > REPORT_INTERVAL_S:  # a step of a large base may take minutes
-                watch(_progress(job, tokens, _mean(sums, trained), step, steps))
-                reported_at = monotonic()
+                loss, reported_at = _mean(sums, trained), monotonic()
+                watch(_progress(job, tokens, loss, step, steps))
         if clipped is not None:
             making = {k: (v.client, v.expected_batch) for k, v in enumerate(visits) if step < len(v.batches)}
             clipped.release(making, step)
-        shape = [job.learning_rate * stack.rate(tuning, step, len(visit.batches)) for visit in visits]
-        rates = torch.tensor(shape, device=base.device)  # (K,)
+        rates = every_rate[step]
         correct(Step(index=step, rates=rates.view(-1, 1, 1)))
         for name, mask in adapters.masks.items():
             adapters.grad(name).mul_(mask)
@@ -215,8 +226,11 @@ def _run(
         if core is not None:
             cores.push(core, adapters)
         stack.keep_fixed(adapters)
-        watch(_progress(job, tokens, _mean(sums, trained), step, steps))
-    return sums.cpu().numpy()
+        # a GPU is not made to wait for the number at each step, but once it ends
+        if base.device.type == "cpu" or step + 1 == steps:
+            loss = _mean(sums, trained)
+        watch(_progress(job, tokens, loss, step, steps))
+    return sums
 
 
 def _progress(job: Job, tokens: int, loss: float, step: int, steps: int) -> Progress:
@@ -258,12 +272,12 @@ def _weights(
     base: Base,
     job: Job,
     step: int,
-    passes: Sequence[Sequence[Row]],
+    waiting: Sequence[tuple[list[Row], PackedBatch]],
     references: Sequence[NDArray[np.float64]],
 ) -> list[NDArray[np.float32]]:
     """Weight of each example's tokens for each client, (n,) each; 0 for examples that are not in the step."""
     weights = [np.zeros(len(visit.data), np.float32) for visit in job.visits]
-    sums = _policy(base, job, passes) if job.training.objective.needs_scores else []
+    sums = _policy(base, job, waiting) if job.training.objective.needs_scores else []
     for k, visit in enumerate(job.visits):
         if step < len(visit.batches):
             taken = visit.batches[step]
@@ -278,11 +292,13 @@ def _weights(
     return weights
 
 
-def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArray[np.float64]]:
+def _policy(
+    base: Base, job: Job, waiting: Sequence[tuple[list[Row], PackedBatch]]
+) -> list[NDArray[np.float64]]:
     """Summed log-probability of a step's examples under each client's current adapter, (n,) each."""
     sums = [np.zeros(len(visit.data)) for visit in job.visits]
-    for rows in passes:
-        batch = _batch(base, job.visits, rows)
+    for rows, laid_out in waiting:
+        batch = to_device(laid_out, base.device)
         with torch.no_grad(), pass_plan.use_plan(batch.plan):
             states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
             every = token_losses(base, prediction_states(states, batch), batch.targets).double().cpu().numpy()
@@ -336,12 +352,16 @@ def _rows(
 
 
 def _accumulate(
-    base: Base, job: Job, rows: Sequence[Row], weights: Sequence[NDArray[np.float32]], sums: Tensor
+    base: Base,
+    job: Job,
+    rows: Sequence[Row],
+    laid_out: PackedBatch,
+    weights: Sequence[NDArray[np.float32]],
+    sums: Tensor,
 ) -> int:
     """Run one forward and backward pass: add gradients to the stack and losses to `sums`; return tokens."""
-    batch = _batch(base, job.visits, rows, apart=job.privacy is not None)
     each = np.concatenate([weights[row.client][row.examples] for row in rows])  # of each example
-    weight = torch.from_numpy(each[batch.examples]).to(base.device)  # (M,)
+    batch, weight = to_device((laid_out, torch.from_numpy(each[laid_out.examples])), base.device)  # (M,)
     with pass_plan.use_plan(batch.plan):
         states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
         hidden = prediction_states(states, batch)  # (M, width), from (U, width)
@@ -352,13 +372,16 @@ def _accumulate(
     return sum(row.tokens for row in rows)
 
 
-def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row], apart: bool = False) -> PackedBatch:
-    if base.packed:
-        data = [visit.data for visit in visits]
-        share = not base.adapter.dropout
-        return pack_batch(data, rows, base.device, training=True, share=share, apart=apart)
-    (row,) = rows
-    return pad_batch(visits[row.client].data, row, base.device, training=True, apart=apart)
+def _passes(base: Base, job: Job, step: int, *, least: int) -> list[tuple[list[Row], PackedBatch]]:
+    """The passes of one optimiser step, each with its batch on the processor."""
+    data, apart = [visit.data for visit in job.visits], job.privacy is not None
+    cut = passes(job.visits, step, job.micro_batch_tokens, packed=base.packed, least=least)
+    if not base.packed:
+        return [([row], pad_batch(data[row.client], row, training=True, apart=apart)) for (row,) in cut]
+    share = not base.adapter.dropout
+    return [
+        (rows, pack_batch(data, rows, base.device, training=True, share=share, apart=apart)) for rows in cut
+    ]
 
 
 def _gradient_correction(adapters: stack.Stack, job: Job) -> Callable[[Step], None]:
