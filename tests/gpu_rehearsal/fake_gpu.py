@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shepherd.model.base import Base
@@ -38,11 +38,15 @@ class WaitingCopyError(Exception):
 
 @dataclass
 class Copies(TorchDispatchMode):
-    """Counts copies to the GPU; refuses those from it, and, where `strict`, those that wait."""
+    """Counts copies to the GPU; refuses those from it, and, where `strict`, those that wait.
+
+    With `answers_reads`, a value that the host reads is 0 or False, and the reads are counted.
+    """
 
     strict: bool = False
+    answers_reads: bool = False
     count: int = 0
-    allowed_reads: bool = False
+    reads: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -51,14 +55,37 @@ class Copies(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
+        if (
+            func.namespace == "aten" and func._can_decompose()
+        ):  # in inference mode an operation made of others arrives whole
+            with self:
+                return func.decompose(*args, **options)
         source, target = _copied(func, args, options)
-        if (source, target) == ("cuda", "cpu") and not self.allowed_reads:
+        if func is torch.ops.aten._local_scalar_dense.default and self.answers_reads:
+            self.reads += 1
+            return False if args[0].dtype == torch.bool else 0
+        if (source, target) == ("cuda", "cpu"):
             raise HostReadError(f"{func}: a copy from the GPU")
         if (source, target) == ("cpu", "cuda"):
-            self.count += 1
-            if self.strict and not (options.get("non_blocking") or args[2:3] == (True,)):
-                raise WaitingCopyError(f"{func}: a copy to the GPU that waits")
+            self._to_gpu(waits=not (options.get("non_blocking") or args[2:3] == (True,)))
         return func(*args, **options)
+
+    def tensor(self, data: Any, *, device: Any = None, **options: Any) -> Tensor:
+        """Stands in for `torch.tensor`, which otherwise keeps a small constant and so needs the driver."""
+        if device is None or torch.device(device).type == "cpu":
+            return _tensor(data, **options)
+        with unset_fake_temporarily():
+            made = _tensor(data, **options)
+        self._to_gpu(waits=True)
+        return torch.empty(made.shape, dtype=made.dtype, device=device)
+
+    def _to_gpu(self, *, waits: bool) -> None:
+        self.count += 1
+        if self.strict and waits:
+            raise WaitingCopyError("a copy to the GPU from memory that is not pinned")
+
+
+_CpuGenerator, _tensor = torch.Generator, torch.tensor
 
 
 def _copied(func: Any, args: Sequence[Any], options: dict[str, Any]) -> tuple[str, str]:
@@ -77,6 +104,8 @@ class FakeGPU:
     """What a test needs to know of the rehearsal around it."""
 
     copies: Copies = field(default_factory=Copies)
+    leaves: int = 0
+    """Gradients that leaves got, over all backward passes."""
 
 
 @contextlib.contextmanager
@@ -86,16 +115,14 @@ def fake_gpu() -> Iterator[FakeGPU]:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         here.copies,
-        mock.patch.object(torch.Tensor, "backward", _backward),
+        mock.patch.object(torch.Tensor, "backward", lambda loss: _backward(here, loss)),
         mock.patch.object(torch.autograd, "grad", _grad),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, device=None: tensor),
-        mock.patch("torch.Generator", lambda device: _CpuGenerator()),
-        mock.patch("torch.cuda.get_device_capability", lambda device=None: (9, 0)),
+        mock.patch("torch.Generator", return_value=_CpuGenerator()),
+        mock.patch("torch.tensor", here.copies.tensor),
+        mock.patch("torch.cuda.get_device_capability", return_value=(9, 0)),
     ):
         yield here
-
-
-_CpuGenerator = torch.Generator
 
 
 def on_gpu(base: Base, dtype: torch.dtype = torch.bfloat16) -> Base:
@@ -113,11 +140,12 @@ def on_gpu(base: Base, dtype: torch.dtype = torch.bfloat16) -> Base:
 # the backward pass ------------------------------------------------------------------------------------------
 
 
-def _backward(loss: Tensor, gradient: Tensor | None = None) -> None:
+def _backward(here: FakeGPU, loss: Tensor) -> None:
     """`loss.backward()`: adds to the `grad` of every leaf."""
-    start = torch.ones_like(loss) if gradient is None else gradient
+    start = torch.ones_like(loss)
     for leaf, found in _walk([(loss, start)]).items():
         _add_to(leaf, found)
+        here.leaves += 1
 
 
 def _grad(outputs: Tensor, inputs: Tensor, grad_outputs: Tensor) -> tuple[Tensor]:
@@ -163,12 +191,20 @@ def _walk(starts: Sequence[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
             if other is None:
                 continue
             if gradient is not None:
+                gradient = _as_expected(gradient, other._input_metadata[number])
                 place = arrived.setdefault(other, {})
                 place[number] = place[number] + gradient if number in place else gradient
             waiting[other] -= 1
             if not waiting[other]:
                 ready.append(other)
     return leaves
+
+
+def _as_expected(gradient: Tensor, output: Any) -> Tensor:
+    """The gradient in the dtype and shape of the output that it is of, as the engine makes it."""
+    if gradient.device != output.device:
+        raise AssertionError(f"a gradient on {gradient.device} of an output on {output.device}")
+    return gradient.sum_to_size(tuple(output.shape)).to(output.dtype)
 
 
 def _call(node: Any, inputs: dict[int, Tensor]) -> Sequence[Tensor | None]:
@@ -178,12 +214,7 @@ def _call(node: Any, inputs: dict[int, Tensor]) -> Sequence[Tensor | None]:
     call: Callable[..., Any] = (
         node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
     )
-    arguments = [inputs.get(number) for number in range(_outputs(node, inputs))]
+    arguments = [inputs.get(number) for number in range(len(node._input_metadata))]
     with torch.no_grad():
         found = call(*arguments)
     return found if isinstance(found, tuple) else (found,)
-
-
-def _outputs(node: Any, inputs: dict[int, Tensor]) -> int:
-    metadata = getattr(node, "_input_metadata", None)
-    return len(metadata) if metadata else max(inputs) + 1

@@ -199,7 +199,7 @@ def _run(
         [job.learning_rate * stack.rate(tuning, step, len(v.batches)) for v in visits]
         for step in range(steps)
     ]
-    every_rate = torch.tensor(every, device=base.device)  # (steps, K); one at a time would wait for a GPU
+    every_rate = to_device(torch.tensor(every), base.device)  # (steps, K)
     laid_out = ahead(partial(_passes, base, job, least=least), range(steps), base.device)
     for step, waiting in enumerate(laid_out):
         adapters.grads.zero_()
