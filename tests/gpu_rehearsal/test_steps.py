@@ -7,13 +7,14 @@ from unittest import mock
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from shepherd.model import attention, generate, lora_layers
 from shepherd.model.base import Base
 from shepherd.training import local
 from shepherd.training.example_privacy import ExamplePrivacy
 from shepherd.training.optimisers import sgd
-from tests.gpu_rehearsal.fake_gpu import GPU, fake_gpu, on_gpu
+from tests.gpu_rehearsal.fake_gpu import GPU, WaitingCopyError, fake_gpu, on_gpu
 from tests.gpu_rehearsal.rehearsing import REHEARSAL, STEPS, rehearse, step_is_never_read
 from tests.model import bases
 
@@ -95,3 +96,10 @@ def test_in_float32_the_buckets_are_used(tmp_path: Path) -> None:
         assert attention.varlen_takes(q.bfloat16(), q.bfloat16())
         wide = torch.empty(4, 2, 512, device=GPU, dtype=torch.bfloat16)
         assert not attention.varlen_takes(wide, wide)
+
+
+def test_adapted_experts_wait_for_the_router_in_each_layer(tmp_path: Path) -> None:
+    """Known and documented: their products are cut by counts that the host reads (docs/performance.md)."""
+    base = loaded("mixtral", tmp_path, target_parameters=list(bases.STACKS))
+    with step_is_never_read(), pytest.raises((DynamicOutputShapeException, WaitingCopyError)):
+        rehearse(base)

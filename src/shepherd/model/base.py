@@ -374,7 +374,7 @@ def load_network(
         ) from error
     _require_complete(model, report)
     for module in network.modules():
-        # else bitsandbytes lays weights out anew for a kernel without gradients, at the first pass without any
+        # else a pass without gradients makes bitsandbytes lay weights out for a kernel that has none
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     network.generation_config = GenerationConfig()  # without the base's own repetition penalty and such
