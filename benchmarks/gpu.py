@@ -68,7 +68,7 @@ CASES = (
 SMALL = {**large.SMALL, "vocab_size": 256}
 REHEARSED = (
     Case(name="tiny", shape=SMALL, stacks=(1, 2), clients=2, seconds=1, batch=2),
-    Case(name="tiny 4 bits", shape=SMALL, stacks=(2,), clients=2, seconds=1, batch=2, four_bits=True),
+    Case(name="tiny 4 bits", shape=SMALL, stacks=(1,), clients=1, seconds=1, batch=2, four_bits=True),
 )
 
 

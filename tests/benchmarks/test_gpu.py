@@ -19,7 +19,7 @@ def test_rehearsed_it_prints_and_writes_every_row(tmp_path, capsys) -> None:
         sides = figures["cases"][case.name]["sides"]
         assert list(sides) == [gpu.RECIPE, *(gpu.ENGINE.format(size) for size in case.stacks)]
         assert all(len(side["seconds"]) == 1 and side["tokens_per_second"] > 0 for side in sides.values())
-    assert "tiny 4 bits: engine, stack of 2" in capsys.readouterr().out
+    assert "tiny 4 bits: engine, stack of 1" in capsys.readouterr().out
 
 
 def test_what_there_is_no_time_for_is_said_and_the_rest_is_kept(tmp_path, capsys) -> None:
