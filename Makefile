@@ -6,6 +6,7 @@
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
 # make docs       the documents as a site, in build/site
 # make oldest-peft fetch the oldest PEFT that is allowed, for one of the slow tests
+# make rehearse-gpu the trainer as if on a GPU, without one: in .venv-gpu, PyTorch's CUDA build, 5.3 GB
 # make coverage   the fast tests once more, with the share of lines that they run, which must not fall
 # make demo-silos a server and three sites on this machine, five rounds
 # make dist       both distributions, in dist/
@@ -36,13 +37,13 @@ TORCH ?= $(if $(NO_GPU),cpu,default)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
-OFFLINE := demo demo-real demo-silos test tests coverage test-slow test-architectures test-silos
+OFFLINE := demo demo-real demo-silos test tests coverage test-slow test-architectures test-silos rehearse-gpu
 $(OFFLINE): export HF_HUB_OFFLINE := 1
 $(OFFLINE): export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo demo-real demo-silos dist docs test format lint types tests coverage test-slow \
-  test-architectures test-silos oldest-peft
+  test-architectures test-silos oldest-peft rehearse-gpu
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -104,6 +105,17 @@ test-slow: $(DEV)
 
 test-architectures: $(DEV)
 	$(BIN)/pytest -m architectures tests/model/test_architectures.py
+
+# === leaves out local versions, such as a build for processors that lies nearer than the CUDA build
+GPU := .venv-gpu$(VERSION)/installed
+$(GPU): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install $(PIP_ARGS) "torch===$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(@D)/bin/pip install -c constraints.txt $(PIP_ARGS) -e '.[train]' hypothesis pytest
+	@touch $@
+
+rehearse-gpu: $(GPU)
+	$(<D)/bin/pytest -m gpu_rehearsal tests/gpu_rehearsal
 
 oldest-peft: $(DEV)
 	PIP_CONSTRAINT= $(BIN)/pip install --quiet --no-deps --upgrade --target .oldest-peft \

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,13 @@ SHAPE = {
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
+}
+SHAPE_7B = {
+    **SHAPE,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
 }
 SMALL = {
     **SHAPE,
@@ -47,17 +55,26 @@ MOST_TOKENS = 384
 def write(folder: Path, seed: int, shape: Mapping[str, int] = SHAPE) -> Path:
     """The base and a tokenizer beside it, which only has to be there: examples are made as tokens."""
     transformers_logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network(seed, shape, device, torch.bfloat16).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def network(seed: int, shape: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> Any:
+    """A base of this shape with random weights."""
     torch.manual_seed(seed)
     config = LlamaConfig(**shape, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False)
-    with torch.device(device):
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    network.save_pretrained(folder)
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows only the special tokens."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
 def clients(count: int, examples: int, shape: Mapping[str, int], seed: int) -> dict[str, Tokens]:

@@ -32,7 +32,7 @@ from shepherd.core import Adapter
 from shepherd.data.tokens import Tokens
 from shepherd.machine import memory
 from shepherd.model.base import load_tokenizer
-from shepherd.settings import ModelTable
+from shepherd.settings import AdapterTable, ModelTable
 from shepherd.training.optimisers import adamw
 
 MASKED = -100
@@ -49,31 +49,44 @@ def recipe(work: Work, *, bfloat16: bool) -> Callable[[Work], Measured]:
     model = _model(work, torch.bfloat16 if bfloat16 else torch.float32).to(device)
     examples = {name: rows(data) for name, data in work.clients.items()}
 
-    def visit_all(asked: Work) -> Measured:
-        taken = {
-            name: [examples[name][i] for step in asked.steps(name) for i in step] for name in asked.clients
-        }
-        start = {name: torch.from_numpy(tensor.copy()) for name, tensor in asked.start.items()}
-        with TemporaryDirectory() as scratch:
-            arguments = _arguments(asked, device, bfloat16, scratch)
-            began = perf_counter()
-            mean, losses = _round(model, start, taken, arguments, collator)
-            seconds = perf_counter() - began
-        return Measured(
-            seconds=seconds,
-            adapter=Adapter({name: tensor.float().numpy() for name, tensor in mean.items()}),
-            loss=_mean_loss(asked, losses),
-            peak_bytes=device_bytes(device),
-            dtype="bfloat16" if bfloat16 else "float32",
-        )
+    return lambda asked: one_round(model, asked, examples, collator, device, bfloat16=bfloat16)
 
-    return visit_all
+
+def one_round(
+    model: Any,
+    asked: Work,
+    examples: Mapping[str, list[dict[str, list[int]]]],
+    collator: DataCollatorForSeq2Seq,
+    device: torch.device,
+    *,
+    bfloat16: bool,
+) -> Measured:
+    """Every client of `asked` in turn on a PEFT model; `examples` are its clients', as `rows` gives them."""
+    taken = {name: [examples[name][i] for step in asked.steps(name) for i in step] for name in asked.clients}
+    start = {name: torch.from_numpy(tensor.copy()) for name, tensor in asked.start.items()}
+    with TemporaryDirectory() as scratch:
+        arguments = _arguments(asked, device, bfloat16, scratch)
+        began = perf_counter()
+        mean, losses = _round(model, start, taken, arguments, collator)
+        seconds = perf_counter() - began
+    return Measured(
+        seconds=seconds,
+        adapter=Adapter({name: tensor.float().numpy() for name, tensor in mean.items()}),
+        loss=_mean_loss(asked, losses),
+        peak_bytes=device_bytes(device),
+        dtype="bfloat16" if bfloat16 else "float32",
+    )
 
 
 def _model(work: Work, dtype: torch.dtype) -> Any:
     table: ModelTable = work.settings.model
     adapter = work.settings.adapter
     base = AutoModelForCausalLM.from_pretrained(table.base, revision=table.revision, dtype=dtype)
+    return adapted(base, adapter)
+
+
+def adapted(base: Any, adapter: AdapterTable) -> Any:
+    """The PEFT model of a base with these adapters."""
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,

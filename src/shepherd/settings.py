@@ -84,7 +84,7 @@ class ModelTable(Table):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the frozen base; "auto" takes bfloat16 where the device computes it fast."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
-    """Quantise the base with bitsandbytes; needs CUDA and the extra [quantize]."""
+    """Quantise the base with bitsandbytes, on CUDA or a processor; needs the extra [quantize]."""
     trust_remote_code: Annotated[bool, Strict()] = False
     """Run code that comes with the base. It also needs --trust-remote-code; read the code first."""
 

@@ -252,3 +252,63 @@ def test_what_it_cannot_do_is_refused_by_name() -> None:
         pytest.raises(BaseError, match="a position bias"),
     ):
         packed_attention(torch.nn.Module(), q, q, q, None, position_bias=q)
+
+
+def dense_varlen(
+    q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, most_q: int, most_k: int, **options: Any
+) -> Tensor:
+    """What PyTorch documents of `varlen_attn`, span by span: windows are aligned at the last key."""
+    assert options["enable_gqa"] == (q.shape[1] != k.shape[1])
+    assert (ends_q.dtype, ends_k.dtype) == (torch.int32, torch.int32)
+    assert (most_q, most_k) == (int(ends_q.diff().max()), int(ends_k.diff().max()))
+    assert all(states.is_contiguous() for states in (q, k, v))
+    groups, (left, right) = q.shape[1] // k.shape[1], options["window_size"]
+    spans = []
+    for (a, b), (c, d) in zip(pairwise(ends_q.tolist()), pairwise(ends_k.tolist()), strict=True):
+        keys, values = (t[c:d].repeat_interleave(groups, 1).transpose(0, 1) for t in (k, v))
+        scores = q[a:b].transpose(0, 1) @ keys.transpose(1, 2) * options["scale"]
+        place = torch.arange(b - a)[:, None] + (d - c) - (b - a)
+        seen = torch.arange(d - c)[None] <= place + right
+        if left >= 0:
+            seen &= torch.arange(d - c)[None] >= place - left
+        spans.append((scores.masked_fill(~seen, -math.inf).softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(spans)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("after", [None, AFTER])
+@pytest.mark.parametrize(("scaling", "window"), [(None, None), (0.7, 8), (None, 100)])
+def test_the_variable_length_kernel_is_called_rightly(kv_heads, after, scaling, window, monkeypatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", dense_varlen)
+    monkeypatch.setattr(attention, "varlen_takes", lambda query, value: True)
+    own = q, k, v = states(4, 0), states(kv_heads, 1), states(kv_heads, 2)
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device, parents=after, cuda=True)):
+        out, _ = packed_attention(torch.nn.Module(), q, k, v, None, scaling=scaling, sliding_window=window)
+    written = written_out if after is None else written_out_shared
+    expected = written(q, k, v, scaling, window, None)
+    torch.testing.assert_close(out, expected)
+    outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=out.dtype)
+    got = torch.autograd.grad((out * outer).sum(), own)
+    wanted = torch.autograd.grad((expected * outer).sum(), own)
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "options", [{"softcap": 2.0}, {"s_aux": torch.zeros(4, dtype=torch.float64)}, {"chunk": 5}]
+)
+def test_what_the_kernel_lacks_takes_the_buckets(options, monkeypatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", None)  # not callable
+    monkeypatch.setattr(attention, "varlen_takes", lambda query, value: True)
+    if chunk := options.get("chunk"):
+        options = {}
+        monkeypatch.setattr(attention, "_reach", lambda module, options: Reach(None, chunk))
+    q, k, v = states(4, 0), states(4, 1), states(4, 2)
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device, cuda=True)):
+        out, _ = packed_attention(torch.nn.Module(), q, k, v, None, **options)
+    assert out.shape == (1, sum(LENGTHS), 4, WIDTH)
+
+
+def test_on_a_processor_the_kernel_is_never_chosen() -> None:
+    q = torch.zeros(3, 2, 8, dtype=torch.bfloat16)
+    assert not attention.varlen_takes(q, q)
+    assert pass_plan.packed(LENGTHS, [], q.device).varlen is None

@@ -158,12 +158,6 @@ def test_a_base_without_a_tokenizer_is_refused(copy) -> None:
     assert f"base {copy} has no readable tokenizer" in refused(copy)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_quantising_without_cuda_is_refused(llama_folder, bits) -> None:
-    assert f'model.quantize = "{bits}" needs CUDA' in refused(llama_folder, quantize=bits)
-
-
 @pytest.mark.parametrize("device", ["warp", "cuda:99", "cpu:x"])
 def test_a_device_that_is_not_there_is_named(llama_folder, device) -> None:
     assert f'device "{device}" is not available here' in refused(llama_folder, device=device)

@@ -37,11 +37,9 @@ def test_what_is_read_is_the_same_and_the_rest_is_left_out(name, tmp_path) -> No
 
 def test_segments_are_narrowed_to_the_places_that_are_read() -> None:
     segments = [pass_plan.Segment(adapter=k, start=5 * k, stop=5 * k + 5, dropout_seed=k) for k in range(3)]
-    plan = pass_plan.narrowed(
-        pass_plan.packed(
-            [15], segments, READ.device, output_positions=torch.tensor([2, 4, 11]), training=True
-        )
-    )
+    read = torch.tensor([2, 4, 11])
+    plan = pass_plan.packed([15], segments, READ.device, output_positions=read, training=True).read
+    assert plan is not None
     assert [(s.adapter, s.start, s.stop, s.dropout_seed) for s in plan.segments] == [
         (0, 0, 2, 0),
         (1, 2, 2, 1),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from inspect import signature
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,11 +20,21 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from shepherd.errors import BaseError
-from shepherd.model.pass_plan import Buckets, active_plan
+from shepherd.model.pass_plan import Buckets, Varlen, active_plan
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before PyTorch 2.10
+    varlen_attn = None
+if varlen_attn is not None and not {"enable_gqa", "num_splits"} <= set(signature(varlen_attn).parameters):
+    varlen_attn = None  # an earlier form
 
 PACKED = "shepherd_packed"
 WINDOW_UNUSED = ("moshi", "moshi_depth")  # whose configurations name a window that no mask has
 BLOCK_QUERIES, MIN_BLOCKED_QUERIES = 64, 160  # below the second, blocks save no time
+FLASH_CAPABILITY = (8, 0)  # Ampere
+MAX_FLASH_SIZE = 256  # of a head
 KEY_MULTIPLE = 32  # of keys: PyTorch's softmax in bfloat16 takes up to twice as long over a remainder
 
 
@@ -74,10 +85,15 @@ def packed_attention(
     if options.get("position_bias") is not None:
         raise BaseError("its attention adds a position bias, which packed attention lacks")
     padding = plan.padding
-    q = _rows(query, padding.queries)
-    k, v = (_rows(states, padding.keys) for states in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     reach = _reach(module, options)
+    bare = softcap is None and s_aux is None and reach.chunk is None
+    if plan.varlen is not None and bare and varlen_takes(query, value):
+        line = [states[0].transpose(0, 1) for states in (query, key, value)]  # (N, heads, D) each
+        attended = varlen_attention(line[0], line[1], line[2], plan.varlen, scale=scale, window=reach.window)
+        return attended.unsqueeze(0), None
+    q = _rows(query, padding.queries)
+    k, v = (_rows(states, padding.keys) for states in (key, value))
     outputs = [
         _attention(*parts, scale=scale, reach=reach, softcap=softcap, sinks=s_aux)
         for parts in zip(q, k, v, strict=True)
@@ -98,6 +114,47 @@ def _reach(module: torch.nn.Module, options: Mapping[str, Any]) -> Reach:
     masked = kind in (None, "sliding_attention") and getattr(config, "model_type", "") not in WINDOW_UNUSED
     own = getattr(config, "sliding_window", None) if masked else None
     return Reach(window=options.get("sliding_window", own) or None, chunk=chunk)
+
+
+def varlen_takes(query: Tensor, value: Tensor) -> bool:
+    """Whether PyTorch's variable-length kernel (FlashAttention, on CUDA) computes attention of this kind."""
+    size = query.shape[-1]
+    fits = size == value.shape[-1] and size % 8 == 0 and size <= MAX_FLASH_SIZE
+    return fits and query.dtype in (torch.bfloat16, torch.float16) and _has_flash(query.device)
+
+
+@lru_cache(maxsize=8)
+def _has_flash(device: torch.device) -> bool:
+    if varlen_attn is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: Varlen, *, scale: float, window: int | None
+) -> Tensor:
+    """Causal attention inside each span, prefix included: query (N, H, D), key and value (N, H_kv, D).
+
+    The kernel lets the last query of a span see its last key, and each earlier one a key less: just what a
+    span after a prefix needs. Its windows are counted without the token itself.
+    """
+    if spans.keys is not None:  # keys of a shared prefix in front of each span that continues it
+        key, value = (_Padded.apply(states, spans.keys) for states in (key, value))  # type: ignore[no-untyped-call]
+    # one split: the sums of a span must not depend on the longest other one (law 1)
+    attended: Tensor = varlen_attn(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        spans.query_ends,
+        spans.key_ends,
+        spans.most_queries,
+        spans.most_keys,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+        num_splits=1,
+    )
+    return attended
 
 
 def _rows(line: Tensor, buckets: Buckets) -> list[Tensor]:

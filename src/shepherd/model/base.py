@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -372,6 +373,10 @@ def load_network(
             " safetensors"
         ) from error
     _require_complete(model, report)
+    for module in network.modules():
+        # else a pass without gradients makes bitsandbytes lay weights out for a kernel that has none
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     network.generation_config = GenerationConfig()  # without the base's own repetition penalty and such
     return network
 
@@ -409,8 +414,15 @@ def _is_not_load_report(record: logging.LogRecord) -> bool:
 
 
 def _quantisation(model: ModelTable, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if device.type != "cuda":
-        raise BaseError(f'model.quantize = "{model.quantize}" needs CUDA; write "none" on {device.type}')
+    if device.type not in ("cuda", "cpu"):
+        raise BaseError(
+            f'model.quantize = "{model.quantize}" needs CUDA or a processor; write "none" on {device.type}'
+        )
+    if find_spec("bitsandbytes") is None:
+        raise BaseError(
+            f'model.quantize = "{model.quantize}" needs bitsandbytes; install the extra [quantize], or write'
+            ' "none"'
+        )
     if model.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shepherd.model.pass_plan import active_plan, narrowed, use_plan
+from shepherd.model.pass_plan import active_plan, use_plan
 
 
 def skip_unread_positions(network: nn.Module) -> None:
@@ -34,9 +34,9 @@ def _forward_read_positions(
     router's scores) runs unchanged.
     """
     plan = active_plan()
-    if plan is None or plan.output_positions is None or more or options:
+    if plan is None or plan.read is None or plan.output_positions is None or more or options:
         return forward(hidden, *more, **options)
-    with use_plan(narrowed(plan)):
+    with use_plan(plan.read):
         found = forward(hidden.index_select(1, plan.output_positions))
     if not isinstance(found, Tensor):
         mlp.forward = forward  # from now on

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shepherd.core import seed_for
 from shepherd.errors import BaseError
-from shepherd.model.pass_plan import Examples, PassPlan, Segment, active_plan, apart
+from shepherd.model.pass_plan import Examples, Groups, PassPlan, Segment, active_plan, apart
+from shepherd.model.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Rows:
 
 
 NO_ROWS = Rows(None, None)
+GROUPED_MULTIPLE, MAX_GROUPS = 8, 1024
+"""Of a rank and a width, so that rows of bfloat16 begin at 16 bytes; and of groups that a kernel takes."""
 
 
 class StackedLinear(nn.Module):
@@ -63,10 +68,59 @@ class StackedLinear(nn.Module):
         examples = _examples_in_tokens(plan, len(flat), flat.device)
         dropout = self.dropout if plan.training else 0.0
         keep = _dropout_mask(flat, examples.segments if examples else segments, dropout, self.index)
+        if plan.groups is not None and len(flat) == plan.size and grouped_takes(flat, self.a, self.b):
+            added = grouped_lora(flat if keep is None else flat * keep, self.a, self.b, plan.groups)
+            return torch.add(self.base(flat), added, alpha=self.scale).view(*x.shape[:-1], -1)
         passed, low = _Down.apply(flat, self.a, segments, keep, examples, self.rows.a)  # type: ignore[no-untyped-call]
         y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale, examples, self.rows.b)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
+
+
+def grouped_takes(x: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether one grouped product over all adapters is possible and worth it: bfloat16 on CUDA, K > 1."""
+    sizes = a.shape[1], a.shape[2], b.shape[1]
+    aligned = all(size % GROUPED_MULTIPLE == 0 for size in sizes)
+    return aligned and 1 < len(a) <= MAX_GROUPS and x.dtype == torch.bfloat16 and _has_grouped(x.device)
+
+
+@lru_cache(maxsize=8)
+def _has_grouped(device: torch.device) -> bool:
+    known = hasattr(torch.nn.functional, "grouped_mm")  # PyTorch 2.10
+    return known and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def grouped_lora(x: Tensor, a: Tensor, b: Tensor, groups: Groups) -> Tensor:
+    """B_k A_k x of each token's adapter k, by one product for all A and one for all B: (tokens, out).
+
+    x (tokens, in), a (K, r, in), b (K, out, r).
+    """
+    a, b = (factor.to(x.dtype).index_select(0, groups.adapters) for factor in (a, b))  # (G, ...)
+    low = _Grouped.apply(x, a.transpose(1, 2), groups.ends)  # type: ignore[no-untyped-call]
+    return _Grouped.apply(low, b.transpose(1, 2), groups.ends)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Grouped(torch.autograd.Function):
+    """x (tokens, in) by matrices (G, in, out), each group of tokens by its own: (tokens, out).
+
+    A function of its own since the kernel refuses gradients that are not contiguous.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, matrices, ends)
+        return F.grouped_mm(x.contiguous(), matrices, offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, matrices, ends = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_x = grad_matrices = None
+        if ctx.needs_input_grad[0]:
+            grad_x = F.grouped_mm(grad, matrices.transpose(1, 2), offs=ends)
+        if ctx.needs_input_grad[1]:
+            grad_matrices = F.grouped_mm(x.contiguous().T, grad, offs=ends)
+        return grad_x, grad_matrices, None
 
 
 class StackedExperts(nn.Module):
@@ -197,7 +251,7 @@ def _examples_in_tokens(plan: PassPlan, tokens: int, device: torch.device) -> Ex
             " [privacy.examples]"
         )
     scaled = [replace(s, start=s.start * each, stop=s.stop * each) for s in plan.examples.segments]
-    return apart(_in_tokens(plan, tokens), scaled, device)
+    return to_device(apart(_in_tokens(plan, tokens), scaled), device)
 
 
 def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, index: int) -> Tensor | None:

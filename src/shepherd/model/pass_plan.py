@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial  # noqa: F401
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from shepherd.model.transfer import to_device
 
 MAX_PADDING_RATIO = 1.15  # padded to real tokens of a bucket; attention runs on spans of similar length
 MAX_EXAMPLE_PADDING_RATIO = 1.5  # of a bucket of examples, whose products are narrow and cheap
@@ -57,6 +60,33 @@ class Padding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Varlen:
+    """The spans of a packed batch for a kernel that takes spans of any lengths end to end, without padding.
+
+    `query_ends` and `key_ends` (spans + 1,), int32: where each span's queries and keys end, from 0 on; a
+    span's keys are those of its prefix and then its own, so its queries are the last of them. `keys`: where
+    each key is in the batch, and where each token is among the keys; None if no span continues another.
+    """
+
+    query_ends: Tensor
+    key_ends: Tensor
+    most_queries: int
+    most_keys: int
+    keys: Buckets | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """The tokens of each adapter, one group each, for one product over all of them.
+
+    `adapters` (G,): which adapter each group belongs to, ascending in `ends` (G,), int32, where it ends.
+    """
+
+    adapters: Tensor
+    ends: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleBucket:
     """Examples of one segment and of similar length, n of them, padded to a common width.
 
@@ -94,8 +124,14 @@ class PassPlan:
     training: bool = False
     padding: Padding | None = None
     """Buckets for packed attention; None if the model's own attention runs."""
+    varlen: Varlen | None = None
+    """The same spans without padding, for CUDA; None elsewhere."""
+    groups: Groups | None = None
+    """The adapters' tokens for grouped products on CUDA; None elsewhere, or if an adapter has two groups."""
     output_positions: Tensor | None = None
     """Positions whose final states are read, ascending; None for all."""
+    read: PassPlan | None = None
+    """The plan of those positions alone, for a module that treats each token by itself; None for all."""
     examples: Examples | None = None
     """The examples, if the gradients of each are kept apart; None if they are summed."""
 
@@ -137,20 +173,35 @@ def packed(
     output_positions: Tensor | None = None,
     training: bool = False,
     examples: Sequence[Segment] = (),
+    cuda: bool | None = None,
 ) -> PassPlan:
     """The plan of a packed batch whose spans have these lengths, in order.
 
     `parents[j]` is the span that span j continues, -1 for none; that one continues none.
+
+    Args:
+        output_positions: on the processor, ascending.
+        cuda: whether it also holds what only CUDA's kernels take; by default, if the device is one.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
-    return PassPlan(
+    after = _parents(parents, len(sizes))
+    kernels = device.type == "cuda" if cuda is None else cuda
+    by_example = apart(segments, examples) if examples else None
+    read = None
+    if output_positions is not None:
+        read = _read(segments, output_positions, training, by_example, kernels)
+    plan = PassPlan(
         segments=tuple(segments),
         size=int(sizes.sum()),
         training=training,
-        padding=_padding(sizes, _parents(parents, len(sizes)), device),
+        padding=_padding(sizes, after),
+        varlen=_varlen(sizes, after) if kernels else None,
+        groups=_grouped(segments) if kernels else None,
         output_positions=output_positions,
-        examples=apart(segments, examples, device) if examples else None,
+        read=read,
+        examples=by_example,
     )
+    return to_device(plan, device)
 
 
 def padded(
@@ -166,11 +217,11 @@ def padded(
     """The plan of a batch (count, width) of one client's examples, padded on the right."""
     size = count * width
     segment = Segment(adapter=adapter, start=0, stop=size, dropout_seed=dropout_seed)
-    own = apart((segment,), examples, device) if examples else None
-    return PassPlan(segments=(segment,), size=size, training=training, examples=own)
+    own = apart((segment,), examples) if examples else None
+    return to_device(PassPlan(segments=(segment,), size=size, training=training, examples=own), device)
 
 
-def apart(segments: Sequence[Segment], examples: Sequence[Segment], device: torch.device) -> Examples:
+def apart(segments: Sequence[Segment], examples: Sequence[Segment]) -> Examples:
     """The examples of these segments, each inside one of them, in buckets of similar length."""
     buckets = []
     for index, segment in enumerate(segments):
@@ -182,39 +233,52 @@ def apart(segments: Sequence[Segment], examples: Sequence[Segment], device: torc
             tokens = starts[:, None] + np.minimum(steps, lengths[group][:, None] - 1)
             bucket = ExampleBucket(
                 segment=index,
-                rows=_on(device, np.array([inside[i].adapter for i in group])),
-                tokens=_on(device, tokens.reshape(-1)),
-                within=_on(device, tokens.reshape(-1) - segment.start),
-                real=_on(device, (steps < lengths[group][:, None]).astype(np.int64)).unsqueeze(1),
+                rows=torch.from_numpy(np.array([inside[i].adapter for i in group])),
+                tokens=torch.from_numpy(tokens.reshape(-1)),
+                within=torch.from_numpy(tokens.reshape(-1) - segment.start),
+                real=torch.from_numpy((steps < lengths[group][:, None]).astype(np.int64)).unsqueeze(1),
             )
             buckets.append(bucket)
     return Examples(segments=tuple(examples), buckets=tuple(buckets))
 
 
-def narrowed(plan: PassPlan) -> PassPlan:
-    """The plan of only the positions that are read, for a module that treats each token by itself."""
-    assert plan.output_positions is not None
-    return replace(
-        plan,
-        segments=(segments := _narrowed(plan.segments, plan.output_positions)),
-        size=len(plan.output_positions),
-        padding=None,
-        output_positions=None,
-        examples=None
-        if plan.examples is None
-        else apart(
-            segments, _narrowed(plan.examples.segments, plan.output_positions), plan.output_positions.device
-        ),
+def _read(
+    segments: Sequence[Segment], read: Tensor, training: bool, examples: Examples | None, kernels: bool
+) -> PassPlan:
+    """The plan of the positions that are read only."""
+    own = _narrowed(segments, read)
+    return PassPlan(
+        segments=own,
+        size=len(read),
+        training=training,
+        groups=_grouped(own) if kernels else None,
+        examples=None if examples is None else apart(own, _narrowed(examples.segments, read)),
     )
 
 
 def _narrowed(segments: Sequence[Segment], read: Tensor) -> tuple[Segment, ...]:
-    borders = torch.tensor([[s.start, s.stop] for s in segments], device=read.device)
-    found = torch.searchsorted(read, borders).tolist()
+    borders = np.searchsorted(read.numpy(), [[s.start, s.stop] for s in segments]).tolist()
     return tuple(
         replace(segment, start=start, stop=stop)
-        for segment, (start, stop) in zip(segments, found, strict=True)
+        for segment, (start, stop) in zip(segments, borders, strict=True)
     )
+
+
+def _grouped(segments: Sequence[Segment]) -> Groups | None:
+    """The segments' tokens by adapter; None if an adapter's are in two places, or the tokens have gaps.
+
+    >>> one, other = Segment(adapter=2, start=0, stop=3), Segment(adapter=2, start=3, stop=5)
+    >>> _grouped([one, other]).ends.tolist(), _grouped([one, replace(other, start=4)])
+    ([5], None)
+    """
+    if any(before.stop != after.start for before, after in pairwise(segments)):
+        return None
+    runs = [list(run) for _, run in groupby(segments, key=lambda segment: segment.adapter)]
+    adapters = [run[0].adapter for run in runs]
+    if not segments or segments[0].start or len(set(adapters)) < len(adapters):
+        return None
+    ends = torch.tensor([run[-1].stop for run in runs], dtype=torch.int32)
+    return Groups(adapters=torch.tensor(adapters), ends=ends)
 
 
 def positions(lengths: Sequence[int], parents: Sequence[int] | None = None) -> NDArray[np.int64]:
@@ -250,7 +314,21 @@ def _groups(lengths: NDArray[np.int64], most_padding: float = MAX_PADDING_RATIO)
     return [*groups, order[first:]]
 
 
-def _padding(lengths: NDArray[np.int64], parents: NDArray[np.int64], device: torch.device) -> Padding:
+def _varlen(lengths: NDArray[np.int64], parents: NDArray[np.int64]) -> Varlen:
+    starts, pasts = np.cumsum([0, *lengths]), _pasts(lengths, parents)
+    prefixes = [starts[max(parent, 0)] + np.arange(past) for parent, past in zip(parents, pasts, strict=True)]
+    own = [start + np.arange(size) for start, size in zip(starts[:-1], lengths, strict=True)]
+    wide = [[part[None] for part in parts] for parts in (prefixes, own)]
+    return Varlen(
+        query_ends=torch.from_numpy(starts.astype(np.int32)),
+        key_ends=torch.from_numpy(np.cumsum([0, *(lengths + pasts)]).astype(np.int32)),
+        most_queries=int(lengths.max(initial=0)),
+        most_keys=int((lengths + pasts).max(initial=0)),
+        keys=_buckets(*wide) if pasts.any() else None,
+    )
+
+
+def _padding(lengths: NDArray[np.int64], parents: NDArray[np.int64]) -> Padding:
     starts, pasts = np.cumsum([0, *lengths]), _pasts(lengths, parents)
     own, prefixes = [], []  # tokens of the batch, (count, width) and (count, past) per bucket
     for past in np.unique(pasts).tolist():  # one prefix length per bucket, so one mask per bucket
@@ -261,13 +339,11 @@ def _padding(lengths: NDArray[np.int64], parents: NDArray[np.int64], device: tor
             # padding comes after every real query of its span, so causality hides it
             own.append(starts[chosen][:, None] + np.minimum(steps, lengths[chosen][:, None] - 1))
             prefixes.append(starts[parents[chosen]][:, None] + np.arange(past))
-    queries = _buckets([part[:, :0] for part in own], own, device)
-    return Padding(queries=queries, keys=_buckets(prefixes, own, device) if pasts.any() else queries)
+    queries = _buckets([part[:, :0] for part in own], own)
+    return Padding(queries=queries, keys=_buckets(prefixes, own) if pasts.any() else queries)
 
 
-def _buckets(
-    prefixes: Sequence[NDArray[np.int64]], own: Sequence[NDArray[np.int64]], device: torch.device
-) -> Buckets:
+def _buckets(prefixes: Sequence[NDArray[np.int64]], own: Sequence[NDArray[np.int64]]) -> Buckets:
     rows = [np.concatenate(pair, axis=1) for pair in zip(prefixes, own, strict=True)]
     ends = np.cumsum([0, *(part.size for part in rows)])
     spots = [
@@ -284,11 +360,7 @@ def _buckets(
                 copies.setdefault(int(shared[0]), []).append(copy)
     return Buckets(
         shapes=tuple((len(part), part.shape[1]) for part in rows),
-        gather=_on(device, np.concatenate([part.reshape(-1) for part in rows])),
-        inverse=_on(device, inverse),
-        copies=tuple((first, _on(device, np.stack(found))) for first, found in copies.items()),
+        gather=torch.from_numpy(np.concatenate([part.reshape(-1) for part in rows])),
+        inverse=torch.from_numpy(inverse),
+        copies=tuple((first, torch.from_numpy(np.stack(found))) for first, found in copies.items()),
     )
-
-
-def _on(device: torch.device, array: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(array).to(device)

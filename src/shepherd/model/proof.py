@@ -139,11 +139,11 @@ def _run_packed(probe: Probe) -> Tensor:
         pass_plan.Segment(adapter=1, start=border, stop=end),
     ]
     device = probe.base.device
-    read = torch.arange(end, device=device)[COMPARED].contiguous()
+    read = torch.arange(end)[COMPARED].contiguous()
     plan = pass_plan.packed(lengths, segments, device, parents=after, output_positions=read)
     positions = torch.from_numpy(pass_plan.positions(lengths, after)).to(device)
     with pass_plan.use_plan(plan), attention_impl(probe.base, PACKED):
-        return hidden_states(probe.base, torch.cat(stretches), positions)[read]
+        return hidden_states(probe.base, torch.cat(stretches), positions)[COMPARED]
 
 
 def _outputs(run: _Run, probe: Probe) -> _Outputs:

@@ -135,8 +135,9 @@ class ClippedSums:
             views[name].mul_(kept)
         norms = torch.linalg.vector_norm(gradients, dim=1)
         finite = norms.isfinite()
-        if not finite.all():  # what overflows has no bound, so it counts as nothing
-            gradients[~finite] = 0.0
+        # what overflows has no bound, so it counts as nothing; to ask first would wait for a GPU
+        if gradients.device.type != "cpu" or not finite.all():
+            gradients.masked_fill_(~finite.unsqueeze(1), 0.0)
         scale = torch.where(finite, (self.privacy.norm / norms).clamp(max=1.0), torch.zeros_like(norms))
         self.sums[client] += scale @ gradients
 

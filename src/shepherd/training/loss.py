@@ -14,6 +14,7 @@ from shepherd.model.base import Base, logits
 CHUNK_VALUES = 2**20  # float32 logits in memory at once: 4 MB, which fits a processor's cache
 LOWEST = -1e4  # a token without any probability has the logarithm -inf, and adds 0 to a mean
 MIN_CHUNK_ROWS, MAX_CHUNK_VALUES = 128, 2**24  # fewer rows would spend their time reading the head's weights
+CUDA_CHUNK_VALUES = 2**26  # 256 MB; the kernels of a small chunk would take less time than their launches
 
 
 def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -75,6 +76,8 @@ def capped(losses: Tensor, nats: float) -> Tensor:
 def _chunks(base: Base, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
     vocabulary = int(base.model.config.get_text_config().vocab_size)
     size = max(16, CHUNK_VALUES // vocabulary, min(MIN_CHUNK_ROWS, MAX_CHUNK_VALUES // vocabulary))
+    if tensors[0].device.type == "cuda":
+        size = max(size, CUDA_CHUNK_VALUES // vocabulary)
     return tuple(tensor.split(size) for tensor in tensors)
 
 

@@ -53,7 +53,9 @@ def pack_batch(
     share: bool = True,
     apart: bool = False,
 ) -> PackedBatch:
-    """Pack rows end to end; `data[k]` holds the examples of the rows of client k.
+    """Pack rows end to end, on the processor; `data[k]` holds the examples of the rows of client k.
+
+    `model.transfer.to_device` takes it to `device`, whose kernels the plan is for.
 
     With `share`, a prefix that examples of a row have in common is packed once. A token's states depend only
     on the tokens before it, so this changes nothing but rounding; with dropout, which must treat each
@@ -79,35 +81,34 @@ def pack_batch(
         segments.append(pass_plan.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
         start = stop
     read, index = np.unique(np.concatenate(spots), return_inverse=True)
-    output_positions = _tensor(read, device)
+    output_positions = _tensor(read)
     lengths, counts = [len(ids) for ids in spans], [len(found) for found in spots]
     ends = np.cumsum([0, *lengths]).tolist()
     row_of_example = np.repeat(np.arange(len(rows)), [len(row.examples) for row in rows])
     return PackedBatch(
-        ids=_tensor(np.concatenate(spans), device),
-        positions=_tensor(pass_plan.positions(lengths, parents), device),
+        ids=_tensor(np.concatenate(spans)),
+        positions=_tensor(pass_plan.positions(lengths, parents)),
         output_positions=output_positions,
-        output_index=_tensor(index, device),
-        occurrences=_occurrences(index, device),
-        targets=_tensor(np.concatenate(targets), device),
+        output_index=_tensor(index),
+        occurrences=_occurrences(index),
+        targets=_tensor(np.concatenate(targets)),
         examples=np.repeat(np.arange(len(counts)), counts),
         counts=tuple(np.bincount(row_of_example, weights=counts, minlength=len(rows)).astype(int).tolist()),
         plan=pass_plan.packed(
             lengths,
             segments,
-            device,
+            pass_plan.CPU,
             parents=parents,
             output_positions=output_positions,
             training=training,
             examples=_by_example(rows, ends) if apart else (),
+            cuda=device.type == "cuda",
         ),
     )
 
 
-def pad_batch(
-    data: Tokens, row: Row, device: torch.device, *, training: bool, apart: bool = False
-) -> PackedBatch:
-    """Pad the examples of one row on the right, for a base that cannot run packed.
+def pad_batch(data: Tokens, row: Row, *, training: bool, apart: bool = False) -> PackedBatch:
+    """Pad the examples of one row on the right, on the processor, for a base that cannot run packed.
 
     The padding is never seen: it comes after every token of its example.
     """
@@ -120,12 +121,12 @@ def pad_batch(
     read = np.concatenate([n * width + found for n, found in enumerate(predicting)])
     index = np.arange(len(read))
     return PackedBatch(
-        ids=_tensor(ids, device),
+        ids=_tensor(ids),
         positions=None,
-        output_positions=_tensor(read, device),
-        output_index=_tensor(index, device),
-        occurrences=_occurrences(index, device),
-        targets=_tensor(np.concatenate(targets), device),
+        output_positions=_tensor(read),
+        output_index=_tensor(index),
+        occurrences=_occurrences(index),
+        targets=_tensor(np.concatenate(targets)),
         examples=np.repeat(np.arange(len(counts)), counts),
         counts=(sum(counts),),
         plan=pass_plan.padded(
@@ -135,7 +136,6 @@ def pad_batch(
             dropout_seed=row.seed,
             training=training,
             examples=_by_example([row], range(0, len(ids) * width + 1, width)) if apart else (),
-            device=device,
         ),
     )
 
@@ -174,15 +174,13 @@ def _spans(
     return spans, parents, places
 
 
-def _occurrences(index: NDArray[Any], device: torch.device) -> tuple[Tensor, ...]:
+def _occurrences(index: NDArray[Any]) -> tuple[Tensor, ...]:
     """Which entries of `index` are the first with their value, which the second, and so on."""
     order = np.argsort(index, kind="stable")
     times = np.bincount(index)
     occurrence = np.empty(len(index), np.int64)
     occurrence[order] = np.arange(len(index)) - np.repeat(np.cumsum(times) - times, times)
-    return tuple(
-        _tensor(np.flatnonzero(occurrence == each), device) for each in range(int(times.max(initial=0)))
-    )
+    return tuple(_tensor(np.flatnonzero(occurrence == each)) for each in range(int(times.max(initial=0))))
 
 
 def prediction_states(states: Tensor, batch: PackedBatch) -> Tensor:
@@ -209,5 +207,5 @@ class _Repeat(torch.autograd.Function):
         return total.to(slopes.dtype), None, None
 
 
-def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64)).to(device)
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))

@@ -18,6 +18,7 @@ from shepherd.data.tokens import Tokens
 from shepherd.io.progress import stage
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
+from shepherd.model.transfer import to_device
 from shepherd.training.loss import capped, token_hits, token_losses, token_statistics
 from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
 
@@ -129,14 +130,16 @@ def _passes(
         if base.packed:
             for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
                 rows = [_row(k, data, members) for k in every]
-                batch = pack_batch([data] * len(adapters), rows, base.device, training=False)
+                packed = pack_batch([data] * len(adapters), rows, base.device, training=False)
+                batch = to_device(packed, base.device)
                 with pass_plan.use_plan(batch.plan):
                     yield every, members, batch, _states(base, batch)
                 now.advance(len(members))
         else:
             for members in batches(data.lengths.tolist(), micro_batch):
                 for k in every:
-                    batch = pad_batch(data, _row(k, data, members), base.device, training=False)
+                    padded = pad_batch(data, _row(k, data, members), training=False)
+                    batch = to_device(padded, base.device)
                     with pass_plan.use_plan(batch.plan):
                         yield [k], members, batch, _states(base, batch)
                 now.advance(len(members))

@@ -129,7 +129,8 @@ def clip(stack: Stack, norm: float) -> Tensor:
     norms = torch.stack(squares).sum(0).sqrt_()
     if norm:
         scale = (norm / (norms + 1e-6)).clamp(max=1.0)
-        scale[~norms.isfinite()] = math.nan  # else a gradient that overflows would count as none
+        # else a gradient that overflows would count as none
+        scale = torch.where(norms.isfinite(), scale, math.nan)
         for grad in stack.blocks(stack.grads):
             grad.mul_(scale.view(-1, 1, 1))
     return norms

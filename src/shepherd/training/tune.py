@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -35,12 +36,14 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
+from shepherd.model.transfer import to_device
 from shepherd.settings import TuningTable
 from shepherd.training import cores, example_privacy, score, stack
+from shepherd.training.ahead import ahead
 from shepherd.training.example_privacy import ExamplePrivacy, fewest_tokens
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.loss import capped, token_losses, weighted_loss
-from shepherd.training.objective import Scored
+from shepherd.training.objective import Objective, Scored
 from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
 
 REPORT_INTERVAL_S = 1.0  # reading the loss waits for a GPU, so it is not done at every pass
@@ -163,7 +166,7 @@ def tune(
     bases = bases_of(algorithm, broadcast.adapter, broadcast.round)
     lora.bind_adapters(base.model, base.targets, adapters.all)
     with tuning_attention(base):
-        losses = _run(base, adapters, ordered_job, bases, references, watch)
+        losses = _run(base, adapters, ordered_job, bases, references, watch).cpu().numpy()
     results = zip(ordered, starts, stack.trained_adapters(adapters, starts, ranks), losses, strict=True)
     tuned = {
         visit.client: _result(job, visit, start, local, loss, bases) for visit, start, local, loss in results
@@ -178,8 +181,12 @@ def _run(
     bases: Bases,
     references: Sequence[NDArray[np.float64]],
     watch: Callable[[Progress], None],
-) -> NDArray[np.float64]:
-    """Run all optimiser steps; returns the sum of each visit's reported losses, (K,)."""
+) -> Tensor:
+    """Run all optimiser steps; returns the sum of each visit's reported losses, (K,).
+
+    On a GPU, nothing in a step waits for it, unless the objective needs scores: what the host reads, it reads
+    after the last step, or about once a second.
+    """
     visits, tuning = job.visits, job.tuning
     core = cores.build(adapters, bases) if bases else None
     stepped = adapters if core is None else core.stack
@@ -189,29 +196,34 @@ def _run(
     least = 0 if clipped is None else fewest_tokens(clipped.sums.shape[1], job.micro_batch_tokens)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = counted = 0
-    group, by_group = job.training.objective.group_size, job.training.objective.losses is not None
-    steps, reported_at = max((len(visit.batches) for visit in visits), default=0), monotonic()
-    for step in range(steps):
+    objective = job.training.objective
+    steps, reported_at, loss = max((len(visit.batches) for visit in visits), default=0), monotonic(), 0.0
+    every = [
+        [job.learning_rate * stack.rate(tuning, step, len(v.batches)) for v in visits]
+        for step in range(steps)
+    ]
+    every_rate = to_device(torch.tensor(every), base.device)  # (steps, K)
+    laid_out = ahead(partial(_passes, base, job, least=least), range(steps), base.device)
+    for step, waiting in enumerate(laid_out):
         adapters.grads.zero_()
-        shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed, least=least, group=group)
-        weights, losses = _weights(base, job, step, shared, references)
-        sums += torch.from_numpy(losses).to(sums)
-        for rows in shared:
+        weights, by_group = _weights(base, job, step, waiting, references)
+        if by_group is not None:
+            sums += to_device(torch.from_numpy(by_group), base.device)
+        for rows, batch in waiting:
             with nullcontext() if clipped is None else clipped.collecting(base, rows):
-                own = _accumulate(base, job, rows, weights)
-            if not by_group:
-                for row, loss in zip(rows, own, strict=True):
-                    sums[row.client] += loss.sum()  # not `index_add_`, whose order CUDA leaves open
+                own = _accumulate(base, job, rows, batch, weights)
+            if by_group is None:
+                for row, lost in zip(rows, own, strict=True):
+                    sums[row.client] += lost.sum()  # not `index_add_`, whose order CUDA leaves open
             tokens += sum(row.tokens for row in rows)
-            counted += sum(_count(visits[row.client], row.examples, job) for row in rows)
+            counted += sum(_count(visits[row.client], row.examples, objective) for row in rows)
             if monotonic() - reported_at > REPORT_INTERVAL_S:  # a step of a large base may take minutes
-                watch(_progress(job, tokens, _mean(sums, counted), step, steps))
-                reported_at = monotonic()
+                loss, reported_at = _mean(sums, counted), monotonic()
+                watch(_progress(job, tokens, loss, step, steps))
         if clipped is not None:
             making = {k: (v.client, v.expected_batch) for k, v in enumerate(visits) if step < len(v.batches)}
             clipped.release(making, step)
-        shape = [job.learning_rate * stack.rate(tuning, step, len(visit.batches)) for visit in visits]
-        rates = torch.tensor(shape, device=base.device)  # (K,)
+        rates = every_rate[step]
         correct(Step(index=step, rates=rates.view(-1, 1, 1)))
         for name, mask in adapters.masks.items():
             adapters.grad(name).mul_(mask)
@@ -223,8 +235,11 @@ def _run(
         if core is not None:
             cores.push(core, adapters)
         stack.keep_fixed(adapters)
-        watch(_progress(job, tokens, _mean(sums, counted), step, steps))
-    return sums.cpu().numpy()
+        # a GPU is not made to wait for the number at each step, but once it ends
+        if base.device.type == "cpu" or step + 1 == steps:
+            loss = _mean(sums, counted)
+        watch(_progress(job, tokens, loss, step, steps))
+    return sums
 
 
 def _progress(job: Job, tokens: int, loss: float, step: int, steps: int) -> Progress:
@@ -235,9 +250,8 @@ def _mean(sums: Tensor, counted: int) -> float:
     return float(sums.sum()) / max(1, counted)
 
 
-def _count(visit: Visit, examples: NDArray[np.int64], job: Job) -> int:
+def _count(visit: Visit, examples: NDArray[np.int64], objective: Objective) -> int:
     """What the reported loss is a mean over: the groups of these examples, or their trained tokens."""
-    objective = job.training.objective
     if objective.losses is not None:
         return len(examples) // objective.group_size
     return int(visit.trained_tokens[examples].sum())
@@ -287,17 +301,17 @@ def _weights(
     base: Base,
     job: Job,
     step: int,
-    passes: Sequence[Sequence[Row]],
+    waiting: Sequence[tuple[list[Row], PackedBatch]],
     references: Sequence[NDArray[np.float64]],
-) -> tuple[list[NDArray[np.float32]], NDArray[np.float64]]:
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float64] | None]:
     """Weight of each example's tokens for each client, (n,) each; 0 for examples that are not in the step.
 
-    Also the sum of each client's losses by group, (K,), capped as the losses of tokens are; zeros if the
+    Also the sum of each client's losses by group, (K,), capped as the losses of tokens are; None if the
     objective reports none.
     """
     objective, losses = job.training.objective, np.zeros(len(job.visits))
     weights = [np.zeros(len(visit.data), np.float32) for visit in job.visits]
-    sums = _policy(base, job, passes) if objective.needs_scores else []
+    sums = _policy(base, job, waiting) if objective.needs_scores else []
     for k, visit in enumerate(job.visits):
         if step < len(visit.batches):
             taken = visit.batches[step]
@@ -312,14 +326,16 @@ def _weights(
                 if objective.losses is not None:
                     own = np.nan_to_num(objective.losses(scored), nan=job.cap_nats, posinf=job.cap_nats)
                     losses[k] += np.minimum(own, job.cap_nats).sum()
-    return weights, losses
+    return weights, None if objective.losses is None else losses
 
 
-def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArray[np.float64]]:
+def _policy(
+    base: Base, job: Job, waiting: Sequence[tuple[list[Row], PackedBatch]]
+) -> list[NDArray[np.float64]]:
     """Summed log-probability of a step's examples under each client's current adapter, (n,) each."""
     sums = [np.zeros(len(visit.data)) for visit in job.visits]
-    for rows in passes:
-        batch = _batch(base, job.visits, rows)
+    for rows, laid_out in waiting:
+        batch = to_device(laid_out, base.device)
         with torch.no_grad(), pass_plan.use_plan(batch.plan):
             states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
             every = token_losses(base, prediction_states(states, batch), batch.targets).double().cpu().numpy()
@@ -385,12 +401,15 @@ def _rows(
 
 
 def _accumulate(
-    base: Base, job: Job, rows: Sequence[Row], weights: Sequence[NDArray[np.float32]]
+    base: Base,
+    job: Job,
+    rows: Sequence[Row],
+    laid_out: PackedBatch,
+    weights: Sequence[NDArray[np.float32]],
 ) -> tuple[Tensor, ...]:
     """Run one forward and backward pass: add gradients to the stack; return each row's token losses."""
-    batch = _batch(base, job.visits, rows, apart=job.privacy is not None)
     each = np.concatenate([weights[row.client][row.examples] for row in rows])  # of each example
-    weight = torch.from_numpy(each[batch.examples]).to(base.device)  # (M,)
+    batch, weight = to_device((laid_out, torch.from_numpy(each[laid_out.examples])), base.device)  # (M,)
     with pass_plan.use_plan(batch.plan):
         states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
         hidden = prediction_states(states, batch)  # (M, width), from (U, width)
@@ -399,13 +418,17 @@ def _accumulate(
     return tuple(capped(every, job.cap_nats).double().split(batch.counts))
 
 
-def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row], apart: bool = False) -> PackedBatch:
-    if base.packed:
-        data = [visit.data for visit in visits]
-        share = not base.adapter.dropout
-        return pack_batch(data, rows, base.device, training=True, share=share, apart=apart)
-    (row,) = rows
-    return pad_batch(visits[row.client].data, row, base.device, training=True, apart=apart)
+def _passes(base: Base, job: Job, step: int, *, least: int) -> list[tuple[list[Row], PackedBatch]]:
+    """The passes of one optimiser step, each with its batch on the processor."""
+    data, apart = [visit.data for visit in job.visits], job.privacy is not None
+    group = job.training.objective.group_size
+    cut = passes(job.visits, step, job.micro_batch_tokens, packed=base.packed, least=least, group=group)
+    if not base.packed:
+        return [([row], pad_batch(data[row.client], row, training=True, apart=apart)) for (row,) in cut]
+    share = not base.adapter.dropout
+    return [
+        (rows, pack_batch(data, rows, base.device, training=True, share=share, apart=apart)) for rows in cut
+    ]
 
 
 def _gradient_correction(adapters: stack.Stack, job: Job) -> Callable[[Step], None]:
@@ -477,7 +500,7 @@ def _result(
     taken = np.concatenate(list(visit.batches)) if steps else np.zeros(0, np.int64)
     trained = int(visit.trained_tokens[taken].sum())
     report = LocalReport(
-        loss=float(loss_sum) / max(1, _count(visit, taken, job)),
+        loss=float(loss_sum) / max(1, _count(visit, taken, job.training.objective)),
         examples=len(taken) // job.training.objective.group_size,
         tokens=int(visit.data.lengths[taken].sum()),
         trained_tokens=trained,
