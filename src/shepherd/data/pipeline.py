@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from shepherd import plugins, world
 from shepherd.core import seed_for
@@ -36,12 +39,12 @@ from shepherd.data.holdout import (
 from shepherd.data.noted import Notes
 from shepherd.data.split import Split, rule, split
 from shepherd.data.template import Template, prints_date
-from shepherd.data.tokens import Counts, Tokens, response_remarks, tokenise
+from shepherd.data.tokens import Counts, Outcomes, Tokens, response_remarks, tokenise
 from shepherd.errors import DataError, FolderError, PluginError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.io.phrases import listed
-from shepherd.io.progress import many, stage
+from shepherd.io.progress import Stage, many, stage
 from shepherd.settings import MEMORY, WORLD, DataTable, RunSettings, SplitTable
 from shepherd.visible import shown_line
 
@@ -231,9 +234,9 @@ def root_examples(settings: RunSettings, tokenizer: Any) -> Tokens:
     """
     path = settings.data.root
     own = test_set(settings.data, path, "data.root").examples
-    found, kept, counts = _tokenised(own, settings, tokenizer)
-    if not kept:
-        reason = next(iter(counts.dropped), "it had none")
+    found, outcomes = _tokenised(own, settings, tokenizer)
+    if not len(found):
+        reason = next(iter(outcomes.counts().dropped), "it had none")
         raise DataError(f"data.root = {path!r} keeps no example ({reason}); name a file with more of them")
     return found
 
@@ -296,47 +299,64 @@ def tokenised(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
     Raises:
         DataError: a client keeps no example after rendering.
     """
-    clients, category_counts, counts, of = {}, {}, list[Counts](), dict[str, Counts]()
-    example_categories = {}
-    total = sum(map(len, division.clients.values()))
-    with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
-        for name, indices in division.clients.items():
-            own = division.of(indices)
-            clients[name], kept, count = _tokenised(own, settings, tokenizer)
-            example_categories[name] = [own[i].category or "all" for i in kept]
-            category_counts[name] = dict(Counter(example_categories[name]))
-            counts.append(count)
-            of[name] = count
-            if not len(kept):
-                reason = next(iter(count.dropped), "it had none")
-                raise DataError(
-                    f"client {name} keeps no example ({reason}); change data.template or data.max_tokens"
-                )
-            now.advance(len(own))
+    sizes = [len(indices) for indices in division.clients.values()]
+    every = np.fromiter(chain.from_iterable(division.clients.values()), np.int64, sum(sizes))
+    with stage(f"tokenising the examples of {len(sizes)} clients", len(every)) as now:
+        # all together: a call for each of thousands of clients costs more than their few examples
+        tokens, found = _tokenised(
+            _counted((division.reading.examples[i] for i in every), now), settings, tokenizer
+        )
+    borders = np.cumsum([0, *sizes])
+    of = {
+        name: found.counts(slice(*border))
+        for name, border in zip(division.clients, pairwise(borders), strict=True)
+    }
+    for name, each in of.items():
+        if not each.kept:
+            reason = next(iter(each.dropped), "it had none")
+            raise DataError(
+                f"client {name} keeps no example ({reason}); change data.template or data.max_tokens"
+            )
+    clients = dict(zip(of, tokens.split([each.kept for each in of.values()]), strict=True))
+    kept = iter(found.kept)
+    example_categories = {
+        name: [division.reading.examples[every[i]].category or "all" for i in islice(kept, each.kept)]
+        for name, each in of.items()
+    }
     held = division.of(division.held.heldout.tolist())
     with stage(f"tokenising {len(held):,} held-out examples"):
-        heldout, kept, count = _tokenised(held, settings, tokenizer)
+        heldout, of_held = _tokenised(held, settings, tokenizer)
+    scored = [held[i] for i in of_held.kept]
+    counts = [*of.values(), of_held.counts()]
+    all_clients = found.counts()
     return TokenisedData(
         clients=clients,
-        category_counts=category_counts,
+        category_counts={name: dict(Counter(names)) for name, names in example_categories.items()},
         heldout=heldout,
-        heldout_examples=[held[i] for i in kept],
+        heldout_examples=scored,
         summary={
-            **_counts(division, settings, [held[i] for i in kept]),
-            "kept": sum(count.kept for count in counts),
-            "cut": sum(count.cut for count in counts),
-            "cut_responses": sum(count.cut_responses for count in counts),
-            "marked_responses": sum(count.marked for count in counts),
-            "dropped": sum(count.examples - count.kept for count in counts),
-            "tokens": sum(count.tokens for count in counts),
-            "trained_tokens": sum(count.trained for count in counts),
+            **_counts(division, settings, scored),
+            "kept": all_clients.kept,
+            "cut": all_clients.cut,
+            "cut_responses": all_clients.cut_responses,
+            "marked_responses": all_clients.marked,
+            "dropped": all_clients.examples - all_clients.kept,
+            "tokens": all_clients.tokens,
+            "trained_tokens": all_clients.trained,
         },
-        dropped=list(_dropped([*counts, count])),
+        dropped=list(_dropped(counts)),
         notes=division.reading.notes,
         places=_places(division),
         by_client=client_counts(of, division.reading),
         example_categories=example_categories,
     )
+
+
+def _counted(examples: Iterable[Example], now: Stage) -> Iterator[Example]:
+    """The examples, each counted as done in `now` as it is taken."""
+    for example in examples:
+        now.advance()
+        yield example
 
 
 def client_counts(counts: Mapping[str, Counts], reading: Reading) -> dict[str, dict[str, int]]:
@@ -407,10 +427,8 @@ def _require_checks(examples: Sequence[Example]) -> None:
             ) from error
 
 
-def _tokenised(
-    examples: Sequence[Example], settings: RunSettings, tokenizer: Any
-) -> tuple[Tokens, list[int], Counts]:
-    data, kept, counts = tokenise(
+def _tokenised(examples: Iterable[Example], settings: RunSettings, tokenizer: Any) -> tuple[Tokens, Outcomes]:
+    return tokenise(
         examples,
         Template.of(settings.data),
         tokenizer,
@@ -418,7 +436,6 @@ def _tokenised(
         loss_on=settings.tuning.loss_on,
         drop_refused=settings.data.on_bad_row == "skip",
     )
-    return data, kept.tolist(), counts
 
 
 def save(folder: Path, prepared: TokenisedData) -> None:

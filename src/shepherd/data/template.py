@@ -7,7 +7,7 @@ would merge across that border.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Literal
@@ -31,10 +31,13 @@ __all__ = [
     "prompt",
     "render",
     "render_all",
+    "rendered",
     "stop_ids",
 ]
 
 LossOn = Literal["responses", "all"]
+EXAMPLES_PER_BATCH = 4096
+"""Examples whose texts and tokens are Python objects at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,7 +146,32 @@ def render_all(
         TemplateError: the tokenizer is not fast, has no EOS or no chat template, or the template
             cannot render an example.
     """
+    return list(
+        rendered(
+            examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
+        )
+    )
+
+
+def rendered(
+    examples: Iterable[Example],
+    template: Template,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    loss_on: LossOn = "responses",
+    drop_refused: bool = False,
+) -> Iterator[Rendered | Dropped]:
+    """As `render_all`, one after another, with no more than `EXAMPLES_PER_BATCH` examples in memory."""
     renderer = _renderer(template, tokenizer)
+    source = iter(examples)
+    while batch := list(islice(source, EXAMPLES_PER_BATCH)):
+        yield from _batch(batch, renderer, max_tokens, loss_on, drop_refused)
+
+
+def _batch(
+    examples: Sequence[Example], renderer: _Renderer, max_tokens: int, loss_on: LossOn, drop_refused: bool
+) -> Iterator[Rendered | Dropped]:
     parts: list[list[Piece] | Dropped] = []
     for example in examples:
         try:
@@ -161,12 +189,14 @@ def render_all(
             parts.append(Dropped(reason=refusal.reason, where=example.where))
     whole = [part for part in parts if not isinstance(part, Dropped)]
     ids = iter(renderer.encoded([piece for part in whole for piece in part]))
-    return [
-        part
-        if isinstance(part, Dropped)
-        else _rendered(_exchanges(part, list(islice(ids, len(part)))), max_tokens, renderer, loss_on, example)
-        for part, example in zip(parts, examples, strict=True)
-    ]
+    for part, example in zip(parts, examples, strict=True):
+        yield (
+            part
+            if isinstance(part, Dropped)
+            else _rendered(
+                _exchanges(part, list(islice(ids, len(part)))), max_tokens, renderer, loss_on, example
+            )
+        )
 
 
 def prompt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shepherd.data.examples import Example
-from shepherd.data.template import Dropped, LossOn, Rendered, Template, Tokenizer, render_all
+from shepherd.data.template import Dropped, LossOn, Rendered, Template, Tokenizer, rendered
 from shepherd.errors import DataError
 from shepherd.io import private
 from shepherd.io.progress import many
@@ -217,23 +217,62 @@ class Counts:
         return self.masked / self.tokens if self.tokens else 0.0
 
 
-def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
-    """Counts of the outcomes of `render_all`."""
-    outcomes = list(outcomes)
-    kept = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
-    dropped = [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
-    return Counts(
-        examples=len(outcomes),
-        kept=len(kept),
-        cut=sum(outcome.cut > 0 for outcome in kept),
-        dropped=dict(Counter(outcome.reason for outcome in dropped)),
-        tokens=sum(len(outcome.ids) for outcome in kept),
-        trained=sum(int(outcome.loss_mask.sum()) for outcome in kept),
-        cut_tokens=sum(outcome.cut for outcome in kept),
-        first={outcome.reason: outcome.where for outcome in reversed(dropped)},
-        cut_responses=sum(outcome.cut_response for outcome in kept),
-        marked=sum(outcome.marked for outcome in kept),
-    )
+KEPT = -1
+"""Reason of an example that is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Outcomes:
+    """What rendering did with each of n examples.
+
+    `columns` (n, 6) int32: tokens, trained tokens, tokens cut, whether the response was cut, responses that
+    the data mark, and the place of the reason in `reasons` (`KEPT` for an example that is kept; the other
+    columns of a dropped one are 0). `where` has the source of each dropped example by its place.
+    """
+
+    columns: NDArray[np.int32]
+    reasons: tuple[str, ...]
+    where: Mapping[int, str]
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Places of the examples that are kept, ascending."""
+        return np.flatnonzero(self.columns[:, 5] == KEPT)
+
+    def counts(self, places: NDArray[np.int64] | slice = slice(None)) -> Counts:
+        """Counts of the examples at `places`, all by default."""
+        chosen = self.columns[places]
+        tokens, trained, cut, cut_responses, marked, reasons = chosen.T
+        of = np.arange(len(self.columns))[places]
+        gone, first, times = np.unique(reasons[reasons != KEPT], return_index=True, return_counts=True)
+        dropped = of[reasons != KEPT]
+        order = np.argsort(first)  # reasons as they came
+        return Counts(
+            examples=len(chosen),
+            kept=int((reasons == KEPT).sum()),
+            cut=int((cut > 0).sum()),
+            dropped={self.reasons[gone[i]]: int(times[i]) for i in order},
+            tokens=int(tokens.sum()),
+            trained=int(trained.sum()),
+            cut_tokens=int(cut.sum()),
+            first={self.reasons[gone[i]]: self.where[int(dropped[first[i]])] for i in order},
+            cut_responses=int(cut_responses.sum()),
+            marked=int(marked.sum()),
+        )
+
+
+def outcomes(found: Iterable[Rendered | Dropped]) -> Outcomes:
+    """The outcomes of `rendered`, whose texts and tokens are not kept."""
+    columns, reasons, where = array("i"), dict[str, int](), dict[int, str]()
+    for place, each in enumerate(found):
+        if isinstance(each, Dropped):
+            columns.extend((0, 0, 0, 0, 0, reasons.setdefault(each.reason, len(reasons))))
+            where[place] = each.where
+        else:
+            trained = int(np.count_nonzero(each.loss_mask))
+            columns.extend((len(each.ids), trained, each.cut, each.cut_response, each.marked, KEPT))
+    table = np.frombuffer(columns, np.int32).reshape(-1, 6)
+    return Outcomes(columns=table, reasons=tuple(reasons), where=where)
 
 
 def response_remarks(*, kept: int, cut: int, marked: int) -> list[str]:
@@ -257,23 +296,48 @@ def response_remarks(*, kept: int, cut: int, marked: int) -> list[str]:
 
 
 def tokenise(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     loss_on: LossOn = "responses",
     drop_refused: bool = False,
-) -> tuple[Tokens, NDArray[np.int64], Counts]:
-    """Tokenise examples: the kept ones, their indices in `examples` (ascending), and the counts.
+) -> tuple[Tokens, Outcomes]:
+    """Tokenise examples: the kept ones, and what became of each.
+
+    The examples are taken one batch after another (see `template.rendered`), so that an iterator that makes
+    them keeps the texts and tokens of few in memory as objects; the arrays grow by about five bytes a token.
 
     Raises:
         TemplateError: the template cannot render with this tokenizer, or refuses an example and
             `drop_refused` is not set.
     """
-    outcomes = render_all(
-        examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
+    ids, masks, lengths = bytearray(), bytearray(), array("q", [0])
+
+    def packed(found: Iterable[Rendered | Dropped]) -> Iterator[Rendered | Dropped]:
+        for each in found:
+            if isinstance(each, Rendered):
+                ids.extend(each.ids.tobytes())
+                masks.extend(each.loss_mask.tobytes())
+                lengths.append(len(each.ids))
+            yield each
+
+    found = outcomes(
+        packed(
+            rendered(
+                examples,
+                template,
+                tokenizer,
+                max_tokens=max_tokens,
+                loss_on=loss_on,
+                drop_refused=drop_refused,
+            )
+        )
     )
-    kept = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rendered)]
-    pairs = [(o.ids, o.loss_mask) for o in outcomes if isinstance(o, Rendered)]
-    return _joined(pairs), np.array(kept, dtype=np.int64), count(outcomes)
+    whole = Tokens(
+        ids=np.frombuffer(ids, np.int32),
+        loss_mask=np.frombuffer(masks, np.bool_),
+        offsets=np.cumsum(np.frombuffer(lengths, np.int64)),
+    )
+    return whole, found
