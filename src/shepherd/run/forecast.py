@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from shepherd.data import pipeline
 from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
 from shepherd.data.tokens import Tokens, tokenise
-from shepherd.errors import DataError, SettingsError
+from shepherd.errors import DataError
 from shepherd.io.phrases import data_size
 from shepherd.io.progress import many, stage
 from shepherd.machine import estimate, malloc, memory, planning
@@ -135,8 +136,6 @@ def forecast(
         ShepherdError: the base, the data or a setting cannot be used.
     """
     require_settings(settings)
-    if settings.data.source == "memory" and rows is None:
-        raise SettingsError('data.source is "memory", and a plan has no rows; name a file in data.source')
     malloc.keep_pages()
     memory.use_threads(settings.machine.threads)
     method = plugins.method(settings, consent.plugins)
@@ -147,7 +146,9 @@ def forecast(
         placed(settings.model), settings.adapter, name, device=settings.machine.device, consent=consent
     )
     settings = pipeline.dated(settings, base.tokenizer)
-    free = memory.free_bytes(base.device) + memory.resident_bytes() if available is None else available
+    on_cpu = base.device.type == "cpu"
+    if available is None:  # this process's own memory is a part of what is planned
+        available = memory.free_bytes(base.device) + on_cpu * memory.resident_bytes()
     division = pipeline.divide(settings, consent.plugins, rows)
     sample = _sample(division, settings, base.tokenizer)
     ranks = ranks_of(settings.adapter, method.aggregation, list(division.clients))
@@ -155,6 +156,8 @@ def forecast(
     adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     context = context_of(settings, selection, adapter, len(division.clients))
     work = _work(settings, selection, division, sample)
+    # a run chooses its plan with the base loaded
+    left = max(0, available - on_cpu * memory.resident_bytes() - memory.weight_bytes(base))
     with stage("measuring the speed of a few layers"):
         trial = _Trial.of(base, consent)
         token_bytes = trial.extrapolated([memory.bytes_per_token(each) for each in trial.bases])
@@ -166,7 +169,7 @@ def forecast(
             all_tokens=settings.federation.rounds * work.round_tokens,
             more_ranks=more_ranks,
             token_bytes=round(token_bytes),
-            free=free,
+            free=left,
         )
         seconds = trial.extrapolated(
             [
@@ -174,17 +177,18 @@ def forecast(
                 for each in trial.bases
             ]
         )
+        malloc.release_free_memory()  # of the trial's passes, which are counted by themselves
         held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.bases)
     state = start(method, adapter, context)
     down, up = bytes_of_round(method, state, [ranks.get(client) for client in division.clients])
-    expected = estimate.memory_of(
+    memory_of = partial(
+        estimate.memory_of,
         base,
-        plan,
         step_tokens=work.step_tokens,
         more_ranks=more_ranks,
         token_bytes=round(token_bytes),
-        process=held,
-        server=_server_bytes(method, state, up, work.cohort),
+        process=held if on_cpu else memory.PROCESS_BYTES,
+        server=_server_bytes(method, state, up, work.cohort) if on_cpu else 0,
     )
     found = Forecast(
         plan=plan,
@@ -195,8 +199,8 @@ def forecast(
         clients=len(division.clients),
         cohort=work.cohort,
         rounds=settings.federation.rounds,
-        memory=expected,
-        available_bytes=free,
+        memory=memory_of(plan),
+        available_bytes=available,
         tuning_seconds=seconds * work.round_tokens,
         scoring_seconds=FORWARD_SHARE * seconds * plan.workers * work.scored_tokens,
         scored_rounds=-(-settings.federation.rounds // settings.evaluation.every),
@@ -206,7 +210,7 @@ def forecast(
         free_disk_bytes=shutil.disk_usage(_existing(Path(settings.output))).free,
         probe=trial.words,
     )
-    return replace(found, advice=tuple(_advice(found, base, work, round(token_bytes))))
+    return replace(found, advice=tuple(_advice(found, base, memory_of)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,7 +330,7 @@ def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
 
 
-def _advice(found: Forecast, base: Base, work: _Work, token_bytes: int) -> list[str]:
+def _advice(found: Forecast, base: Base, memory_of: Callable[[Plan], Memory]) -> list[str]:
     """What to change, one step after another, until the run would fit."""
     said = []
     if found.disk.total > found.free_disk_bytes:
@@ -349,15 +353,7 @@ def _advice(found: Forecast, base: Base, work: _Work, token_bytes: int) -> list[
             continue
         plan = replace(plan, **{key: value})  # type: ignore[arg-type]
         changes.append(f"machine.{key} = {value}")
-        new = estimate.memory_of(
-            base,
-            plan,
-            step_tokens=work.step_tokens,
-            token_bytes=token_bytes,
-            process=memory.PROCESS_BYTES,
-            server=found.memory.server,
-        )
-        total = new.total
+        total = memory_of(plan).total
     if changes:
         said.append(f"set {' and '.join(changes)}, which takes {data_size(total)}")
     if total > found.available_bytes:
