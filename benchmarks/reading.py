@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=20_000, help="small files (default 20,000)")
     parser.add_argument("--examples", type=int, default=5, help="in each of them (default 5)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each case (default 3)")
+    parser.add_argument("--many", type=int, help="instead: one file of this many short examples")
     parser.add_argument("--child", nargs=3, help="one case: its side, its data, its split")
     options = parser.parse_args(arguments)
     if options.child:
@@ -70,6 +71,10 @@ def measure(options: Namespace) -> Figures:
             cases["Dolly, ten clients"] = (str(dolly), "ready_made")
         elif not options.quick:
             raise Missing(str(dolly))
+        if options.many:
+            file = Path(scratch) / "one" / "rows.jsonl"
+            _write_many(file, options.many)
+            cases = {f"{options.many:,} short examples": (str(file), "iid")}
         found: dict[str, list[Mapping[str, Any]]] = {}
         for _ in range(options.repeats):
             for name, case in cases.items():
@@ -124,23 +129,24 @@ def _child(side: str, source: str, split: str) -> Mapping[str, Any]:
 
 def _ours(settings: RunSettings, tokenizer: Any) -> dict[str, float]:
     began = perf_counter()
-    examples = len(pipeline.divide(settings).reading.examples)
+    division = pipeline.divide(settings)
+    examples = len(division.reading.examples)
     divided = perf_counter()
-    prepared = pipeline.prepare(settings, tokenizer)  # which reads and divides once more
-    tokenised = perf_counter() - (divided - began)
+    prepared = pipeline.tokenised(division, settings, tokenizer)
+    tokenised = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         pipeline.save(Path(folder) / "data", prepared)
         stored = perf_counter()
         pipeline.load(Path(folder) / "data")
         loaded = perf_counter()
-    steps = (divided - began, tokenised - divided, stored - tokenised - (divided - began), loaded - stored)
+    steps = (divided - began, tokenised - divided, stored - tokenised, loaded - stored)
     return {**dict(zip(STEPS, steps, strict=True)), "examples": examples}
 
 
 def _floor(folder: Path, tokenizer: Any) -> dict[str, float]:
     began = perf_counter()
     rows: list[Mapping[str, Any]] = []
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else [folder]:
         if path.suffix in (".json", ".jsonl") and not path.name.startswith("global_"):
             text = path.read_text(encoding="utf8")
             lines = json.loads(text) if text.lstrip().startswith("[") else map(json.loads, text.splitlines())
@@ -166,6 +172,20 @@ def _write_clients(folder: Path, clients: int, examples: int) -> None:
             for k in range(examples)
         )
         (folder / f"client_{client}.jsonl").write_text("".join(lines), encoding="utf8")
+
+
+def _write_many(file: Path, examples: int) -> None:
+    """One file of examples of about 30 words, no two alike."""
+    file.parent.mkdir()
+    with open(file, "w", encoding="utf8") as lines:
+        for k in range(examples):
+            words = [WORDS[(k // 12**place + place) % 12] for place in range(12)]
+            row = {
+                "instruction": f"Of {k}: what do {' '.join(words[:6])} say?",
+                "response": f"They say {' '.join(words[6:])}, and {k % 97} times.",
+                "category": WORDS[k % 8],
+            }
+            lines.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

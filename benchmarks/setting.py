@@ -28,10 +28,19 @@ def settings(on: str, *changes: Tables) -> RunSettings:
     Raises:
         Missing: the data or the base are not on this machine.
     """
-    table = {"dolly": _dolly, "world": _world, "smollm2": _smollm2}[on]()
+    table = tables(on)
     for change in changes:
         table = merged(table, change)
     return parsed(table)
+
+
+def tables(on: str) -> dict[str, Any]:
+    """The tables of one of `SETTINGS`.
+
+    Raises:
+        Missing: the data or the base are not on this machine.
+    """
+    return {"dolly": _dolly, "world": _world, "smollm2": _smollm2}[on]()
 
 
 def parsed(table: Tables) -> RunSettings:

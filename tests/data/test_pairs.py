@@ -15,7 +15,7 @@ from shepherd.data import pairs
 from shepherd.data.columns import recognise
 from shepherd.data.examples import Example, Reading, Turn, from_rows
 from shepherd.data.split import rule
-from shepherd.data.template import Dropped, Template, render, render_pairs
+from shepherd.data.template import Dropped, Template, render, rendered_pairs
 from shepherd.data.tokens import tokenise_pairs
 from shepherd.errors import BadRow
 from shepherd.settings import DataTable, SplitTable
@@ -202,7 +202,7 @@ def test_each_answer_is_rendered_as_it_would_be_alone(tokenizer) -> None:
         example(row["instruction"], row["chosen"], row["rejected"], row["context"])
         for row in preferences.rows()
     ]
-    found = render_pairs(given, Template("plain"), tokenizer, max_tokens=100)
+    found = list(rendered_pairs(given, Template("plain"), tokenizer, max_tokens=100))
     for pair, each in zip(found, given, strict=True):
         assert not isinstance(pair, Dropped)
         for side, turns in zip(pair, (each.turns, each.rejected), strict=True):
@@ -222,7 +222,7 @@ def test_earlier_answers_belong_to_the_prompt_and_are_not_trained(tokenizer) -> 
         turns=(*start, Turn(role="assistant", text="w8 w9")),
         rejected=(*start, Turn(role="assistant", text="w10")),
     )
-    (pair,) = render_pairs([given], Template("plain"), tokenizer, max_tokens=100)
+    (pair,) = rendered_pairs([given], Template("plain"), tokenizer, max_tokens=100)
     words = [tokenizer.decode(side.ids[side.loss_mask]) for side in pair]
     assert [text.replace("</s>", "").split() for text in words] == [["w8", "w9"], ["w10"]]
     assert pair[0].marked == 0  # nothing is said of marks, which the data do not have
@@ -241,7 +241,7 @@ def test_both_answers_are_to_the_same_prompt_however_they_are_cut(
         return " ".join(f"w{first + n % 10}" for n in range(count))
 
     given = example("w4 w5", words(chosen, 10), words(rejected, 30), words(context, 50))
-    (pair,) = render_pairs([given], Template("plain"), tokenizer, max_tokens=most)
+    (pair,) = rendered_pairs([given], Template("plain"), tokenizer, max_tokens=most)
     if isinstance(pair, Dropped):
         return
     prompts = [side.ids[: int(np.argmax(side.loss_mask))].tolist() for side in pair]
@@ -250,7 +250,7 @@ def test_both_answers_are_to_the_same_prompt_however_they_are_cut(
         assert len(side.ids) <= most
         assert side.loss_mask.any()
         assert side.cut_response == (side.ids[-1] != tokenizer.eos_token_id)  # law 9
-    (whole,) = render_pairs([given], Template("plain"), tokenizer, max_tokens=200)
+    (whole,) = rendered_pairs([given], Template("plain"), tokenizer, max_tokens=200)
     needed = max(len(side.ids) for side in whole)
     assert (pair[0].cut > 0 or pair[1].cut > 0) == (needed > most)
 
@@ -262,8 +262,9 @@ def test_pairs_of_equal_answers_and_singles_are_dropped_and_counted(tokenizer) -
         example("w4", " ".join(["w5"] * 30 + ["w6"]), " ".join(["w5"] * 30 + ["w7"]), where="line 3"),
         Example(turns=example("w4", "w5", "w6").turns, where="line 4"),
     ]
-    chosen, rejected, kept, counts = tokenise_pairs(given, Template("plain"), tokenizer, max_tokens=16)
-    assert kept.tolist() == [0]
+    chosen, rejected, outcomes = tokenise_pairs(given, Template("plain"), tokenizer, max_tokens=16)
+    counts = outcomes.counts()
+    assert outcomes.kept.tolist() == [0]
     assert len(chosen) == len(rejected) == 1
     same = "its chosen and its rejected answer are the same"
     assert counts.dropped == {same: 1, f"{same} in the part that fits": 1, "it has no rejected answer": 1}

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shepherd.data import template
 from shepherd.data.examples import Example, Turn
 from shepherd.data.template import Template, render
 from shepherd.data.tokens import Tokens, load, save_together, tokenise
@@ -30,7 +31,8 @@ def found(neox):
 
 
 def test_tokens_are_what_render_gives(found, neox):
-    tokens, kept, _ = found
+    tokens, outcomes = found
+    kept = outcomes.kept
     assert kept.tolist() == [0, 2, 3]
     assert len(tokens) == 3
     assert (tokens.ids.dtype, tokens.loss_mask.dtype, tokens.offsets.dtype) == ("int32", "bool", "int64")
@@ -43,7 +45,8 @@ def test_tokens_are_what_render_gives(found, neox):
 
 
 def test_counts_add_up(found):
-    tokens, _, counts = found
+    tokens, outcomes = found
+    counts = outcomes.counts()
     assert (counts.examples, counts.kept, counts.cut) == (4, 3, 1)
     assert counts.dropped == {"its prompt leaves no room for a response": 1}
     assert counts.tokens == len(tokens.ids) == counts.trained + counts.masked
@@ -53,12 +56,41 @@ def test_counts_add_up(found):
 
 
 def test_nothing_at_all_counts_nothing(neox):
-    tokens, kept, counts = tokenise([], Template("plain"), neox, max_tokens=64)
-    assert (len(tokens), len(kept), counts.share_cut, counts.share_masked) == (0, 0, 0.0, 0.0)
+    tokens, outcomes = tokenise([], Template("plain"), neox, max_tokens=64)
+    counts = outcomes.counts()
+    assert (len(tokens), len(outcomes.kept), counts.share_cut, counts.share_masked) == (0, 0, 0.0, 0.0)
+
+
+def test_counts_of_a_part_are_those_of_it_alone(found, neox):
+    """Places in any order; the first dropped one of a reason is named by its own place."""
+    _, outcomes = found
+    for places in ([1], [3, 1, 0], [2]):
+        own = [EXAMPLES[place] for place in places]
+        alone = tokenise(own, Template("alpaca-short"), neox, max_tokens=64)[1]
+        assert outcomes.counts(np.array(places)) == alone.counts()
+
+
+def test_batches_change_nothing_and_few_examples_are_held_at_a_time(found, neox, monkeypatch):
+    """An iterator is asked for the next batch only when the last one is tokenised."""
+    monkeypatch.setattr(template, "EXAMPLES_PER_BATCH", 2)
+    asked, made = [], []
+
+    def one_by_one():
+        for place, example in enumerate(EXAMPLES):
+            asked.append(place)
+            yield example
+
+    for outcome in template.rendered(one_by_one(), Template("alpaca-short"), neox, max_tokens=64):
+        made.append((outcome, len(asked)))
+    assert [count for _, count in made] == [2, 2, 4, 4]
+    tokens, outcomes = tokenise(one_by_one(), Template("alpaca-short"), neox, max_tokens=64)
+    assert outcomes.counts() == found[1].counts()
+    for name in ("ids", "loss_mask", "offsets"):
+        assert np.array_equal(getattr(tokens, name), getattr(found[0], name))
 
 
 def test_take_orders_and_repeats(found):
-    tokens, _, _ = found
+    tokens, _ = found
     taken = tokens.take([2, 0, 2])
     assert [ids.tolist() for ids, _ in map(taken.example, range(3))] == [
         tokens.example(place)[0].tolist() for place in (2, 0, 2)

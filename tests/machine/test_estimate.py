@@ -33,15 +33,17 @@ def clocked(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
 def test_seconds_are_the_rounds_tokens_by_the_speed_of_the_largest_trial(llama, monkeypatch) -> None:
     clocked(monkeypatch, 9.0, 0.5, 0.8)  # to warm up; 260 tokens; a whole pass of 300
     sample = bases.tokens(60, [10] * 60)
-    found = estimate.expected(llama, TABLE, replace(PLAN, micro_batch_tokens=300), sample, round_tokens=5000)
+    found = estimate.expected(
+        llama, TABLE, replace(PLAN, micro_batch_tokens=300), sample, round_tokens=5000, step_tokens=5000
+    )
     assert found.seconds_a_round == pytest.approx(5000 / (300 / 0.8))
 
 
 def test_a_slow_base_is_tried_on_little(llama, monkeypatch) -> None:
     clocked(monkeypatch, 9.0, 50.0)
     sample = bases.tokens(60, [10] * 60)
-    speed = estimate.tokens_per_second(llama, TABLE, replace(PLAN, micro_batch_tokens=4096), sample)
-    assert speed == pytest.approx(260 / 50)
+    each = estimate.seconds_a_token(llama, TABLE, replace(PLAN, micro_batch_tokens=4096), sample, 5000)
+    assert each == pytest.approx(50 / 260)
 
 
 def test_of_several_workers_each_is_as_fast_as_this_process_with_its_threads(llama, monkeypatch) -> None:
@@ -49,10 +51,10 @@ def test_of_several_workers_each_is_as_fast_as_this_process_with_its_threads(lla
     used, before = [], memory.threads()
     monkeypatch.setattr(estimate.memory, "threads", lambda: 4)
     monkeypatch.setattr(estimate.memory, "use_threads", used.append)
-    speed = estimate.tokens_per_second(
-        llama, TABLE, replace(PLAN, workers=2, micro_batch_tokens=4096), bases.tokens(60, [10] * 60)
+    each = estimate.seconds_a_token(
+        llama, TABLE, replace(PLAN, workers=2, micro_batch_tokens=4096), bases.tokens(60, [10] * 60), 5000
     )
-    assert speed == pytest.approx(2 * 260 / 50)
+    assert each == pytest.approx(50 / 260 / 2)
     assert used == [2, 4]
     monkeypatch.undo()
     assert memory.threads() == before
@@ -61,18 +63,30 @@ def test_of_several_workers_each_is_as_fast_as_this_process_with_its_threads(lla
 def test_little_data_are_tried_whole(llama, monkeypatch) -> None:
     clocked(monkeypatch, 9.0, 0.1)
     sample = bases.tokens(3, [10] * 3)
-    assert estimate.tokens_per_second(
-        llama, TABLE, replace(PLAN, micro_batch_tokens=4096), sample
-    ) == pytest.approx(30 / 0.1)
+    assert estimate.seconds_a_token(
+        llama, TABLE, replace(PLAN, micro_batch_tokens=4096), sample, 5000
+    ) == pytest.approx(0.1 / 30)
+
+
+def test_no_trial_is_larger_than_the_passes_of_the_run(llama, monkeypatch) -> None:
+    """Two clients with steps of 20 tokens: a pass has 40, whatever would fit."""
+    clocked(monkeypatch, 9.0, 0.1)
+    plan = replace(PLAN, micro_batch_tokens=4096)
+    assert estimate.pass_tokens(plan, step_tokens=20) == 40
+    each = estimate.seconds_a_token(llama, TABLE, plan, bases.tokens(60, [10] * 60), step_tokens=20)
+    assert each == pytest.approx(0.1 / 40)
 
 
 def test_each_process_holds_the_base_and_its_own_passes(llama) -> None:
-    one = estimate.memory_bytes(llama, PLAN)
+    def total(**changes: int) -> int:
+        return estimate.memory_of(llama, replace(PLAN, **changes), step_tokens=5000).total
+
+    one = total()
     kept = 64 * memory.bytes_per_token(llama)
     adapters = 2 * memory.ADAPTER_COPIES * sum(4 * tensor.size for tensor in llama.zero.values())
     assert one == memory.PROCESS_BYTES + memory.weight_bytes(llama) + kept + adapters
-    three = estimate.memory_bytes(llama, replace(PLAN, workers=3))
-    assert three == 4 * (memory.PROCESS_BYTES + memory.weight_bytes(llama)) + 3 * (kept + adapters)
-    assert estimate.memory_bytes(llama, replace(PLAN, micro_batch_tokens=128)) - one == pytest.approx(
-        kept, rel=1e-6
-    )
+    assert total(workers=3) == 4 * (memory.PROCESS_BYTES + memory.weight_bytes(llama)) + 3 * (kept + adapters)
+    assert total(micro_batch_tokens=128) - one == pytest.approx(kept, rel=1e-6)
+    small = estimate.memory_of(llama, PLAN, step_tokens=16, process=7, server=5)  # two of 16 tokens a pass
+    assert (small.activations, small.process, small.server) == (kept // 2, 7, 5)
+    assert small.total == 7 + 5 + memory.weight_bytes(llama) + kept // 2 + adapters

@@ -323,14 +323,14 @@ def tokens_of(planting: Planting, settings: RunSettings, base: Base) -> Tokens:
         )
         for each in planting.canaries
     ]
-    data, kept, counts = tokenise(
+    data, found = tokenise(
         examples,
         Template.of(settings.data),
         base.tokenizer,
         max_tokens=settings.data.max_tokens,
         loss_on=settings.tuning.loss_on,
     )
-    if len(kept) < len(examples) or counts.cut:
+    if len(data) < len(examples) or found.counts().cut:
         raise DataError(
             f"data.max_tokens = {settings.data.max_tokens} has no room for a canary; raise it to audit this"
             " run"

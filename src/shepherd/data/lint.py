@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypedDict
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from shepherd.core import seed_for
 from shepherd.data.examples import Example, by_category
@@ -19,10 +20,9 @@ from shepherd.data.template import (
     Tokenizer,
     remarks,
     render_all,
+    rendered,
 )
-from shepherd.data.tokens import Counts, count
-
-Outcomes = Sequence[Rendered | Dropped]
+from shepherd.data.tokens import Counts, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -75,30 +75,38 @@ def report(
         TemplateError: the template cannot render with this tokenizer, or refuses an example and
             `drop_refused` is not set.
     """
-    outcomes = render_all(
-        examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
-    )
-    groups = by_category(examples)
-    drawn = [place for name in groups for place in _drawn(groups[name], outcomes, samples, seed, name)]
+    how: _How = {"max_tokens": max_tokens, "loss_on": loss_on, "drop_refused": drop_refused}
+    found = outcomes(rendered(examples, template, tokenizer, **how))
+    groups = {name: np.asarray(places, np.int64) for name, places in by_category(examples).items()}
+    kept = np.isin(np.arange(len(examples)), found.kept)
+    drawn = [
+        int(place)
+        for name, places in groups.items()
+        for place in _shuffled(places[kept[places]], seed, name)[:samples]
+    ]
+    shown = render_all([examples[place] for place in drawn], template, tokenizer, **how)
     shares = {name: np.asarray(places, dtype=np.int64) for name, places in (clients or {}).items()}
     return Report(
-        samples=tuple(_sample(examples[place], outcomes[place], tokenizer) for place in drawn),
-        counts=count(outcomes),
-        by_category={name: count(outcomes[place] for place in groups[name]) for name in groups},
-        by_client={name: count(outcomes[place] for place in shares[name]) for name in shares},
+        samples=tuple(_sample(examples[p], each, tokenizer) for p, each in zip(drawn, shown, strict=True)),
+        counts=found.counts(),
+        by_category={name: found.counts(places) for name, places in groups.items()},
+        by_client={name: found.counts(places) for name, places in shares.items()},
         remarks=tuple(remarks(template, tokenizer)),
     )
 
 
-def _drawn(places: Sequence[int], outcomes: Outcomes, samples: int, seed: int, name: str) -> list[int]:
-    kept = [place for place in places if isinstance(outcomes[place], Rendered)]
-    return [
-        int(p) for p in np.random.default_rng(seed_for(seed, "samples", name)).permutation(kept)[:samples]
-    ]
+class _How(TypedDict):
+    max_tokens: int
+    loss_on: LossOn
+    drop_refused: bool
+
+
+def _shuffled(kept: NDArray[np.int64], seed: int, name: str) -> NDArray[np.int64]:
+    return np.random.default_rng(seed_for(seed, "samples", name)).permutation(kept)
 
 
 def _sample(example: Example, outcome: Rendered | Dropped, tokenizer: Tokenizer) -> Sample:
-    assert isinstance(outcome, Rendered)  # `_drawn` takes no other
+    assert isinstance(outcome, Rendered)  # only kept ones are drawn
     return Sample(
         where=example.where,
         category=example.category,

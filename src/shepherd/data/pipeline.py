@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from shepherd import plugins, world
 from shepherd.core import seed_for
@@ -37,12 +40,19 @@ from shepherd.data.holdout import (
 from shepherd.data.noted import Notes
 from shepherd.data.split import Split, rule, split
 from shepherd.data.template import Template, prints_date
-from shepherd.data.tokens import Counts, Tokens, response_remarks, tokenise, tokenise_pairs
+from shepherd.data.tokens import (
+    Counts,
+    Outcomes,
+    Tokens,
+    response_remarks,
+    tokenise,
+    tokenise_pairs,
+)
 from shepherd.errors import DataError, FolderError, PluginError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.io.phrases import listed
-from shepherd.io.progress import many, stage
+from shepherd.io.progress import Stage, many, stage
 from shepherd.settings import MEMORY, PREFERENCES, WORLD, DataTable, RunSettings, SplitTable
 from shepherd.visible import shown_line
 
@@ -258,9 +268,9 @@ def root_examples(settings: RunSettings, tokenizer: Any, *, paired: bool = False
     """
     path = settings.data.root
     own = test_set(settings.data, path, "data.root").examples
-    found, worse, kept, counts = _tokenised(own, settings, tokenizer, paired)
-    if not kept:
-        reason = next(iter(counts.dropped), "it had none")
+    found, worse, outcomes = _tokenised(own, settings, tokenizer, paired)
+    if not len(found):
+        reason = next(iter(outcomes.counts().dropped), "it had none")
         raise DataError(f"data.root = {path!r} keeps no example ({reason}); name a file with more of them")
     return Tokens.interleaved([found, worse]) if worse is not None else found
 
@@ -327,50 +337,60 @@ def tokenised(
     Raises:
         DataError: a client keeps no example after rendering.
     """
-    clients, category_counts, counts, of = {}, {}, list[Counts](), dict[str, Counts]()
-    example_categories, rejected = {}, dict[str, Tokens]()
-    total = sum(map(len, division.clients.values()))
-    with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
-        for name, indices in division.clients.items():
-            own = division.of(indices)
-            clients[name], worse, kept, count = _tokenised(own, settings, tokenizer, paired)
-            rejected |= {} if worse is None else {name: worse}
-            example_categories[name] = [own[i].category or "all" for i in kept]
-            category_counts[name] = dict(Counter(example_categories[name]))
-            counts.append(count)
-            of[name] = count
-            if not len(kept):
-                reason = next(iter(count.dropped), "it had none")
-                raise DataError(
-                    f"client {name} keeps no example ({reason}); change data.template or data.max_tokens"
-                )
-            now.advance(len(own))
+    sizes = [len(indices) for indices in division.clients.values()]
+    every = np.fromiter(chain.from_iterable(division.clients.values()), np.int64, sum(sizes))
+    with stage(f"tokenising the examples of {len(sizes)} clients", len(every)) as now:
+        # all together: a call for each of thousands of clients costs more than their few examples
+        taken = _counted((division.reading.examples[i] for i in every), now)
+        tokens, worse, found = _tokenised(taken, settings, tokenizer, paired)
+    borders = np.cumsum([0, *sizes])
+    of = {
+        name: found.counts(slice(*border))
+        for name, border in zip(division.clients, pairwise(borders), strict=True)
+    }
+    for name, each in of.items():
+        if not each.kept:
+            reason = next(iter(each.dropped), "it had none")
+            raise DataError(
+                f"client {name} keeps no example ({reason}); change data.template or data.max_tokens"
+            )
+    own = [each.kept for each in of.values()]
+    clients = dict(zip(of, tokens.split(own), strict=True))
+    rejected = {} if worse is None else dict(zip(of, worse.split(own), strict=True))
+    kept = iter(found.kept)
+    example_categories = {
+        name: [division.reading.examples[every[i]].category or "all" for i in islice(kept, each.kept)]
+        for name, each in of.items()
+    }
     held = division.of(division.held.heldout.tolist())
     with stage(f"tokenising {len(held):,} held-out examples"):
-        heldout, worse, kept, count = _tokenised(held, settings, tokenizer, paired)
+        heldout, heldout_rejected, of_held = _tokenised(held, settings, tokenizer, paired)
+    scored = [held[i] for i in of_held.kept]
+    counts = [*of.values(), of_held.counts()]
+    all_clients = found.counts()
     return TokenisedData(
         clients=clients,
-        category_counts=category_counts,
+        category_counts={name: dict(Counter(names)) for name, names in example_categories.items()},
         heldout=heldout,
-        heldout_examples=[held[i] for i in kept],
+        heldout_examples=scored,
         summary={
-            **_counts(division, settings, [held[i] for i in kept]),
-            "kept": sum(count.kept for count in counts),
-            "cut": sum(count.cut for count in counts),
-            "cut_responses": sum(count.cut_responses for count in counts),
-            "marked_responses": sum(count.marked for count in counts),
-            "dropped": sum(count.examples - count.kept for count in counts),
-            "tokens": sum(count.tokens for count in counts),
-            "trained_tokens": sum(count.trained for count in counts),
+            **_counts(division, settings, scored),
+            "kept": all_clients.kept,
+            "cut": all_clients.cut,
+            "cut_responses": all_clients.cut_responses,
+            "marked_responses": all_clients.marked,
+            "dropped": all_clients.examples - all_clients.kept,
+            "tokens": all_clients.tokens,
+            "trained_tokens": all_clients.trained,
             **_halved(division.reading.examples, paired),
         },
-        dropped=list(_dropped([*counts, count])),
+        dropped=list(_dropped(counts)),
         notes=division.reading.notes,
         places=_places(division),
         by_client=client_counts(of, division.reading),
         example_categories=example_categories,
         rejected=rejected,
-        heldout_rejected=worse,
+        heldout_rejected=heldout_rejected,
     )
 
 
@@ -378,6 +398,13 @@ def _halved(examples: Sequence[Example], paired: bool) -> dict[str, int]:
     """How many rejected answers are read and not used, if any."""
     count = 0 if paired else sum(bool(example.rejected) for example in examples)
     return {"pairs_halved": count} if count else {}
+
+
+def _counted(examples: Iterable[Example], now: Stage) -> Iterator[Example]:
+    """The examples, each counted as done in `now` as it is taken."""
+    for example in examples:
+        now.advance()
+        yield example
 
 
 def client_counts(counts: Mapping[str, Counts], reading: Reading) -> dict[str, dict[str, int]]:
@@ -451,17 +478,14 @@ def _require_checks(examples: Sequence[Example]) -> None:
 
 
 def _tokenised(
-    examples: Sequence[Example], settings: RunSettings, tokenizer: Any, paired: bool
-) -> tuple[Tokens, Tokens | None, list[int], Counts]:
-    """The examples, the worse answers to them if they are wanted, which examples are kept, and counts."""
+    examples: Iterable[Example], settings: RunSettings, tokenizer: Any, paired: bool
+) -> tuple[Tokens, Tokens | None, Outcomes]:
+    """The examples, the worse answers to them if they are wanted, and what became of each."""
     template, most = Template.of(settings.data), settings.data.max_tokens
     skip = settings.data.on_bad_row == "skip"
     if paired:
-        chosen, rejected, kept, counts = tokenise_pairs(
-            examples, template, tokenizer, max_tokens=most, drop_refused=skip
-        )
-        return chosen, rejected, kept.tolist(), counts
-    data, kept, counts = tokenise(
+        return tokenise_pairs(examples, template, tokenizer, max_tokens=most, drop_refused=skip)
+    data, found = tokenise(
         examples,
         template,
         tokenizer,
@@ -469,7 +493,7 @@ def _tokenised(
         loss_on=settings.tuning.loss_on,
         drop_refused=skip,
     )
-    return data, None, kept.tolist(), counts
+    return data, None, found
 
 
 def save(folder: Path, prepared: TokenisedData) -> None:

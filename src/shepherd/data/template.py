@@ -7,7 +7,7 @@ would merge across that border.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Literal
@@ -32,11 +32,14 @@ __all__ = [
     "prompt",
     "render",
     "render_all",
-    "render_pairs",
+    "rendered",
+    "rendered_pairs",
     "stop_ids",
 ]
 
 LossOn = Literal["responses", "all"]
+EXAMPLES_PER_BATCH = 4096
+"""Examples whose texts and tokens are Python objects at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,22 +148,43 @@ def render_all(
         TemplateError: the tokenizer is not fast, has no EOS or no chat template, or the template
             cannot render an example.
     """
+    return list(
+        rendered(
+            examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
+        )
+    )
+
+
+def rendered(
+    examples: Iterable[Example],
+    template: Template,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    loss_on: LossOn = "responses",
+    drop_refused: bool = False,
+) -> Iterator[Rendered | Dropped]:
+    """As `render_all`, one after another, with no more than `EXAMPLES_PER_BATCH` examples in memory."""
     renderer = _renderer(template, tokenizer)
-    return [
-        part if isinstance(part, Dropped) else _rendered(part, max_tokens, renderer, loss_on, example.where)
-        for part, example in zip(_encoded_chats(examples, renderer, drop_refused), examples, strict=True)
-    ]
+    source = iter(examples)
+    while batch := list(islice(source, EXAMPLES_PER_BATCH)):
+        for part, example in zip(_encoded_chats(batch, renderer, drop_refused), batch, strict=True):
+            yield (
+                part
+                if isinstance(part, Dropped)
+                else _rendered(part, max_tokens, renderer, loss_on, example.where)
+            )
 
 
-def render_pairs(
-    examples: Sequence[Example],
+def rendered_pairs(
+    examples: Iterable[Example],
     template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     drop_refused: bool = False,
-) -> list[tuple[Rendered, Rendered] | Dropped]:
-    """Render the better and the worse answer of each example, as `render_all` does; both or neither is kept.
+) -> Iterator[tuple[Rendered, Rendered] | Dropped]:
+    """Render the better and the worse answer of each example, as `rendered` does; both or neither is kept.
 
     Only what follows the prompt that both share is trained. Where one is too long, the contexts of both are
     cut alike, so that they answer the same prompt. A pair is dropped whose answers are the same, also where
@@ -170,16 +194,16 @@ def render_pairs(
         TemplateError: as `render_all`.
     """
     renderer = _renderer(template, tokenizer)
-    chats = [
-        replace(example, turns=_only_answers(turns, answers_from(example.turns, example.rejected)))
-        for example in examples
-        for turns in (example.turns, example.rejected or example.turns)
-    ]
-    encoded = _encoded_chats(chats, renderer, drop_refused)
-    return [
-        _rendered_pair(chosen, rejected, max_tokens, renderer, example)
-        for chosen, rejected, example in zip(encoded[::2], encoded[1::2], examples, strict=True)
-    ]
+    source = iter(examples)
+    while batch := list(islice(source, EXAMPLES_PER_BATCH // 2)):
+        chats = [
+            replace(example, turns=_only_answers(turns, answers_from(example.turns, example.rejected)))
+            for example in batch
+            for turns in (example.turns, example.rejected or example.turns)
+        ]
+        encoded = _encoded_chats(chats, renderer, drop_refused)
+        for chosen, rejected, example in zip(encoded[::2], encoded[1::2], batch, strict=True):
+            yield _rendered_pair(chosen, rejected, max_tokens, renderer, example)
 
 
 def _only_answers(turns: Sequence[Turn], prompt: int) -> tuple[Turn, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from shepherd.data.template import (
     Rendered,
     Template,
     Tokenizer,
-    render_all,
-    render_pairs,
+    rendered,
+    rendered_pairs,
 )
 from shepherd.errors import DataError
 from shepherd.io import private
@@ -236,23 +236,72 @@ class Counts:
         return self.masked / self.tokens if self.tokens else 0.0
 
 
-def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
-    """Counts of the outcomes of `render_all`."""
-    outcomes = list(outcomes)
-    kept = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
-    dropped = [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
-    return Counts(
-        examples=len(outcomes),
-        kept=len(kept),
-        cut=sum(outcome.cut > 0 for outcome in kept),
-        dropped=dict(Counter(outcome.reason for outcome in dropped)),
-        tokens=sum(len(outcome.ids) for outcome in kept),
-        trained=sum(int(outcome.loss_mask.sum()) for outcome in kept),
-        cut_tokens=sum(outcome.cut for outcome in kept),
-        first={outcome.reason: outcome.where for outcome in reversed(dropped)},
-        cut_responses=sum(outcome.cut_response for outcome in kept),
-        marked=sum(outcome.marked for outcome in kept),
-    )
+KEPT = -1
+"""Reason of an example that is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Outcomes:
+    """What rendering did with each of n examples.
+
+    `columns` (n, 6) int32: tokens, trained tokens, tokens cut, whether the response was cut, responses that
+    the data mark, and the place of the reason in `reasons` (`KEPT` for an example that is kept; the other
+    columns of a dropped one are 0). `where` has the source of each dropped example by its place.
+    """
+
+    columns: NDArray[np.int32]
+    reasons: tuple[str, ...]
+    where: Mapping[int, str]
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Places of the examples that are kept, ascending."""
+        return np.flatnonzero(self.columns[:, 5] == KEPT)
+
+    def counts(self, places: NDArray[np.int64] | slice = slice(None)) -> Counts:
+        """Counts of the examples at `places`, all by default."""
+        chosen = self.columns[places]
+        tokens, trained, cut, cut_responses, marked, reasons = chosen.T
+        of = np.arange(len(self.columns))[places]
+        gone, first, times = np.unique(reasons[reasons != KEPT], return_index=True, return_counts=True)
+        dropped = of[reasons != KEPT]
+        order = np.argsort(first)  # reasons as they came
+        return Counts(
+            examples=len(chosen),
+            kept=int((reasons == KEPT).sum()),
+            cut=int((cut > 0).sum()),
+            dropped={self.reasons[gone[i]]: int(times[i]) for i in order},
+            tokens=int(tokens.sum()),
+            trained=int(trained.sum()),
+            cut_tokens=int(cut.sum()),
+            first={self.reasons[gone[i]]: self.where[int(dropped[first[i]])] for i in order},
+            cut_responses=int(cut_responses.sum()),
+            marked=int(marked.sum()),
+        )
+
+
+def outcomes(found: Iterable[Rendered | tuple[Rendered, Rendered] | Dropped]) -> Outcomes:
+    """The outcomes of `rendered` or `rendered_pairs`, whose texts and tokens are not kept."""
+    columns, reasons, where = array("i"), dict[str, int](), dict[int, str]()
+    for place, each in enumerate(found):
+        if isinstance(each, Dropped):
+            columns.extend((0, 0, 0, 0, 0, reasons.setdefault(each.reason, len(reasons))))
+            where[place] = each.where
+            continue
+        sides = each if isinstance(each, tuple) else (each,)
+        trained = sum(int(np.count_nonzero(side.loss_mask)) for side in sides)
+        columns.extend(
+            (
+                sum(len(side.ids) for side in sides),
+                trained,
+                sum(side.cut for side in sides),
+                sum(side.cut_response for side in sides),
+                sum(side.marked for side in sides),
+                KEPT,
+            )
+        )
+    table = np.frombuffer(columns, np.int32).reshape(-1, 6)
+    return Outcomes(columns=table, reasons=tuple(reasons), where=where)
 
 
 def response_remarks(*, kept: int, cut: int, marked: int) -> list[str]:
@@ -276,55 +325,82 @@ def response_remarks(*, kept: int, cut: int, marked: int) -> list[str]:
 
 
 def tokenise(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     loss_on: LossOn = "responses",
     drop_refused: bool = False,
-) -> tuple[Tokens, NDArray[np.int64], Counts]:
-    """Tokenise examples: the kept ones, their indices in `examples` (ascending), and the counts.
+) -> tuple[Tokens, Outcomes]:
+    """Tokenise examples: the kept ones, and what became of each.
+
+    The examples are taken one batch after another (see `template.rendered`), so that an iterator that makes
+    them keeps the texts and tokens of few in memory as objects; the arrays grow by about five bytes a token.
 
     Raises:
         TemplateError: the template cannot render with this tokenizer, or refuses an example and
             `drop_refused` is not set.
     """
-    outcomes = render_all(
+    found = rendered(
         examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
     )
-    kept = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rendered)]
-    pairs = [(o.ids, o.loss_mask) for o in outcomes if isinstance(o, Rendered)]
-    return _joined(pairs), np.array(kept, dtype=np.int64), count(outcomes)
+    kept = _Growing()
+    done = outcomes(kept.taking(found))
+    return kept.whole(), done
 
 
 def tokenise_pairs(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     drop_refused: bool = False,
-) -> tuple[Tokens, Tokens, NDArray[np.int64], Counts]:
-    """Tokenise pairs of answers: the better ones, the worse ones, the indices of those kept, and the counts.
+) -> tuple[Tokens, Tokens, Outcomes]:
+    """Tokenise pairs of answers: the better ones, the worse ones, and what became of each pair.
 
-    Counts are of pairs, and of the tokens of both answers, each with its prompt.
+    The outcomes are of pairs, with the tokens of both answers, each with its prompt. Memory is as for
+    `tokenise`.
 
     Raises:
         TemplateError: as `tokenise`.
     """
-    outcomes = render_pairs(examples, template, tokenizer, max_tokens=max_tokens, drop_refused=drop_refused)
-    kept = [index for index, outcome in enumerate(outcomes) if not isinstance(outcome, Dropped)]
-    both = [outcome for outcome in outcomes if not isinstance(outcome, Dropped)]
-    sides = count([side for pair in both for side in pair])
-    dropped = count([outcome for outcome in outcomes if isinstance(outcome, Dropped)])
-    counts = replace(
-        sides,
-        examples=len(outcomes),
-        kept=len(kept),
-        cut=sum(any(side.cut for side in pair) for pair in both),
-        dropped=dropped.dropped,
-        first=dropped.first,
-    )
-    chosen, rejected = (_joined([(pair[i].ids, pair[i].loss_mask) for pair in both]) for i in (0, 1))
-    return chosen, rejected, np.array(kept, dtype=np.int64), counts
+    found = rendered_pairs(examples, template, tokenizer, max_tokens=max_tokens, drop_refused=drop_refused)
+    better, worse = _Growing(), _Growing()
+
+    def taking() -> Iterator[tuple[Rendered, Rendered] | Dropped]:
+        for each in found:
+            if not isinstance(each, Dropped):
+                better.add(each[0])
+                worse.add(each[1])
+            yield each
+
+    done = outcomes(taking())
+    return better.whole(), worse.whole(), done
+
+
+class _Growing:
+    """Tokens that grow by one example after another, as bytes and not as objects."""
+
+    def __init__(self) -> None:
+        self.ids, self.masks, self.lengths = bytearray(), bytearray(), array("q", [0])
+
+    def add(self, each: Rendered) -> None:
+        self.ids.extend(each.ids.tobytes())
+        self.masks.extend(each.loss_mask.tobytes())
+        self.lengths.append(len(each.ids))
+
+    def taking(self, found: Iterable[Rendered | Dropped]) -> Iterator[Rendered | Dropped]:
+        """The same outcomes, of which the kept ones are added as they pass."""
+        for each in found:
+            if isinstance(each, Rendered):
+                self.add(each)
+            yield each
+
+    def whole(self) -> Tokens:
+        return Tokens(
+            ids=np.frombuffer(self.ids, np.int32),
+            loss_mask=np.frombuffer(self.masks, np.bool_),
+            offsets=np.cumsum(np.frombuffer(self.lengths, np.int64)),
+        )

@@ -14,3 +14,16 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     if len(names) > most + 1:
         return f"{', '.join(names[:most])} and {len(names) - most} others"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def data_size(value: float) -> str:
+    """Bytes in units of powers of 1000.
+
+    >>> [data_size(n) for n in (0, 999, 1000, 71_600_000, 5e15)]
+    ['0 B', '999 B', '1 kB', '71.6 MB', '5000 TB']
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB" if value < 1000 else f"{value:.0f} TB"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from time import perf_counter
 
 import numpy as np
@@ -20,7 +22,31 @@ from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, Visit
 
 TRIAL_TOKENS = 256
+OPTIMISER_COPIES = 3  # of `memory.ADAPTER_COPIES`
 LONG_TRIAL_S = 1.0  # after a trial of this duration no larger one is made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Peak memory of a run by what it is for, in bytes, of all processes together."""
+
+    process: int
+    """Python, PyTorch and the other libraries, once a process."""
+    base: int
+    """Weights of the frozen base, once a process."""
+    adapters: int
+    """The clients' adapters that are tuned at the same time: before, now, and the change."""
+    optimiser: int
+    """Their gradients and the two moments of AdamW."""
+    activations: int
+    """What a forward pass keeps for the backward pass."""
+    server: int = 0
+    """The server's state, and the updates that it holds at the same time."""
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(getattr(self, part.name) for part in fields(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +64,9 @@ def expected(
     tuning: TuningTable,
     plan: Plan,
     sample: Tokens,
+    *,
     round_tokens: float,
+    step_tokens: float,
     more_ranks: int = 0,
     training: LocalTraining = DEFAULT_TRAINING,
 ) -> Expected:
@@ -46,27 +74,72 @@ def expected(
 
     Args:
         round_tokens: tokens that the cohort of one round tunes on.
+        step_tokens: tokens of one client's optimiser step, on average.
         more_ranks: ranks of a client's adapter in addition to the run's, which count in its memory.
         training: the objective, whose groups follow one another in `sample`.
     """
     return Expected(
-        memory_bytes=memory_bytes(base, plan, more_ranks),
-        seconds_a_round=round_tokens / tokens_per_second(base, tuning, plan, sample, training),
+        memory_bytes=memory_of(base, plan, step_tokens=step_tokens, more_ranks=more_ranks).total,
+        seconds_a_round=round_tokens * seconds_a_token(base, tuning, plan, sample, step_tokens, training),
     )
 
 
-def memory_bytes(base: Base, plan: Plan, more_ranks: int = 0) -> int:
-    """Peak bytes: the base in each process, the activations of a pass, and the adapters of its clients."""
-    process = memory.PROCESS_BYTES + memory.weight_bytes(base)
-    activations = plan.micro_batch_tokens * memory.bytes_per_token(base)
-    passes = activations + plan.stack_size * memory.ADAPTER_COPIES * memory.adapter_bytes(base, more_ranks)
-    return process * (plan.workers + (plan.workers > 1)) + plan.workers * passes
+def visit_examples(tuning: TuningTable, sizes: Sequence[int]) -> float:
+    """Mean number of examples that a client trains on in one visit.
+
+    Args:
+        sizes: examples of each client.
+    """
+    if tuning.max_steps:
+        return tuning.max_steps * tuning.batch_size
+    return (tuning.epochs or 1.0) * sum(sizes) / len(sizes)
 
 
-def tokens_per_second(
-    base: Base, tuning: TuningTable, plan: Plan, sample: Tokens, training: LocalTraining = DEFAULT_TRAINING
+def pass_tokens(plan: Plan, step_tokens: float) -> int:
+    """Tokens of a forward pass: a step of every client of a stack, as far as they fit."""
+    return min(plan.micro_batch_tokens, math.ceil(plan.stack_size * step_tokens))
+
+
+def memory_of(
+    base: Base,
+    plan: Plan,
+    *,
+    step_tokens: float,
+    more_ranks: int = 0,
+    token_bytes: int | None = None,
+    process: int = memory.PROCESS_BYTES,
+    server: int = 0,
+) -> Memory:
+    """Peak memory: the base in each process, the activations of a pass, and the adapters of its clients.
+
+    Args:
+        step_tokens: tokens of one client's optimiser step, on average.
+        token_bytes: what one token keeps for the backward pass; None measures it on a short row.
+        process: bytes of this process without a base.
+        server: bytes of the server's state and of the updates that it holds.
+    """
+    workers, many = plan.workers, plan.workers > 1
+    kept = memory.bytes_per_token(base) if token_bytes is None else token_bytes
+    factors = workers * plan.stack_size * memory.adapter_bytes(base, more_ranks)
+    return Memory(
+        process=process + many * workers * memory.PROCESS_BYTES + workers * memory.kernel_bytes(base),
+        base=(1 + many * workers) * memory.weight_bytes(base),
+        adapters=(memory.ADAPTER_COPIES - OPTIMISER_COPIES) * factors,
+        optimiser=OPTIMISER_COPIES * factors,
+        activations=workers * pass_tokens(plan, step_tokens) * kept,
+        server=server,
+    )
+
+
+def seconds_a_token(
+    base: Base,
+    tuning: TuningTable,
+    plan: Plan,
+    sample: Tokens,
+    step_tokens: float,
+    training: LocalTraining = DEFAULT_TRAINING,
 ) -> float:
-    """Tuning speed of all processes together, in tokens a second.
+    """Seconds that all processes together tune for each token of a round.
 
     It is this process's speed with the threads of a worker, times the workers. The trials tune adapters that
     are discarded.
@@ -74,7 +147,8 @@ def tokens_per_second(
     threads = memory.threads()
     memory.use_threads(max(1, threads // plan.workers))
     try:
-        return plan.workers * _measured_speed(base, tuning, sample, plan.micro_batch_tokens, training)
+        most = pass_tokens(plan, step_tokens)
+        return 1 / (plan.workers * _measured_speed(base, tuning, sample, most, training))
     finally:
         memory.use_threads(threads)
 

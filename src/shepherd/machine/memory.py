@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from shepherd.training import stack
 
 USABLE_SHARE = 0.6  # of the free memory; the rest is for the backward pass and other programs
 PROCESS_BYTES = 500 * 2**20  # that PyTorch and transformers take in a process of their own
+KERNEL_BYTES = 600 * 2**20  # of compiled products, which oneDNN keeps, one for each shape; measured
 MIN_PARALLEL_OPERATIONS = 6e12  # about a minute of a core; below, starting processes costs more than it saves
 ADAPTER_COPIES = 6  # per client: values, gradients, two moments, and the update on its way
 # These decide the tokens of a pass on a processor; measured in docs/benchmarks.md.
@@ -63,10 +65,10 @@ def sizes(
     workers: int | None = None,
     stack_size: int | None = None,
     more_ranks: int = 0,
+    token_bytes: int | None = None,
+    free: int | None = None,
 ) -> Sizes:
     """Choose the sizes that are not given, from the free memory and the number of cores.
-
-    Measures what one token keeps for the backward pass by running a short row once.
 
     Args:
         clients: clients of one round.
@@ -74,13 +76,15 @@ def sizes(
         all_tokens: estimated tokens that the whole run tunes on.
         micro_batch: tokens of one pass; fewer are chosen if this many do not fit.
         more_ranks: ranks of a client's adapter in addition to the run's, as for `adapter_bytes`.
+        token_bytes: what one token keeps for the backward pass; None measures it on a short row.
+        free: memory to fit into, in bytes; None is what is free now.
     """
-    kept = bytes_per_token(base)
-    free = USABLE_SHARE * free_bytes(base.device)
+    kept = bytes_per_token(base) if token_bytes is None else token_bytes
+    usable = USABLE_SHARE * (free_bytes(base.device) if free is None else free)
     if workers is None:
-        workers = _workers(base, clients, all_tokens, free, micro_batch * kept, more_ranks)
+        workers = _workers(base, clients, all_tokens, usable, micro_batch * kept, more_ranks)
     workers = min(workers, math.ceil(clients / (stack_size or 1)))
-    share = free / workers - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
+    share = usable / workers - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
     micro_batch = max(1, min(micro_batch, int(share / kept)))
     if stack_size is None:
         fits = int((share - micro_batch * kept) / (ADAPTER_COPIES * adapter_bytes(base, more_ranks)))
@@ -133,6 +137,38 @@ def _even_stack_size(clients: int, workers: int, most: int) -> int:
         if size == 1 or math.ceil(clients / size) == workers * turns:
             return size
         turns += 1
+
+
+def kernel_bytes(base: Base) -> int:
+    """Bytes of compiled kernels that a process which tunes this base comes to hold, measured in bfloat16."""
+    compiled = base.device.type == "cpu" and base.dtype == torch.bfloat16
+    return KERNEL_BYTES if compiled else 0
+
+
+def peak_bytes() -> int | None:
+    """Most memory that this process and its worker processes have had so far, in bytes; None if unknown.
+
+    The sum of each one's own peak: pages that processes share are counted in each of them.
+    """
+    process = psutil.Process()
+    found = [_peak(each.pid) for each in (process, *process.children(recursive=True))]
+    known = [peak for peak in found if peak is not None]
+    return sum(known) if known else None
+
+
+def _peak(pid: int) -> int | None:
+    """The peak of one process as Linux reports it; None where there is no such report."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf8").splitlines()
+    except OSError:  # another system, or a process that ended
+        return None
+    named = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(named[0]) * 1024 if named else None
+
+
+def resident_bytes() -> int:
+    """Memory of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def parameters(base: Base) -> int:

@@ -21,6 +21,8 @@ def choose(
     step_tokens: float,
     all_tokens: float,
     more_ranks: int = 0,
+    token_bytes: int | None = None,
+    free: int | None = None,
 ) -> Plan:
     """Choose the plan of a new run; it measures, so another call may choose differently.
 
@@ -30,6 +32,8 @@ def choose(
         step_tokens: tokens of one client's optimiser step, on average.
         all_tokens: estimated tokens that the whole run tunes on.
         more_ranks: ranks of a client's adapter in addition to the run's.
+        token_bytes: as for `memory.sizes`.
+        free: memory to fit into, in bytes; None is what is free now.
 
     Raises:
         SettingsError: worker processes are asked for on a GPU.
@@ -49,6 +53,8 @@ def choose(
         workers=None if machine.workers == "auto" else machine.workers,
         stack_size=None if machine.stack_size == "auto" else machine.stack_size,
         more_ranks=more_ranks,
+        token_bytes=token_bytes,
+        free=free,
     )
     return _plan(settings, base, sizes)
 

@@ -6,7 +6,8 @@ resume, call it with a saved state; the result has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter
@@ -268,6 +269,22 @@ def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
     """The aggregate of an empty cohort: zeros, without clients."""
     delta, extra = _zeros(method, broadcast)
     return Update(round=broadcast.round, delta=delta, extra=extra, weight=0.0, clients=())
+
+
+def bytes_of_round(method: Method, state: ServerState, ranks: Sequence[int | None]) -> tuple[float, float]:
+    """Bytes of the tensors that a client receives and sends in a round, on average, encoded as they travel.
+
+    Args:
+        ranks: how many ranks of the adapter each client trains; None for all.
+    """
+    broadcast = next_broadcast(method, state, seed=0)
+    sent = 0
+    for rank, clients in Counter(ranks).items():
+        delta, extra = _zeros(method, broadcast, rank)
+        update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
+        update, _ = method.transform.at_client(update, broadcast.transforms, Seeded(0), broadcast, Payload())
+        sent += clients * update.nbytes
+    return broadcast.nbytes, sent / len(ranks)
 
 
 def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tuple[Adapter, Payload]:

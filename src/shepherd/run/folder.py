@@ -8,6 +8,8 @@ runs/NAME/
   rounds.jsonl    one line a finished round; round 0 is the untuned base
   privacy.json    what its rounds have spent, where noise hides clients; see `run.ledger`
   secret          the number that decides the cohorts then
+  expected.json   what it was expected to take; see `run.measured`
+  measured.json   the memory that it took, once it is finished
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
   stages.toml     the run file with stages, if it has them; stages/ holds the runs of those before the last
@@ -38,6 +40,7 @@ from shepherd.machine.plan import PLAN, Plan
 from shepherd.overrides import dump, read_kept
 from shepherd.run import log
 from shepherd.run.log import LOG
+from shepherd.run.measured import EXPECTED, MEASURED
 from shepherd.run.versions import VERSIONS, versions
 from shepherd.settings import RunSettings
 
@@ -48,7 +51,19 @@ TRAINED_WITH = "trained-with.toml"
 """File of the settings that a run's rounds were trained with; the run file may be edited, this is not."""
 STAGES, STAGES_FILE = "stages", "stages.toml"
 """Folder of a run's earlier stages, and file of the run file that names them; see `run.stages`."""
-OWN_FILES = (VERSIONS, PLAN, SILOS, TRAINED_WITH, RUN_FILE, LOG, FINISHED, "privacy.json", "secret")
+OWN_FILES = (
+    VERSIONS,
+    PLAN,
+    SILOS,
+    TRAINED_WITH,
+    RUN_FILE,
+    LOG,
+    FINISHED,
+    "privacy.json",
+    "secret",
+    EXPECTED,
+    MEASURED,
+)
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]

@@ -34,7 +34,7 @@ from shepherd.io import paths
 from shepherd.io.progress import many, roughly, stage
 from shepherd.machine import memory, planning
 from shepherd.machine import plan as plans
-from shepherd.machine.estimate import Expected, expected, memory_bytes
+from shepherd.machine.estimate import Expected, expected, memory_of, visit_examples
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
 from shepherd.model import files
@@ -44,10 +44,11 @@ from shepherd.privacy import client_level, example_level
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
+from shepherd.rounds.loop import bytes_of_round
 from shepherd.rounds.ranks import ranks_of
 from shepherd.rounds.ring import require_sums
 from shepherd.rounds.waiting import require_enough
-from shepherd.run import changes, checkpoint, folder, starting, tracking
+from shepherd.run import changes, checkpoint, folder, measured, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
@@ -158,13 +159,34 @@ def _start(
     if prepared.rejected:
         tried = np.arange(min(len(sample), TRIED))
         sample = Tokens.interleaved([sample.take(tried), prepared.rejected[name].take(tried)])
-    tokens = _round_tokens(settings, prepared, cohort)
-    _log_expectation(expected(base, settings.tuning, plan, sample, tokens, _more_ranks(method), training))
+    found = expected(
+        base,
+        settings.tuning,
+        plan,
+        sample,
+        round_tokens=_round_tokens(settings, prepared, cohort),
+        step_tokens=_step_tokens(settings, prepared),
+        more_ranks=_more_ranks(method),
+        training=training,
+    )
+    _log_expectation(found)
     context = context_of(settings, selection, first.adapter, len(prepared.clients))
     state = start(method, first.adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         starting.keep(holder, first, base)
+        if not method.is_private:
+            ranks = ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
+            down, up = bytes_of_round(method, state, [ranks.get(client) for client in prepared.clients])
+            holder.write(
+                measured.EXPECTED,
+                measured.text(
+                    memory_bytes=found.memory_bytes,
+                    seconds_a_round=found.seconds_a_round,
+                    bytes_down=down * cohort,
+                    bytes_up=up * cohort,
+                ),
+            )
         pipeline.save(holder.path / "data", prepared)
         run = Run(
             settings=settings,
@@ -478,7 +500,12 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
     if took:
         _log_expectation(
             Expected(
-                memory_bytes=memory_bytes(run.base, run.plan, _more_ranks(run.method)),
+                memory_bytes=memory_of(
+                    run.base,
+                    run.plan,
+                    step_tokens=_step_tokens(run.settings, run.prepared),
+                    more_ranks=_more_ranks(run.method),
+                ).total,
                 seconds_a_round=median(took),
             )
         )
@@ -505,24 +532,21 @@ def _choose_plan(
         settings,
         base,
         clients=cohort,
-        step_tokens=pipeline.mean_length(prepared) * settings.tuning.batch_size,
+        step_tokens=_step_tokens(settings, prepared),
         all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
         more_ranks=more_ranks,
     )
 
 
-def _visit_examples(settings: RunSettings, prepared: TokenisedData) -> float:
-    """Mean number of examples that a client trains on in one visit."""
-    tuning = settings.tuning
-    if tuning.max_steps:
-        return tuning.max_steps * tuning.batch_size
-    held = sum(len(data) for data in prepared.clients.values())
-    return (tuning.epochs or 1.0) * held / len(prepared.clients)
+def _step_tokens(settings: RunSettings, prepared: TokenisedData) -> float:
+    """Mean number of tokens of one client's optimiser step."""
+    return pipeline.mean_length(prepared) * settings.tuning.batch_size
 
 
 def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -> float:
     """Mean number of tokens that the cohort of one round trains on."""
-    return pipeline.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
+    held = [len(data) for data in prepared.clients.values()]
+    return pipeline.mean_length(prepared) * cohort * visit_examples(settings.tuning, held)
 
 
 def _level(method: Method, level: int = logging.INFO) -> int:

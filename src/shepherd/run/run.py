@@ -48,6 +48,7 @@ from shepherd.federation.root import Root, root_of
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.summed import Summed
 from shepherd.io.progress import many, stage
+from shepherd.machine import memory
 from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import answer, files
@@ -57,7 +58,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run import card, checkpoint, folder, ledger, starting, tracking
+from shepherd.run import card, checkpoint, folder, ledger, measured, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.log import read_rows
@@ -226,6 +227,8 @@ class Run(HeldRun):
         scores = answer_heldout(self.holder, self.planned, self.base, (began, self.state.adapter), examples)
         if is_model:
             self._write_card(scores)
+        if not self.method.is_private:  # while the worker processes are there
+            self.holder.write(measured.MEASURED, measured.text(memory_bytes=memory.peak_bytes()))
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
         said = pipeline.remarks(self.prepared)

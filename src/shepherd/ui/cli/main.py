@@ -29,7 +29,7 @@ from shepherd.ui.cli.drill_commands import drill
 from shepherd.ui.cli.evaluate_commands import evaluate
 from shepherd.ui.cli.export_commands import export, list_plugins, merge, push
 from shepherd.ui.cli.privacy_commands import privacy
-from shepherd.ui.cli.run_commands import new, resume, run
+from shepherd.ui.cli.run_commands import new, plan, resume, run
 from shepherd.ui.cli.silos import silos
 from shepherd.version import DISTRIBUTION, install
 from shepherd.visible import in_this_process, shown
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 for command in (
-    *(demo, new, run, resume, data, privacy),
+    *(demo, new, plan, run, resume, data, privacy),
     *(evaluate, compare, judge, audit, drill, report, watch),
     *(generate, chat, export, merge, push, list_plugins, silos),
 ):
@@ -128,7 +128,7 @@ def _open_closed_streams() -> None:
 
 def start() -> None:
     """Entry point of the program; commands that tune restart once with allocator settings for tuning."""
-    if sys.argv[1:2] in (["demo"], ["run"], ["resume"], ["compare"], ["audit"], ["drill"]):
+    if sys.argv[1:2] in (["demo"], ["plan"], ["run"], ["resume"], ["compare"], ["audit"], ["drill"]):
         malloc.restart()
     _open_closed_streams()
     in_this_process()

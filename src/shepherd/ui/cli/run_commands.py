@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -127,6 +128,56 @@ def _train_stages(settings: RunSettings, consent: Consent) -> None:
     folder = Path(settings.output)
     last = stages.train_before(settings, lambda opened: train_stage(opened, folder), consent)
     train(lambda: open_run(last, consent=consent), folder)
+
+
+@click.command(short_help="Show what a run will take: memory, time, bytes, disk.")
+@run_file
+@overrides
+@click.option(
+    "--memory",
+    "gigabytes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="Memory that there is for the run.  [default: what is free on this machine]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as a JSON object.")
+@trust
+@plugin
+@click.pass_context
+def plan(
+    context: click.Context,
+    run_file: Path,
+    overrides: tuple[str, ...],
+    gigabytes: float | None,
+    as_json: bool,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+) -> None:
+    """Show what a run will take on this machine, and what to change if it does not fit.
+
+    The base is not loaded: its size comes from its configuration, and its speed from a trial of a few layers
+    with random weights, which takes seconds. The exit code is 1 if the run does not fit.
+
+    Any key can be overridden: adapter.rank=16 machine.workers=1
+    """
+    from shepherd.overrides import read
+
+    settings = read(run_file, wished(overrides, remote_code))
+    from shepherd.run.forecast import forecast  # torch takes seconds
+    from shepherd.ui.terminal.forecast_table import print_forecast
+    from shepherd.ui.terminal.running import plain_lines
+
+    if settings.stages:
+        raise SettingsError("[[stages]] are runs of their own; plan each of them from a file of its own")
+    available = None if gigabytes is None else int(gigabytes * 1e9)
+    with plain_lines(sys.stderr):
+        found = forecast(settings, agreed(remote_code, plugins), available=available)
+    if as_json:
+        click.echo(found.text(), nl=False)
+    else:
+        print_forecast(found)
+    if not found.fits:
+        context.exit(1)
 
 
 @click.command(short_help="Continue a run that was stopped, or extend it.")

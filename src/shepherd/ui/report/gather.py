@@ -17,6 +17,7 @@ from shepherd.run import ledger, release, score_file
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.folder import RUN_FILE, planned
 from shepherd.run.log import LOG, read_rows
+from shepherd.run.measured import figures
 from shepherd.run.versions import VERSIONS
 from shepherd.settings import published
 from shepherd.ui.report import single_run
@@ -97,6 +98,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
+        "planned": [] if privacy else _planned(path, rows),
         "failures": _failures(rows),
         "contribution": _contribution(rows),
         "scores": _scores(path),
@@ -448,6 +450,20 @@ def _curve(arm: str, seed: int, rows: Sequence[Row]) -> Row:
     ]
     scored = [p for p in points if p["heldout"] is not None or p["train"] is not None]
     return {"arm": arm, "seed": seed, "points": scored}
+
+
+def _planned(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """What the run was expected to take, and what it took."""
+    return [
+        {
+            "name": figure.name,
+            "form": "bytes" if figure.unit == "bytes" else "duration",
+            "planned": figure.planned,
+            "measured": figure.measured,
+            "off": figure.off,
+        }
+        for figure in figures(path, rows)
+    ]
 
 
 def _totals(rows: Sequence[Row]) -> Row:

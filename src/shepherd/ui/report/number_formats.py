@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from shepherd.io.phrases import data_size
+
 Form = Callable[[float], str]
 _MINUS = "−"
 
@@ -79,19 +81,6 @@ def rate(value: float) -> str:
         return _minus(f"{float(f'{value:.3g}'):.7g}")
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     return _minus(f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}")
-
-
-def data_size(value: float) -> str:
-    """Bytes in units of powers of 1000.
-
-    >>> [data_size(n) for n in (0, 999, 1000, 71_600_000, 5e15)]
-    ['0 B', '999 B', '1 kB', '71.6 MB', '5000 TB']
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB" if value < 1000 else f"{value:.0f} TB"
 
 
 def duration(seconds: float) -> str:

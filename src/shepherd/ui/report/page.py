@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from shepherd.io.phrases import data_size
 from shepherd.ui.report import chart, number_formats
 from shepherd.ui.report.chart import Series
 from shepherd.ui.report.figures import FIGURES, points
@@ -360,7 +361,7 @@ def _charts(report: Report) -> dict[str, str]:
     return {
         "heldout": _chart("heldout", "Held-out loss by round", heldout, number_formats.rate, height=300),
         "train": _chart("train", "Training loss by round", train, number_formats.rate, height=300),
-        "bytes": small("bytes", "Bytes by round", traffic, number_formats.data_size),
+        "bytes": small("bytes", "Bytes by round", traffic, data_size),
         **{
             each.name: small(
                 each.name.replace("_", "-"),

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from shepherd.io.paths import short
 from shepherd.run.folder import is_over_silos, is_run
 from shepherd.run.log import read_rows
+from shepherd.run.measured import figures
 from shepherd.settings import PREFERENCES, WORLD
+from shepherd.ui.terminal.forecast_table import print_measured
 from shepherd.ui.terminal.running import Display, display
 from shepherd.ui.terminal.summary import ANY_QUESTION, print_summary
 
@@ -34,6 +36,7 @@ def train(open_run: OpenRun, folder: Path) -> None:
             finished = run.finish()
         of_world = run.settings.data.source in (WORLD, PREFERENCES)
         question = "Name three animals." if of_world else ANY_QUESTION
+        print_measured(figures(folder, read_rows(folder)))
         print_summary(folder, read_rows(folder), finished, question=question)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stop_message(folder)) from None

@@ -1,0 +1,379 @@
+"""What a run will take, before its base is loaded or its data are tokenised: `shepherd plan`.
+
+Sizes come from the base's configuration, speed from a short trial of its first layers with random weights,
+lengths from a sample of the examples, and bytes from an update of zeros that goes through the transforms.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shepherd import plugins
+from shepherd.consent import NOTHING, Consent
+from shepherd.core import Method, Selection, ServerState, seed_for
+from shepherd.data import pipeline
+from shepherd.data.pipeline import Partition
+from shepherd.data.template import Template
+from shepherd.data.tokens import Tokens, tokenise, tokenise_pairs
+from shepherd.errors import DataError
+from shepherd.io.phrases import data_size
+from shepherd.io.progress import many, stage
+from shepherd.machine import estimate, malloc, memory, planning
+from shepherd.machine.estimate import Memory
+from shepherd.machine.plan import Plan
+from shepherd.model import lora, outline
+from shepherd.model.base import Base
+from shepherd.overrides import require_settings
+from shepherd.rounds import context_of, start
+from shepherd.rounds.loop import bytes_of_round
+from shepherd.rounds.ranks import ranks_of
+from shepherd.run.loading import placed
+from shepherd.settings import RunSettings
+from shepherd.training.local import LocalTraining, completed, local_training
+
+SAMPLED_EXAMPLES = 1024
+"""Examples that are tokenised to know how long all are."""
+TRIAL_PARAMETERS = 30_000_000
+"""Parameters of the layers that a trial may have; a base with fewer is tried as a whole."""
+STORED_TOKEN_BYTES, STORED_EXAMPLE_BYTES = 5, 8
+"""Of a token, its id and its mask; of an example, where it begins."""
+ROW_BYTES, ROW_CLIENT_BYTES = 1000, 32
+"""Of a line of rounds.jsonl, and of each client's share in it."""
+FORWARD_SHARE = 1 / 3
+"""Of a token's time in tuning that scoring it takes: the forward pass alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """What a run's folder comes to hold, in bytes."""
+
+    data: int
+    checkpoints: int
+    adapter: int
+    log: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a run is expected to take on a machine."""
+
+    plan: Plan
+    parameters: int
+    trained: int
+    """Parameters of the adapter."""
+    examples: int
+    """Examples to train on."""
+    tokens: int
+    """Their tokens, estimated from a sample."""
+    clients: int
+    cohort: float
+    """Clients of a round, on average."""
+    rounds: int
+    memory: Memory
+    available_bytes: int
+    """Memory that there is for the run."""
+    tuning_seconds: float
+    """Seconds of local tuning in one round."""
+    scoring_seconds: float
+    """Seconds of scoring after a round that is scored."""
+    scored_rounds: int
+    bytes_down: float
+    """Bytes that the cohort of one round receives."""
+    bytes_up: float
+    disk: Disk
+    free_disk_bytes: int
+    probe: str
+    """What was measured, in words."""
+    advice: tuple[str, ...] = ()
+    """What to change where the run does not fit, a sentence each."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory and disk suffice."""
+        return self.memory.total <= self.available_bytes and self.disk.total <= self.free_disk_bytes
+
+    @property
+    def seconds_a_round(self) -> float:
+        """Seconds of one round, with its share of the scoring."""
+        return self.tuning_seconds + self.scoring_seconds * self.scored_rounds / self.rounds
+
+    def plain(self) -> dict[str, Any]:
+        """The forecast in JSON's types, with its sums."""
+        table = asdict(self)
+        table["memory"]["total"], table["disk"]["total"] = self.memory.total, self.disk.total
+        return {**table, "seconds_a_round": self.seconds_a_round, "fits": self.fits}
+
+    def text(self) -> str:
+        """The forecast as JSON, for `--json`."""
+        return json.dumps(self.plain(), indent=2) + "\n"
+
+
+def forecast(
+    settings: RunSettings, consent: Consent = NOTHING, *, available: int | None = None, rows: Any = None
+) -> Forecast:
+    """Estimate what a run takes, without loading its base.
+
+    The examples are read and divided, and a sample of them is tokenised. The trial takes seconds.
+
+    Args:
+        available: memory that there is for the run, in bytes; None for what is free now.
+        rows: the data where data.source is "memory", as for `open_run`.
+
+    Raises:
+        ShepherdError: the base, the data or a setting cannot be used.
+    """
+    require_settings(settings)
+    malloc.keep_pages()
+    memory.use_threads(settings.machine.threads)
+    method = plugins.method(settings, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins)
+    settings = completed(settings, consent.plugins)
+    name = settings.model.base
+    base = outline.outline(
+        placed(settings.model), settings.adapter, name, device=settings.machine.device, consent=consent
+    )
+    settings = pipeline.dated(settings, base.tokenizer)
+    on_cpu = base.device.type == "cpu"
+    if available is None:  # this process's own memory is a part of what is planned
+        available = memory.free_bytes(base.device) + on_cpu * memory.resident_bytes()
+    division = pipeline.divide(settings, consent.plugins, rows)
+    sample = _sample(division, settings, base.tokenizer, training)
+    ranks = ranks_of(settings.adapter, method.aggregation, list(division.clients))
+    more_ranks = method.aggregation.side_rank + method.algorithm.adds_ranks
+    adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
+    context = context_of(settings, selection, adapter, len(division.clients))
+    work = _work(settings, selection, division, len(sample.ids) * training.objective.group_size / len(sample))
+    # a run chooses its plan with the base loaded
+    left = max(0, available - on_cpu * memory.resident_bytes() - memory.weight_bytes(base))
+    with stage("measuring the speed of a few layers"):
+        trial = _Trial.of(base, consent)
+        token_bytes = trial.extrapolated([memory.bytes_per_token(each) for each in trial.bases])
+        plan = planning.choose(
+            settings,
+            base,
+            clients=max(1, round(work.cohort)),
+            step_tokens=work.step_tokens,
+            all_tokens=settings.federation.rounds * work.round_tokens,
+            more_ranks=more_ranks,
+            token_bytes=round(token_bytes),
+            free=left,
+        )
+        seconds = trial.extrapolated(
+            [
+                estimate.seconds_a_token(each, settings.tuning, plan, sample, work.step_tokens, training)
+                for each in trial.bases
+            ]
+        )
+        malloc.release_free_memory()  # of the trial's passes, which are counted by themselves
+        held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.bases)
+    state = start(method, adapter, context)
+    down, up = bytes_of_round(method, state, [ranks.get(client) for client in division.clients])
+    memory_of = partial(
+        estimate.memory_of,
+        base,
+        step_tokens=work.step_tokens,
+        more_ranks=more_ranks,
+        token_bytes=round(token_bytes),
+        process=held if on_cpu else memory.PROCESS_BYTES,
+        server=_server_bytes(method, state, up, work.cohort) if on_cpu else 0,
+    )
+    found = Forecast(
+        plan=plan,
+        parameters=memory.parameters(base),
+        trained=sum(int(np.prod(shape)) for shape in base.shapes.values()),
+        examples=work.examples,
+        tokens=round(work.examples * work.length),
+        clients=len(division.clients),
+        cohort=work.cohort,
+        rounds=settings.federation.rounds,
+        memory=memory_of(plan),
+        available_bytes=available,
+        tuning_seconds=seconds * work.round_tokens,
+        scoring_seconds=FORWARD_SHARE * seconds * plan.workers * work.scored_tokens,
+        scored_rounds=-(-settings.federation.rounds // settings.evaluation.every),
+        bytes_down=down * work.cohort,
+        bytes_up=up * work.cohort,
+        disk=_disk(settings, division, work, state),
+        free_disk_bytes=shutil.disk_usage(_existing(Path(settings.output))).free,
+        probe=trial.words,
+    )
+    return replace(found, advice=tuple(_advice(found, base, memory_of)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """Amounts of a run: examples to train on, and tokens of an example, of a step, of a round and scored."""
+
+    examples: int
+    cohort: float
+    length: float
+    step_tokens: float
+    round_tokens: float
+    scored_tokens: float
+
+
+def _work(settings: RunSettings, selection: Selection, division: Partition, length: float) -> _Work:
+    sizes = [len(own) for own in division.clients.values()]
+    cohort = selection.expected(len(sizes))
+    visit = estimate.visit_examples(settings.tuning, sizes)
+    scored = min(len(division.held.heldout), settings.evaluation.examples)
+    return _Work(
+        examples=sum(sizes),
+        cohort=cohort,
+        length=length,
+        step_tokens=length * settings.tuning.batch_size,
+        round_tokens=length * cohort * visit,
+        scored_tokens=length * scored,
+    )
+
+
+def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training: LocalTraining) -> Tokens:
+    """Examples to train on, drawn at random and tokenised; of pairs both answers, one after the other.
+
+    Raises:
+        DataError: none of them is kept.
+    """
+    rng = np.random.default_rng(seed_for(settings.seed, "forecast"))
+    drawn = rng.permutation(division.held.train)[:SAMPLED_EXAMPLES]
+    examples, template = division.of(drawn.tolist()), Template.of(settings.data)
+    most, skip = settings.data.max_tokens, settings.data.on_bad_row == "skip"
+    if training.paired:
+        better, worse, found = tokenise_pairs(
+            examples, template, tokenizer, max_tokens=most, drop_refused=skip
+        )
+        tokens = Tokens.interleaved([better, worse])
+    else:
+        tokens, found = tokenise(
+            examples,
+            template,
+            tokenizer,
+            max_tokens=most,
+            loss_on=settings.tuning.loss_on,
+            drop_refused=skip,
+        )
+    if not len(tokens):
+        reason = next(iter(found.counts().dropped), "there is none")
+        raise DataError(f"no example is left to train on ({reason}); change data.template or data.max_tokens")
+    return tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trial:
+    """Bases with some of the layers: one with all of them, or two from which the rest follows."""
+
+    bases: Sequence[Base]
+    counts: Sequence[int]
+    whole: int
+
+    @classmethod
+    def of(cls, base: Base, consent: Consent) -> _Trial:
+        """Trials with as many layers as `TRIAL_PARAMETERS` have, and half of them."""
+        whole = outline.layers(base)
+        ends = base.model.get_input_embeddings().weight.numel()
+        of_layer = max(1, (memory.parameters(base) - ends) // whole)
+        most = min(whole, max(2, TRIAL_PARAMETERS // of_layer))
+        counts = [whole] if most == whole else [max(1, most // 2), most]
+        return cls(bases=[outline.cut(base, count, consent) for count in counts], counts=counts, whole=whole)
+
+    def extrapolated(self, values: Sequence[float]) -> float:
+        """A value that grows evenly with the layers, at all of them; at least that of the largest trial.
+
+        >>> _Trial(bases=(), counts=(1, 3), whole=30).extrapolated([2.0, 3.0])
+        16.5
+        """
+        if len(values) == 1:
+            return values[0]
+        (few, more), (less, much) = self.counts, values
+        return max(much, much + (self.whole - more) * (much - less) / (more - few))
+
+    @property
+    def words(self) -> str:
+        """What was tried."""
+        if len(self.counts) == 1:
+            return f"all {many(self.whole, 'layer')} with random weights"
+        return f"{self.counts[0]} and {self.counts[1]} of {self.whole} layers with random weights"
+
+
+def _server_bytes(method: Method, state: ServerState, up: float, cohort: float) -> int:
+    """The state before and after a round, and the updates that the aggregation holds."""
+    updates = 2.0 if method.aggregation.streams else cohort + 1
+    return round(2 * _state_bytes(state) + updates * max(up, state.adapter.nbytes))
+
+
+def _state_bytes(state: ServerState) -> int:
+    tensors = (state.adapter, *state.memory.values(), *state.optimiser.values())
+    return sum(each.nbytes for each in tensors)
+
+
+def _disk(settings: RunSettings, division: Partition, work: _Work, state: ServerState) -> Disk:
+    held = division.of(division.held.heldout.tolist())
+    texts = sum(len(turn.text) + len(turn.context) for example in held for turn in example.turns)
+    tokens = (work.examples + len(held)) * (work.length * STORED_TOKEN_BYTES + STORED_EXAMPLE_BYTES)
+    rounds = settings.federation.rounds
+    return Disk(
+        data=round(tokens) + texts,
+        checkpoints=min(settings.checkpoints.keep, rounds) * _state_bytes(state),
+        adapter=state.adapter.nbytes,
+        log=rounds * (ROW_BYTES + ROW_CLIENT_BYTES * len(division.clients)),
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest above it that exists."""
+    path = path.absolute()
+    return path if path.exists() else _existing(path.parent)
+
+
+def _advice(found: Forecast, base: Base, memory_of: Callable[[Plan], Memory]) -> list[str]:
+    """What to change, one step after another, until the run would fit."""
+    said = []
+    if found.disk.total > found.free_disk_bytes:
+        said.append(
+            f"the run folder needs {data_size(found.disk.total)} and {data_size(found.free_disk_bytes)} are"
+            " free; name another place in output, or lower checkpoints.keep"
+        )
+    steps: Sequence[Mapping[str, int]] = (
+        {"workers": 1},
+        {"stack_size": 1},
+        {"micro_batch_tokens": memory.MIN_CPU_PASS_TOKENS},
+    )
+    plan, changes = found.plan, []
+    total = found.memory.total
+    for step in steps:
+        if total <= found.available_bytes:
+            break
+        (key, value), *_ = step.items()
+        if getattr(plan, key) <= value:
+            continue
+        plan = replace(plan, **{key: value})  # type: ignore[arg-type]
+        changes.append(f"machine.{key} = {value}")
+        total = memory_of(plan).total
+    if changes:
+        said.append(f"set {' and '.join(changes)}, which takes {data_size(total)}")
+    if total > found.available_bytes:
+        smaller = (
+            'model.dtype = "bfloat16", or '
+            if found.plan.dtype == "float32"
+            else 'model.quantize = "4bit", or '
+            if base.device.type == "cuda" and base.table.quantize != "4bit"
+            else ""
+        )
+        said.append(
+            f"{data_size(found.available_bytes)} are too little for base {base.name}, whose weights take"
+            f" {data_size(memory.weight_bytes(base))}; use {smaller}a smaller base"
+        )
+    return said

@@ -1,0 +1,111 @@
+"""What a run is expected to take, against a run: the same plan, bytes and disk, from headers alone."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from shepherd.errors import ShepherdError
+from shepherd.run import measured
+from shepherd.run.forecast import _Trial, forecast
+from shepherd.run.log import read_rows
+from shepherd.run.opening import open_run
+from tests import runs
+
+UNEQUAL = {
+    "aggregation": {"name": "product"},
+    "adapter": {"rank": 4, "ranks": [2, 4]},
+    "transforms": [{"name": "quantise", "bits": 8}],
+    "selection": {"share": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def pair(llama_folder, tmp_path_factory):
+    """A forecast over a base without weights, and the run itself, finished."""
+    place = tmp_path_factory.mktemp("forecast")
+    headers = place / "headers"
+    shutil.copytree(llama_folder, headers, ignore=shutil.ignore_patterns("*.safetensors"))
+    source = runs.written(place / "rows.jsonl")
+    tables = {name: table for name, table in UNEQUAL.items() if name != "transforms"}
+    given = runs.settings(llama_folder, source, place / "run", **tables)
+    given = given.model_copy(update={"transforms": _transforms(given)})
+    found = forecast(
+        given.model_copy(update={"model": given.model.model_copy(update={"base": str(headers)})})
+    )
+    with open_run(given) as run:
+        for _ in run.rounds():
+            pass
+        run.finish(answer=False)
+        plan, prepared = run.plan, run.prepared
+    return found, plan, prepared, place / "run"
+
+
+def _transforms(given):
+    from shepherd.overrides import parse
+
+    table = given.model_dump(exclude_defaults=True)
+    return parse({**table, "transforms": UNEQUAL["transforms"]}).transforms
+
+
+def test_the_plan_is_the_one_that_the_run_makes(pair) -> None:
+    found, plan, _, _ = pair
+    assert found.plan == plan
+
+
+def test_amounts_are_those_of_the_data(pair) -> None:
+    found, _, prepared, _ = pair
+    tokens = sum(len(data.ids) for data in prepared.clients.values())
+    assert found.examples == sum(len(data) for data in prepared.clients.values())
+    assert found.tokens == tokens  # so few that all are in the sample
+    assert (found.clients, found.cohort) == (4, 4)
+
+
+def test_bytes_are_those_of_each_round_with_unequal_ranks_and_a_code(pair) -> None:
+    found, _, _, folder = pair
+    for row in read_rows(folder)[1:]:
+        assert (found.bytes_down, found.bytes_up) == (row["bytes_down"], row["bytes_up"])
+
+
+def test_the_run_folder_is_about_as_large_as_expected(pair) -> None:
+    found, _, _, folder = pair
+    tensors = sum(path.stat().st_size for path in folder.glob("checkpoints/*/tensors.safetensors"))
+    assert found.disk.checkpoints == pytest.approx(tensors, rel=0.25)  # names and places besides
+    tokens = sum(path.stat().st_size for path in folder.glob("data/**/*.npy"))
+    assert found.disk.data == pytest.approx(tokens, rel=0.6)  # headers of 128 bytes, and JSON
+
+
+def test_what_was_planned_is_kept_beside_what_was_measured(pair) -> None:
+    found, _, _, folder = pair
+    figures = {figure.name: figure for figure in measured.figures(folder, read_rows(folder))}
+    sent = figures["received from clients, a round"]
+    assert sent.planned == sent.measured == found.bytes_up
+    assert sent.off == 0
+    assert figures["tuning, a round"].measured > 0
+    assert figures["peak memory"].planned > 0
+
+
+def test_what_does_not_fit_says_what_to_change(pair, tmp_path) -> None:
+    found, _, _, folder = pair
+    assert found.fits
+    assert not found.advice
+    given = runs.settings(folder.parent / "headers", folder.parent / "rows.jsonl", tmp_path / "run")
+    tight = forecast(given, available=1000)
+    assert not tight.fits
+    assert "smaller base" in tight.advice[-1]
+    assert tight.plain()["fits"] is False
+
+
+def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:
+    given = runs.settings(llama_folder, tmp_path / "none.jsonl", tmp_path / "run")
+    with pytest.raises(ShepherdError, match=r"none\.jsonl"):
+        forecast(given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_of_few_layers_is_drawn_out_to_all() -> None:
+    """5 for what is outside the layers and 2 for each: 5 + 2 * 30."""
+    assert _Trial(bases=(), counts=(2, 6), whole=30).extrapolated([9.0, 17.0]) == 65.0
+    assert _Trial(bases=(), counts=(2, 6), whole=30).extrapolated([9.0, 8.0]) == 8.0  # noise
+    assert _Trial(bases=(), counts=(4,), whole=4).extrapolated([3.0]) == 3.0
