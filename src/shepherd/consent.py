@@ -25,6 +25,9 @@ class Consent:
     """Address of the judge, if it is not the default."""
     key_env: str | None = None
     """Environment variable that holds the judge's key, if it is not the default."""
+    ray_address: str | None = None
+    """Address of the Ray cluster that may tune, HOST:PORT or "auto"; clients' examples are sent to its nodes,
+    and what they send back is trusted as this machine's own. None for a Ray on this machine alone."""
 
 
 NOTHING = Consent()

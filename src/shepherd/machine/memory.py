@@ -61,6 +61,7 @@ def sizes(
     all_tokens: float,
     micro_batch: int,
     workers: int | None = None,
+    hosts: int = 1,
     stack_size: int | None = None,
     more_ranks: int = 0,
 ) -> Sizes:
@@ -73,6 +74,7 @@ def sizes(
         step_tokens: tokens of one client's optimiser step, on average.
         all_tokens: estimated tokens that the whole run tunes on.
         micro_batch: tokens of one pass; fewer are chosen if this many do not fit.
+        hosts: machines like this one that the workers are spread over evenly.
         more_ranks: ranks of a client's adapter in addition to the run's, as for `adapter_bytes`.
     """
     kept = bytes_per_token(base)
@@ -80,7 +82,7 @@ def sizes(
     if workers is None:
         workers = _workers(base, clients, all_tokens, free, micro_batch * kept, more_ranks)
     workers = min(workers, math.ceil(clients / (stack_size or 1)))
-    share = free / workers - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
+    share = free / math.ceil(workers / hosts) - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
     micro_batch = max(1, min(micro_batch, int(share / kept)))
     if stack_size is None:
         fits = int((share - micro_batch * kept) / (ADAPTER_COPIES * adapter_bytes(base, more_ranks)))

@@ -10,7 +10,7 @@ import click
 from shepherd.errors import FolderError
 from shepherd.io.progress import many
 from shepherd.ui.cli.options import overrides, run_file, run_folder
-from shepherd.ui.cli.silos import agreed, echo, plugin, require_flare, tracker, trust, wished
+from shepherd.ui.cli.silos import agreed, echo, plugin, ray_cluster, require_flare, tracker, trust, wished
 
 
 @click.command(short_help="Write a run file that fits the data and the base.")
@@ -61,6 +61,7 @@ def new(file: Path, data: str | None, base: str | None, remote_code: bool, **col
 @trust
 @plugin
 @tracker
+@ray_cluster
 def run(
     run_file: Path,
     overrides: tuple[str, ...],
@@ -68,6 +69,7 @@ def run(
     remote_code: bool,
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
+    ray_address: str | None,
 ) -> None:
     """Train as described in a run file.
 
@@ -79,7 +81,7 @@ def run(
 
     settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)
-    consent = agreed(remote_code, plugins, trackers)
+    consent = agreed(remote_code, plugins, trackers, ray_address=ray_address)
     require(settings, consent.plugins)
     from shepherd.ui.terminal.train import train
 
@@ -107,6 +109,7 @@ def run(
 @trust
 @plugin
 @tracker
+@ray_cluster
 def resume(
     folder: Path,
     overrides: tuple[str, ...],
@@ -114,6 +117,7 @@ def resume(
     remote_code: bool,
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
+    ray_address: str | None,
 ) -> None:
     """Continue a run that was stopped or killed, after its last finished round.
 
@@ -123,7 +127,7 @@ def resume(
     from shepherd.run.folder import is_finished, is_over_silos, read_settings
 
     rounds = continued(folder, overrides).federation.rounds
-    consent = agreed(remote_code, plugins, trackers)
+    consent = agreed(remote_code, plugins, trackers, ray_address=ray_address)
     if is_finished(folder) and rounds == read_settings(folder).federation.rounds:
         done = many(rounds, "round")
         echo(f"{folder} is already finished, after {done}; its adapter is in {folder / 'adapter'}")

@@ -47,6 +47,12 @@ tracker = click.option(
     type=click.Choice(["wandb", "mlflow"]),
     help="Send the run's metrics to this service, which the run file names; repeatable.",
 )
+ray_cluster = click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Tune on this Ray cluster (HOST:PORT, or auto on one of its nodes), if the run file has [machine.ray].",
+)
 
 
 def agreed(
@@ -55,6 +61,7 @@ def agreed(
     trackers: tuple[str, ...] = (),
     base_url: str | None = None,
     key_env: str | None = None,
+    ray_address: str | None = None,
 ) -> Consent:
     """The consent that a person has given by options."""
     return Consent(
@@ -63,6 +70,7 @@ def agreed(
         trackers=frozenset(trackers),
         base_url=base_url,
         key_env=key_env,
+        ray_address=ray_address,
     )
 
 
