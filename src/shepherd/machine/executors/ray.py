@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -104,9 +105,6 @@ class RayActors:
     """
 
     def __init__(self, table: RayTable, count: int, base: Base, consent: Consent = NOTHING) -> None:
-        if consent.ray_address is None and "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ:
-            # read at the import: a Ray of one machine listens on its loopback address alone
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         require()
         self.table, self.count = table, count
         self._consent, self._fingerprint = consent, base.fingerprint
@@ -206,7 +204,8 @@ class RayActors:
 
     def _in_order(self, calls: Iterable[_Call[R]], watch: Watch) -> Iterator[R | _Lost]:
         """Yield the result of each call, in order, with a bounded number of them under way."""
-        ray, crew, left = _ray(), self._begun(), enumerate(calls)
+        crew, left = self._begun(), enumerate(calls)
+        ray = _ray()  # not imported before it begins
         schedule = Schedule(tries=self.table.tries)
         for worker in crew.ready:
             schedule.join(worker)
@@ -394,12 +393,13 @@ def _begin_ray(table: RayTable, count: int, address: str | None) -> Callable[[],
     Raises:
         FederationError: there is no cluster at this address, or it does not answer.
     """
+    if address is None:
+        # Ray reads most of them at its import, and the token once
+        late = {"RAY_AUTH_TOKEN"} if "ray" in sys.modules else _OWN.keys()
+        os.environ.update({name: _OWN[name]() for name in late if name not in os.environ})
     ray = _ray()
     if ray.is_initialized():
         return _nothing
-    before = {name: os.environ.get(name) for name in _OWN}
-    if address is None:
-        os.environ.update({name: make() for name, make in _OWN.items() if name not in os.environ})
     where = (
         {"address": "local", "num_cpus": count * table.cpus, "include_dashboard": False}
         if address is None
@@ -417,18 +417,13 @@ def _begin_ray(table: RayTable, count: int, address: str | None) -> Callable[[],
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own, and a run stops by this one
-
-    def end() -> None:
-        ray.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-
-    return end
+    return ray.shutdown  # type: ignore[no-any-return]
 
 
 _OWN: dict[str, Callable[[], str]] = {
     "RAY_USAGE_STATS_ENABLED": lambda: "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": lambda: "0",  # no cluster: listen on the loopback address alone
+    "RAY_AUTH_MODE": lambda: "token",
     # else Ray writes one into the home folder, for every Ray that this user starts
     "RAY_AUTH_TOKEN": partial(secrets.token_hex, 32),
 }
