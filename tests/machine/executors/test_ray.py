@@ -202,7 +202,9 @@ def test_without_room_for_an_actor_the_sentence_says_what_each_needs(llama, clus
     table = RayTable(actors=1, cpus=64, start_s=2.0)
     large = RayActors(table, 1, llama, Consent(ray_address=cluster.address))
     try:
-        with pytest.raises(FederationError, match="no Ray actor was ready within 2 s: each needs 64 CPU on one"):
+        with pytest.raises(
+            FederationError, match="no Ray actor was ready within 2 s: each needs 64 CPU on one"
+        ):
             list(large.each(described, [0]))
     finally:
         large.close()
@@ -224,7 +226,9 @@ def _longer(job: Job, name: str) -> Job:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_node_that_is_killed_in_the_middle_costs_time_and_no_bit(llama, cluster, actors, one_thread) -> None:
+def test_a_node_that_is_killed_in_the_middle_costs_time_and_no_bit(
+    llama, cluster, actors, one_thread
+) -> None:
     asked = [_longer(jobs(llama)[0], "c" * size) for size in range(1, 13)]
     plain = list(Inline(llama).tuned(asked, silent))
     results = actors.tuned(asked, silent)

@@ -131,7 +131,17 @@ def compare(
     echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
 
 
-OF_RUN_FILES = ("locals_", "arms", "match", "seeds", "max_calls", "base_url", "key_env", "trackers", "ray_address")
+OF_RUN_FILES = (
+    "locals_",
+    "arms",
+    "match",
+    "seeds",
+    "max_calls",
+    "base_url",
+    "key_env",
+    "trackers",
+    "ray_address",
+)
 """Parameters of `compare` that finished runs have no use for."""
 
 
