@@ -3,6 +3,7 @@
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
+# make test-ray   tuning on a real Ray, of one machine and of two nodes; takes minutes too
 # make docs       the documents as a site, in build/site
 # make oldest-peft fetch the oldest PEFT that is allowed, for one of the slow tests
 # make coverage   the fast tests once more, with the share of lines that they run, which must not fall
@@ -34,13 +35,13 @@ TORCH ?= $(if $(NO_GPU),cpu,default)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
-OFFLINE := demo demo-silos test tests coverage test-slow test-architectures test-silos
+OFFLINE := demo demo-silos test tests coverage test-slow test-architectures test-silos test-ray
 $(OFFLINE): export HF_HUB_OFFLINE := 1
 $(OFFLINE): export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo demo-silos dist docs test format lint types tests coverage test-slow \
-  test-architectures test-silos oldest-peft
+  test-architectures test-silos test-ray oldest-peft
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -119,6 +120,9 @@ docs: $(DOCS)
 
 test-silos: $(DEV)
 	$(BIN)/pytest -m silos
+
+test-ray: $(DEV)
+	$(BIN)/pytest -m ray tests/machine/executors/test_ray.py
 
 demo-silos: $(SILOS)
 	@out=runs/silos; n=1; \

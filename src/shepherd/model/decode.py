@@ -1,8 +1,8 @@
 """Decoding in batches whose rows come and go: a row is read once, repeated, and leaves when it is finished.
 
 transformers' own generate keeps every row until the last one is finished, and reads a prompt again for each
-adapter's sample of it. Here the rows of several adapters decode together (row k of the batch belongs to adapter
-k), what all prompts begin with is read once an adapter, and a prompt with several samples once.
+sample of its answer. Here the rows of several adapters decode together (row k of the batch belongs to
+adapter k), what all prompts begin with is read once an adapter, and a prompt with several samples once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby
-from os.path import commonprefix
+from itertools import groupby, takewhile
 
 import torch
 from torch import Tensor
@@ -142,8 +141,8 @@ def decode(
 
 def _read(base: Base, adapters: int, prompts: Sequence[list[int]], alone: bool) -> tuple[Rows, Tensor]:
     """Read each prompt once for each adapter; what all begin with, once for each adapter."""
-    shared = len(commonprefix(prompts))
-    shared = min(shared, min(map(len, prompts)) - 1)  # each has a token of its own to be read
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    shared = min(len(list(alike)), min(map(len, prompts)) - 1)  # each has a token of its own to be read
     if len(prompts) == 1 or shared < MIN_PREFIX_TOKENS:
         shared = 0
     rows = Rows(base=base, owners=list(range(adapters)), alone=alone)

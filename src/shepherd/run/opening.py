@@ -29,8 +29,8 @@ from shepherd.io import paths
 from shepherd.io.progress import many, roughly, stage
 from shepherd.machine import memory, planning
 from shepherd.machine import plan as plans
-from shepherd.machine.executors import ray
 from shepherd.machine.estimate import Expected, expected, memory_bytes
+from shepherd.machine.executors import ray
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
 from shepherd.model import files, lora

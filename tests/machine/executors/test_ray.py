@@ -245,13 +245,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests.machine.executors.test_ray import TWO, _longer
-from tests.machine.executors.test_processes import jobs
+from tests.machine.executors.test_processes import jobs, silent
 from tests.model import bases
 from shepherd.machine.executors import RayActors
 base = bases.load(Path(sys.argv[1]))
 actors = RayActors(TWO, 2, base)
 try:
-    for each in actors.tuned([_longer(jobs(base)[0], "c" * size) for size in range(1, 200)], lambda *told: None):
+    for each in actors.tuned([_longer(jobs(base)[0], "c" * size) for size in range(1, 200)], silent):
         print("one", flush=True)
 except KeyboardInterrupt:
     print("stopped", flush=True)

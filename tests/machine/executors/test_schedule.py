@@ -1,4 +1,4 @@
-"""The schedule: the largest job first, none behind another at the end, and a dead worker's jobs done again."""
+"""The schedule: the largest job first, none behind another at the end, a dead worker's jobs done again."""
 
 from __future__ import annotations
 

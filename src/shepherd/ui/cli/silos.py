@@ -51,7 +51,7 @@ ray_cluster = click.option(
     "--ray",
     "ray_address",
     metavar="ADDRESS",
-    help="Tune on this Ray cluster (HOST:PORT, or auto on one of its nodes), if the run file has [machine.ray].",
+    help="Tune on this Ray cluster, HOST:PORT or auto, if the run file has [machine.ray].",
 )
 
 
