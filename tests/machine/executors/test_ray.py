@@ -212,7 +212,7 @@ def test_without_room_for_an_actor_the_sentence_says_what_each_needs(llama, clus
 
 def _long(tokens: Tokens) -> Visit:
     size = len(tokens)
-    return replace(visit("eve"), data=tokens, batches=[np.arange(size)] * 40, trained_tokens=_counts(tokens))
+    return replace(visit("eve"), data=tokens, batches=[np.arange(size)] * 12, trained_tokens=_counts(tokens))
 
 
 def _counts(tokens: Tokens) -> np.ndarray:
@@ -220,7 +220,7 @@ def _counts(tokens: Tokens) -> np.ndarray:
 
 
 def _longer(job: Job, name: str) -> Job:
-    data = bases.tokens(len(name), [24] * 12)
+    data = bases.tokens(len(name), [12] * 12)
     return replace(job, visits=[replace(_long(data), client=name)])
 
 

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from itertools import count as count_up
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Broadcast, Failure
@@ -38,9 +38,6 @@ from shepherd.model.base import Base
 from shepherd.settings import RayTable
 from shepherd.training.tune import Job, Progress, TuningResult, Visit, tune
 from shepherd.version import install, version
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 POLL_S = 0.2  # between two reads of the actors' progress
 LOOKAHEAD_JOBS = 8  # per actor, that are considered, and whose results may wait here for an earlier one
@@ -59,7 +56,7 @@ def require() -> None:
         )
 
 
-def _ray() -> ModuleType:
+def _ray() -> Any:
     import ray
 
     return ray
