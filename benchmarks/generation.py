@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: Namespace) -> Figures:
-    settings = setting.settings(options.on, {"data": {"limit": 40 if options.quick else 1000}})
+    settings = setting.settings(options.on, {"data": {"limit": 40 if options.quick else 400}})
     turns, steps, longest = (1, 1, 8) if options.quick else (options.turns, options.steps, options.tokens)
     base = bases.load(settings.model, settings.adapter)
     prepared = pipeline.prepare(settings, base.tokenizer)
@@ -72,10 +72,10 @@ def measure(options: Namespace) -> Figures:
     stop = stop_ids(Template.of(settings.data), base.tokenizer)
     with TemporaryDirectory() as scratch:
         model = _in_peft(base, adapters, Path(scratch))
-        cases = {
-            name: _case(base, adapters, model, asked, stop, longest, turns, *case)
-            for name, case in CASES.items()
-        }
+        cases = {}
+        for name, case in CASES.items():
+            cases[name] = _case(base, adapters, model, asked, stop, longest, turns, *case)
+            print(f"{name}: {cases[name]['ratio']:.2f} times", flush=True)
     return {
         "base": base.name,
         "dtype": str(base.dtype).removeprefix("torch."),
