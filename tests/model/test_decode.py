@@ -84,7 +84,9 @@ def test_rows_have_the_logits_that_they_have_alone(llama, data) -> None:
             st.lists(st.integers(4, bases.VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=4
         )
     )
-    lora.bind_adapters(llama.model, llama.targets, lora.stacked(arms(llama, 2), llama.device))
+    stack = lora.stacked(arms(llama, 2), llama.device)
+    stack = lora.for_answers(stack, lora.scaling(llama.adapter), llama.dtype)
+    lora.bind_adapters(llama.model, llama.targets, stack)
     owners = sorted(data.draw(st.lists(st.integers(0, 1), min_size=len(prompts), max_size=len(prompts))))
     with torch.inference_mode():
         rows = Rows(base=llama, owners=owners)

@@ -48,7 +48,7 @@ class Rows:
 
     base: Base
     owners: list[int]
-    """The adapter of each row, (R,); of those that are bound to the base."""
+    """The adapter of each row, (R,); of those that are bound to the base, by `lora.for_answers`."""
     alone: bool = False
     """Whether no adapter is bound, so that the base runs by itself."""
     mask: Tensor = field(init=False)
@@ -89,7 +89,7 @@ def _plan(owners: Sequence[int]) -> PassPlan:
         stop = start + len(list(rows))
         segments.append(Segment(adapter=adapter, start=start, stop=stop))
         start = stop
-    return PassPlan(segments=tuple(segments), size=start)
+    return PassPlan(segments=tuple(segments), size=start, answering=True)
 
 
 def decode(
@@ -105,7 +105,7 @@ def decode(
     """The new token ids of each adapter's answer to each prompt, without stop tokens.
 
     Args:
-        adapters: how many are bound to the base.
+        adapters: how many are bound to the base, by `lora.for_answers`.
         prompts: at least one; equal ones that follow each other are read once.
         max_new_tokens: most tokens of an answer.
         stop: the token ids that end an answer.

@@ -21,7 +21,7 @@ from shepherd.io.progress import stage
 from shepherd.model import decode, lora, pass_plan
 from shepherd.model.base import Base
 
-MAX_BATCH_SEQUENCES = 64
+MAX_BATCH_SEQUENCES = 128
 MAX_BATCH_TOKENS = 2**16  # of prompts and answers together with padding, all of which the cache holds
 
 
@@ -203,8 +203,12 @@ def answer(
             f"base {base.name} cannot generate answers: {base.proof.mute}; use another base to generate"
         )
     copies, tuned = len(adapters), any(adapter is not None for adapter in adapters)
-    lora.bind_adapters(base.model, base.targets, _stack(base, adapters))
-    if streamer is None and base.proof.decodes:
+    stack = _stack(base, adapters)
+    decodes = streamer is None and base.proof.decodes
+    if decodes:
+        stack = lora.for_answers(stack, lora.scaling(base.adapter), base.dtype)
+    lora.bind_adapters(base.model, base.targets, stack)
+    if decodes:
         with torch.inference_mode():
             return decode.decode(
                 base,

@@ -305,11 +305,13 @@ def _decodes_alike(probe: Probe, examples: list[Tensor]) -> bool:
     """Whether rows that are repeated and leave get the logits of transformers' own generate, alone."""
     if not decode.is_possible(probe.base):
         return False
-    lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
-    prompts = [ids.tolist() for ids in examples]
+    base, prompts = probe.base, [ids.tolist() for ids in examples]
+    lora.bind_adapters(base.model, base.targets, probe.stack)
     try:
         alone = [_scores(probe, [prompt])[0] for prompt in prompts]  # (3, vocabulary) each
-        rows, which = Rows(base=probe.base, owners=[0, 0]), [0, 1]
+        stack = lora.for_answers(probe.stack, lora.scaling(base.adapter), base.dtype)
+        lora.bind_adapters(base.model, base.targets, stack)
+        rows, which = Rows(base=base, owners=[0, 0]), [0, 1]
         found, expected = [], []
         with torch.no_grad():
             scores = rows.read(*left_padded(prompts, 0, probe.base.device))
