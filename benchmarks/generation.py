@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--turns", type=int, default=5, help="default 5")
     parser.add_argument("--steps", type=int, default=12, help="steps that each adapter is tuned (default 12)")
+    parser.add_argument("--only", default="", help="the cases whose names hold this text (default: all)")
     parser.add_argument("--tokens", type=int, default=64, help="most tokens of an answer (default 64)")
     return common.run(parser.parse_args(arguments), measure, tables)
 
@@ -73,7 +74,7 @@ def measure(options: Namespace) -> Figures:
     with TemporaryDirectory() as scratch:
         model = _in_peft(base, adapters, Path(scratch))
         cases = {}
-        for name, case in CASES.items():
+        for name, case in ((name, case) for name, case in CASES.items() if options.only in name):
             cases[name] = _case(base, adapters, model, asked, stop, longest, turns, *case)
             print(f"{name}: {cases[name]['ratio']:.2f} times", flush=True)
     return {
@@ -166,9 +167,12 @@ def _case(
     sides = {"shepherd": ours, "peft": theirs}
     answers = {name: side() for name, side in sides.items()}  # also warms up
     speeds: dict[str, list[float]] = {name: [] for name in sides}
+    processor: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns):
         for name, side in sides.items():
-            speeds[name].append(_speed(side))
+            wall, used = _speed(side)
+            speeds[name].append(wall)
+            processor[name].append(used)
     flat = {name: [row for arm in found for row in arm] for name, found in answers.items()}
     same = [a == b for a, b in zip(flat["shepherd"], flat["peft"], strict=True)]
     lengths = [len(row) for row in flat["shepherd"]]
@@ -176,6 +180,8 @@ def _case(
         "tokens_per_second": speeds,
         "ratio": median(speeds["shepherd"]) / median(speeds["peft"]),
         "ratios": [a / b for a, b in zip(speeds["shepherd"], speeds["peft"], strict=True)],
+        "processor_ratio": median(processor["shepherd"]) / median(processor["peft"]),
+        "tokens_per_processor_second": processor,
         "same_answers": None if heat else sum(same) / len(same),
         "answer_tokens": [min(lengths), median(lengths), max(lengths)],
     }
@@ -191,10 +197,12 @@ def _padded(prompts: Sequence[Sequence[int]], base: Base) -> tuple[torch.Tensor,
     return ids.to(base.device), mask.to(base.device)
 
 
-def _speed(side: Callable[[], list[list[list[int]]]]) -> float:
-    began = perf_counter()
+def _speed(side: Callable[[], list[list[list[int]]]]) -> tuple[float, float]:
+    """Tokens of the answers in a second, and in a second of processor time, which other work leaves alone."""
+    began, used = perf_counter(), process_time()
     found = side()
-    return sum(len(row) for arm in found for row in arm) / (perf_counter() - began)
+    tokens = sum(len(row) for arm in found for row in arm)
+    return tokens / (perf_counter() - began), tokens / (process_time() - used)
 
 
 def tables(figures: Figures) -> Sequence[Table]:
@@ -207,12 +215,21 @@ def tables(figures: Figures) -> Sequence[Table]:
                 _spread(theirs),
                 _spread(ours),
                 f"{case['ratio']:.2f} ({min(case['ratios']):.2f} to {max(case['ratios']):.2f})",
+                f"{case['processor_ratio']:.2f}",
                 common.share(case["same_answers"]),
                 " / ".join(f"{value:g}" for value in case["answer_tokens"]),
             )
         )
     title = f"Answers of {Path(figures['base']).name} in {figures['dtype']}, tokens a second"
-    columns = ("", "PEFT", "Shepherd", "times", "same answers", "tokens (least/median/most)")
+    columns = (
+        "",
+        "PEFT",
+        "Shepherd",
+        "times",
+        "by processor time",
+        "same answers",
+        "tokens (least/median/most)",
+    )
     return [Table(title, columns, rows, notes=[f"median (least to most); aim: {figures['target']:g} times"])]
 
 
