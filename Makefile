@@ -122,7 +122,7 @@ test-silos: $(DEV)
 	$(BIN)/pytest -m silos
 
 test-ray: $(DEV)
-	$(BIN)/pytest -m ray tests/machine/executors/test_ray.py
+	$(BIN)/pytest -m ray
 
 demo-silos: $(SILOS)
 	@out=runs/silos; n=1; \
