@@ -157,7 +157,7 @@ def _case(
                     attention_mask=mask,
                     max_new_tokens=longest,
                     do_sample=heat > 0,
-                    top_k=0,
+                    **({"top_k": 0} if heat else {}),
                     eos_token_id=list(stop),
                     pad_token_id=stop[0],
                 )
