@@ -4,6 +4,7 @@
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
+# make test-ray   tuning on a real Ray, of one machine and of two nodes; takes minutes too
 # make docs       the documents as a site, in build/site
 # make oldest-peft fetch the oldest PEFT that is allowed, for one of the slow tests
 # make rehearse-gpu the trainer as if on a GPU, without one: in .venv-gpu, PyTorch's CUDA build, 5.3 GB
@@ -37,13 +38,13 @@ TORCH ?= $(if $(NO_GPU),cpu,default)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
-OFFLINE := demo demo-real demo-silos test tests coverage test-slow test-architectures test-silos rehearse-gpu
+OFFLINE := demo demo-real demo-silos test tests coverage test-slow test-architectures test-silos test-ray rehearse-gpu
 $(OFFLINE): export HF_HUB_OFFLINE := 1
 $(OFFLINE): export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo demo-real demo-silos dist docs test format lint types tests coverage test-slow \
-  test-architectures test-silos oldest-peft rehearse-gpu
+  test-architectures test-silos test-ray oldest-peft rehearse-gpu
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -133,6 +134,9 @@ docs: $(DOCS)
 
 test-silos: $(DEV)
 	$(BIN)/pytest -m silos
+
+test-ray: $(DEV)
+	$(BIN)/pytest -m ray
 
 demo-silos: $(SILOS)
 	@out=runs/silos; n=1; \

@@ -29,6 +29,9 @@ class Consent:
     """Whether a benchmark's task files may run code: their own functions, and what a model wrote."""
     hub: bool = False
     """Whether benchmarks and their data may be fetched from the Hugging Face hub by name."""
+    ray_address: str | None = None
+    """Address of the Ray cluster that may tune, HOST:PORT or "auto"; clients' examples are sent to its nodes,
+    and what they send back is trusted as this machine's own. None for a Ray on this machine alone."""
 
 
 NOTHING = Consent()

@@ -565,6 +565,25 @@ class CheckpointTable(Table):
     """Number of checkpoints kept on disk: those of the last rounds."""
 
 
+class RayTable(Table):
+    """Tune on Ray, in actors on one machine or many, instead of in this process or in worker processes. The
+    run file says how many actors there are and what each needs; which cluster has them is said on the command
+    line only: `shepherd run RUN.toml --ray ADDRESS`. Without it a Ray of the run's own is started on this
+    machine, and ends with the run."""
+
+    actors: PositiveInt
+    """Actors, each with its own copy of the base; they take the place of `machine.workers`."""
+    cpus: PositiveInt = 1
+    """Processor threads of each actor, which Ray reserves for it."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs of each actor, which Ray reserves for it: 1.0 for a whole one, 0.5 if two actors share one, 0.0 to
+    tune on the processor."""
+    start_s: Seconds = 600.0
+    """Time limit for the first actor to have a place in the cluster and load the base, in seconds."""
+    tries: PositiveInt = 3
+    """Times that clients are tuned whose actor dies, before they count as failed in the round."""
+
+
 class MachineTable(Table):
     """Speed and memory: how this machine runs what the other tables ask for. A run chooses what is left at
     "auto" once, when it begins, and keeps it in plan.json in its folder. Nothing of this table is sent to a
@@ -581,6 +600,8 @@ class MachineTable(Table):
     """Clients tuned in one pass; "auto" chooses by the memory available."""
     micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
     """Tokens in one forward pass, over all the clients in it; changes speed and memory, not the result."""
+    ray: Annotated[RayTable | None, Field(examples=[{"actors": 2}])] = None
+    """Tune on Ray: a table with the number of actors."""
 
 
 class SilosTable(Table):

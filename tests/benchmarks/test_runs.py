@@ -15,6 +15,8 @@ from benchmarks import (
     demo,
     dolly,
     drill,
+    executors,
+    generation,
     inversion,
     kill,
     methods,
@@ -185,3 +187,19 @@ def test_inversion(tmp_path: Path) -> None:
     assert (plain["recall"], noised["recall"], noised["precision"]) == (1.0, 0.0, None)
     assert summed["batch_tokens"] > plain["batch_tokens"]
     assert summed["auc"] > noised["auc"]  # a sum is no noise
+
+
+@pytest.mark.slow
+def test_generation(tmp_path: Path) -> None:
+    figures = _figures(generation.main, tmp_path, "--only", "16 prompts, one", needs="dolly")
+    (case,) = figures["cases"].values()
+    assert figures["decodes"]
+    assert case["ratio"] > 0
+    assert case["answer_tokens"][2] <= 8
+
+
+@pytest.mark.ray
+def test_executors(tmp_path: Path) -> None:
+    figures = _figures(executors.main, tmp_path, "--on", "world")
+    assert figures["passed"]
+    assert figures["seconds"].keys() == {"worker processes", "Ray actors"}

@@ -268,6 +268,25 @@ def test_a_client_whose_data_fail_is_a_failure_and_the_others_go_on(llama) -> No
         assert ours == theirs
 
 
+class _Losing(Inline):
+    """An executor that loses the jobs of one client, as with the machines that tune it."""
+
+    def tuned(self, jobs, watch):
+        asked = list(jobs)
+        for job, results in zip(asked, Inline.tuned(self, asked, watch), strict=True):
+            lost = any(visit.client == "bob" for visit in job.visits)
+            yield [Failure(client=each.client, reason="lost") if lost else each for each in results]
+
+
+def test_a_client_whose_job_is_lost_fails_and_is_where_it_was_before(llama) -> None:
+    simulation = replace(simulated(llama, stack_size=1), executor=_Losing(llama))
+    ann, bob, cay = simulation.run(broadcast(llama), ["ann", "bob", "cay"])
+    assert bob == Failure(client="bob", reason="lost")
+    assert [ann, cay] == list(simulated(llama, stack_size=1).run(broadcast(llama), ["ann", "cay"]))
+    simulation.commit()
+    assert simulation.positions.keys() == {"ann", "cay"}
+
+
 def test_a_round_of_failures_alone_is_told_client_by_client(llama) -> None:
     data = {name: tokens.take([]) for name, tokens in datasets().items()}
     answers = list(simulated(llama, datasets=data, stack_size=2).run(broadcast(llama), [*SIZES]))

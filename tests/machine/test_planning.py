@@ -67,6 +67,31 @@ def test_workers_are_for_a_processor(llama) -> None:
         planning.choose(asked(workers=2), elsewhere, **WORK)
 
 
+def test_rays_actors_take_the_place_of_workers_also_on_a_gpu(llama, plenty) -> None:
+    made = planning.choose(asked(ray={"actors": 3}), llama, **WORK)
+    assert made.workers == 3
+    elsewhere = replace(llama, device=torch.device("meta"))
+    assert planning.choose(asked(ray={"actors": 3, "gpus": 1.0}), elsewhere, **WORK).workers == 3
+    with pytest.raises(SettingsError, match=r"machine\.workers = 2 .* remove it beside machine\.ray\.actors"):
+        planning.choose(asked(ray={"actors": 3}, workers=2), llama, **WORK)
+    with pytest.raises(SettingsError, match=r"machine\.ray .* remove it from a run file over silos"):
+        planning.for_coordinator(asked(ray={"actors": 3}), llama)
+
+
+def test_actors_share_the_memory_of_the_nodes_that_they_fill(llama, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "threads", lambda: 4)
+    monkeypatch.setattr(memory, "bytes_per_token", lambda base: 1000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 8 * 2**30)
+
+    def micro_batch(**ray: Any) -> int:
+        machine = {"micro_batch_tokens": 10**9, "ray": ray}
+        return planning.choose(asked(**machine), llama, **WORK).micro_batch_tokens
+
+    # 16 actors of two threads fill eight nodes of four, two on each; 16 of one thread fill four
+    assert micro_batch(actors=16, cpus=2) == micro_batch(actors=2, cpus=2) > micro_batch(actors=16)
+    assert micro_batch(actors=16) == micro_batch(actors=4)
+
+
 def test_the_plan_of_a_run_file_that_says_everything_is_that(llama) -> None:
     plan = Plan(
         dtype="float32",

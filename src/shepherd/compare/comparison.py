@@ -136,7 +136,7 @@ def _compare_arms(
     kept = kept.model_copy(update={"evaluation": settings.evaluation})
     measured = metrics(kept.evaluation.metrics, consent.plugins)
     asked = questions(base, kept, prepared)
-    with closing(executor(plan, base, consent)) as where:
+    with closing(executor(kept, plan, base, consent)) as where:
         for number in range(spec.seeds):
             train_references(
                 base,

@@ -109,7 +109,7 @@ def drill(
     dated = pipeline.dated(settings, base.tokenizer)
     plan = _plan(where, dated, base, division, cohort)
     rows = list[Row]()
-    with closing(executor(plan, base, consent)) as worker:
+    with closing(executor(settings, plan, base, consent)) as worker:
         bench = Bench(
             base=base,
             plan=plan,

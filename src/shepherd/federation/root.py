@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from shepherd.core import Broadcast, Payload, chain
+from shepherd.core import Broadcast, Failure, Payload, chain
 from shepherd.data.tokens import Tokens
+from shepherd.errors import FederationError
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.io.progress import stage
@@ -37,6 +38,8 @@ class Root:
         visit = self.local.with_memory(broadcast, self.local.visit(broadcast, ROOT, batches), Payload())
         with stage("tuning the server's examples"):
             ((tuned,),) = self.executor.tuned([self.local.job(broadcast, [visit])], _unseen)
+        if isinstance(tuned, Failure):
+            raise FederationError(f"the server's own examples were not tuned: {tuned.reason}")
         update, _ = self.local.update(replace(broadcast, transforms=()), tuned, Payload())
         return update.delta
 

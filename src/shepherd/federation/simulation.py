@@ -168,16 +168,16 @@ class Simulation:
             self.draft.memories[client] = self.store.put(client, broadcast.round + 1, memory)
 
     def _answers(
-        self, broadcast: Broadcast, group: _Group, tuned: Sequence[TuningResult]
+        self, broadcast: Broadcast, group: _Group, tuned: Sequence[TuningResult | Failure]
     ) -> Iterator[Update | Failure]:
-        self.draft.positions.update(group.positions)
-        results = {result.client: result for result in tuned}
+        results = {**group.failures, **{result.client: result for result in tuned}}
         for client in group.clients:
-            if client in group.failures:
-                yield group.failures[client]
-                continue
-            before = self._memory(client) if self.local.transform.remember is not None else Payload()
             result = results.pop(client)
+            if isinstance(result, Failure):
+                yield result
+                continue
+            self.draft.positions[client] = group.positions[client]
+            before = self._memory(client) if self.local.transform.remember is not None else Payload()
             try:
                 update, memory = self.local.update(broadcast, result, before)
             except UpdateRefused as refusal:  # a transform does not let it leave

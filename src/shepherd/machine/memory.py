@@ -63,6 +63,7 @@ def sizes(
     all_tokens: float,
     micro_batch: int,
     workers: int | None = None,
+    hosts: int = 1,
     stack_size: int | None = None,
     more_ranks: int = 0,
     token_bytes: int | None = None,
@@ -75,6 +76,7 @@ def sizes(
         step_tokens: tokens of one client's optimiser step, on average.
         all_tokens: estimated tokens that the whole run tunes on.
         micro_batch: tokens of one pass; fewer are chosen if this many do not fit.
+        hosts: machines like this one that the workers are spread over evenly.
         more_ranks: ranks of a client's adapter in addition to the run's, as for `adapter_bytes`.
         token_bytes: what one token keeps for the backward pass; None measures it on a short row.
         free: memory to fit into, in bytes; None is what is free now.
@@ -84,7 +86,7 @@ def sizes(
     if workers is None:
         workers = _workers(base, clients, all_tokens, usable, micro_batch * kept, more_ranks)
     workers = min(workers, math.ceil(clients / (stack_size or 1)))
-    share = usable / workers - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
+    share = usable / math.ceil(workers / hosts) - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
     micro_batch = max(1, min(micro_batch, int(share / kept)))
     if stack_size is None:
         fits = int((share - micro_batch * kept) / (ADAPTER_COPIES * adapter_bytes(base, more_ranks)))

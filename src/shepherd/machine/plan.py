@@ -33,7 +33,7 @@ class Plan:
     threads: PositiveInt
     """Processor threads, of all worker processes together."""
     workers: PositiveInt
-    """Processes that tune at the same time."""
+    """Processes, or actors on Ray, that tune at the same time."""
     stack_size: PositiveInt
     """Clients tuned in one pass."""
     micro_batch_tokens: PositiveInt
@@ -45,11 +45,11 @@ class Plan:
 
     def over(self, settings: RunSettings) -> RunSettings:
         """The settings with everything that they left open filled in from this plan."""
-        machine = {name: getattr(self, name) for name in MachineTable.model_fields}
+        chosen = {name: value for name, value in asdict(self).items() if name in MachineTable.model_fields}
         model = {"dtype": self.dtype, "revision": self.commit or settings.model.revision}
         return settings.model_copy(
             update={
-                "machine": MachineTable(**machine),
+                "machine": settings.machine.model_copy(update=chosen),
                 "model": settings.model.model_copy(update=model),
                 "data": settings.data.model_copy(update={"date": self.date}),
             }

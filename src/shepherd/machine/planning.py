@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 from shepherd.errors import SettingsError
@@ -10,7 +11,7 @@ from shepherd.machine import memory
 from shepherd.machine.memory import Sizes
 from shepherd.machine.plan import Plan
 from shepherd.model.base import Base
-from shepherd.settings import RunSettings
+from shepherd.settings import RayTable, RunSettings
 
 
 def choose(
@@ -36,10 +37,16 @@ def choose(
         free: memory to fit into, in bytes; None is what is free now.
 
     Raises:
-        SettingsError: worker processes are asked for on a GPU.
+        SettingsError: worker processes are asked for on a GPU, or beside Ray's actors.
     """
     machine = settings.machine
-    if machine.workers not in ("auto", 1) and base.device.type != "cpu":
+    if machine.ray is not None and machine.workers not in ("auto", machine.ray.actors):
+        raise SettingsError(
+            f"machine.workers = {machine.workers} is for worker processes on this machine; remove it beside"
+            " machine.ray.actors"
+        )
+    workers = machine.workers if machine.ray is None else machine.ray.actors
+    if machine.ray is None and machine.workers not in ("auto", 1) and base.device.type != "cpu":
         raise SettingsError(
             f"machine.workers = {machine.workers} needs the device to be cpu; set machine.workers = 1 on"
             f" {base.device}"
@@ -50,7 +57,8 @@ def choose(
         step_tokens=step_tokens,
         all_tokens=all_tokens,
         micro_batch=_micro_batch(settings, base),
-        workers=None if machine.workers == "auto" else machine.workers,
+        workers=None if workers == "auto" else workers,
+        hosts=1 if machine.ray is None else _hosts(machine.ray, base),
         stack_size=None if machine.stack_size == "auto" else machine.stack_size,
         more_ranks=more_ranks,
         token_bytes=token_bytes,
@@ -75,14 +83,23 @@ def for_coordinator(settings: RunSettings, base: Base) -> Plan:
     """The plan of a coordinator, which tunes nothing itself.
 
     Raises:
-        SettingsError: worker processes are asked for.
+        SettingsError: worker processes or Ray are asked for.
     """
-    if settings.machine.workers not in ("auto", 1):
-        raise SettingsError(
-            "machine.workers is for clients on this machine; remove it from a run file over silos"
-        )
+    machine = settings.machine
+    for name, asked in (("workers", machine.workers not in ("auto", 1)), ("ray", machine.ray is not None)):
+        if asked:
+            raise SettingsError(
+                f"machine.{name} is for clients on this machine; remove it from a run file over silos"
+            )
     sizes = Sizes(workers=1, stack_size=1, micro_batch_tokens=_micro_batch(settings, base))
     return _plan(settings, base, sizes)
+
+
+def _hosts(ray: RayTable, base: Base) -> int:
+    """Nodes like this machine that Ray's actors fill."""
+    on_processor = max(1, memory.threads() // ray.cpus)
+    fit = max(1, int(1 / ray.gpus)) if ray.gpus and base.device.type != "cpu" else on_processor
+    return math.ceil(ray.actors / fit)
 
 
 def _plan(settings: RunSettings, base: Base, sizes: Sizes) -> Plan:

@@ -47,6 +47,8 @@ class Proof:
     """Whether prompts of one length are answered in one batch as each is alone."""
     mute: str = ""
     """Why the base cannot generate answers; "" if it can."""
+    decodes: bool = False
+    """Whether rows may leave a batch of answers under way; see `model.decode`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -1,4 +1,8 @@
-"""Generate answers with several adapters in one pass, through transformers' own generate."""
+"""Generate answers with several adapters in one pass.
+
+Rows that are finished leave the batch (`model.decode`) wherever the base allows it; any other base answers
+through transformers' own generate.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ from transformers.generation.streamers import BaseStreamer
 from shepherd.core import Adapter, seed_for
 from shepherd.errors import BaseError
 from shepherd.io.progress import stage
-from shepherd.model import lora, pass_plan
+from shepherd.model import decode, lora, pass_plan
 from shepherd.model.base import Base
 
-MAX_BATCH_SEQUENCES = 64
+MAX_BATCH_SEQUENCES = 128
 MAX_BATCH_TOKENS = 2**16  # of prompts and answers together with padding, all of which the cache holds
 
 
@@ -115,17 +119,28 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.temperature, self.top_p = temperature, top_p
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores (adapters * prompts, vocabulary) -> the same shape, all but the picked token at -inf."""
+    def pick(self, scores: Tensor, samples: Sequence[int]) -> Tensor:
+        """scores (rows, vocabulary), and which of the seeds each row has -> tokens (rows,).
+
+        Each seed that is among them advances by one draw, however many rows have it.
+        """
         scores = (scores - scores.amax(-1, keepdim=True)).float() / self.temperature
         if self.top_p < 1:
             sizes, tokens = torch.softmax(scores, -1).sort(descending=True, stable=True)
             out = sizes.cumsum(-1) - sizes >= self.top_p  # by the sum of the likelier tokens
             scores = scores.masked_fill(torch.zeros_like(out).scatter(-1, tokens, out), -math.inf)
-        width, copies = scores.shape[-1], len(scores) // len(self.generators)
-        waits = torch.stack([scores.new_empty(width).exponential_(generator=g) for g in self.generators])
-        picked = (scores - waits.log().repeat(copies, 1)).argmax(-1, keepdim=True)
-        return torch.full_like(scores, -math.inf).scatter_(-1, picked, 0.0)
+        used = sorted(set(samples))
+        width, of = scores.shape[-1], {sample: place for place, sample in enumerate(used)}
+        waits = torch.stack(
+            [scores.new_empty(width).exponential_(generator=self.generators[sample]) for sample in used]
+        )
+        return (scores - waits.log()[[of[sample] for sample in samples]]).argmax(-1)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (adapters * prompts, vocabulary) -> the same shape, all but the picked token at -inf."""
+        samples = list(range(len(self.generators))) * (len(scores) // len(self.generators))
+        picked = self.pick(scores, samples).unsqueeze(-1)
+        return torch.full_like(scores, -math.inf, dtype=torch.float).scatter_(-1, picked, 0.0)
 
 
 def require_ranges(max_new_tokens: int, temperature: float, top_p: float) -> None:
@@ -168,7 +183,9 @@ def _batches(
     """
     most = MAX_BATCH_SEQUENCES if base.proof.batches else 1
     batch: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: (-limits[i], len(prompts[i]))):
+    # equal prompts follow each other
+    order = sorted(range(len(prompts)), key=lambda i: (-limits[i], len(prompts[i]), list(prompts[i])))
+    for i in order:
         full = (len(batch) + 1) * copies > most
         wide = (len(batch) + 1) * copies * (len(prompts[i]) + limits[i]) > MAX_BATCH_TOKENS
         first = batch[0] if batch else i
@@ -202,10 +219,26 @@ def answer(
         raise BaseError(
             f"base {base.name} cannot generate answers: {base.proof.mute}; use another base to generate"
         )
-    ids, mask = left_padded(prompts, stop[0], base.device)
-    width, copies = ids.shape[1], len(adapters)
-    lora.bind_adapters(base.model, base.targets, _stack(base, adapters))
-    tuned = any(adapter is not None for adapter in adapters)  # without a plan the base runs alone
+    copies, tuned = len(adapters), any(adapter is not None for adapter in adapters)
+    stack = _stack(base, adapters)
+    decodes = streamer is None and base.proof.decodes
+    if decodes:
+        stack = lora.for_answers(stack, lora.scaling(base.adapter), base.dtype)
+    lora.bind_adapters(base.model, base.targets, stack)
+    if decodes:
+        with torch.inference_mode():
+            return decode.decode(
+                base,
+                copies,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                choose=decode.greedy if sampler is None else sampler.pick,
+                alone=not tuned,
+            )
+    ids, mask = decode.left_padded(prompts, stop[0], base.device)
+    width = ids.shape[1]
+    # without a plan the base runs alone
     laid_out = pass_plan.use_plan(pass_plan.sequences([len(prompts)] * copies)) if tuned else nullcontext()
     with torch.inference_mode(), laid_out:
         out = base.model.generate(
@@ -231,17 +264,6 @@ def _stack(base: Base, adapters: Sequence[Adapter | None]) -> Mapping[str, Tenso
     zero = base.zero
     whole = lora.of_one_rank(base.targets, [adapter or zero for adapter in adapters])
     return lora.stacked(whole, base.device)
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, (n, width), padded on the left: prompts end where the answers begin."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
 
 
 def until_stop(row: list[int], stop: Sequence[int]) -> list[int]:

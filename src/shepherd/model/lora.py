@@ -337,6 +337,14 @@ def bind_adapters(model: nn.Module, targets: Sequence[Target], stack: Mapping[st
             layer.a, layer.b = a, b
 
 
+def for_answers(stack: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A stack for passes without a gradient: in the base's dtype, and with the scale in B.
+
+    The layers would compute both in every pass, and an answer takes a pass for each of its tokens.
+    """
+    return {name: (t * scale if not is_a(name) else t).to(dtype) for name, t in stack.items()}
+
+
 def bind_rows(model: nn.Module, targets: Sequence[Target], rows: Mapping[str, Tensor]) -> None:
     """Let every layer add the gradients of single examples to `rows`: name -> (E, r, in), or for a B
     (E, r, out); names that are not trained are missing."""

@@ -65,6 +65,9 @@ class StackedLinear(nn.Module):
             return self.base(x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         segments = _in_tokens(plan, len(flat))
+        if plan.answering:
+            y = _answered(self.base(flat), flat, self.a, self.b, segments)
+            return y.view(*x.shape[:-1], -1)
         examples = _examples_in_tokens(plan, len(flat), flat.device)
         dropout = self.dropout if plan.training else 0.0
         keep = _dropout_mask(flat, examples.segments if examples else segments, dropout, self.index)
@@ -72,9 +75,9 @@ class StackedLinear(nn.Module):
             added = grouped_lora(flat if keep is None else flat * keep, self.a, self.b, plan.groups)
             return torch.add(self.base(flat), added, alpha=self.scale).view(*x.shape[:-1], -1)
         passed, low = _Down.apply(flat, self.a, segments, keep, examples, self.rows.a)  # type: ignore[no-untyped-call]
-        y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
+        y = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale, examples, self.rows.b)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def grouped_takes(x: Tensor, a: Tensor, b: Tensor) -> bool:
@@ -157,7 +160,7 @@ class StackedExperts(nn.Module):
             )
         base: Any = self.base
         tokens, choices = chosen.shape
-        routed = _route(chosen, _in_tokens(plan, tokens), base.num_experts)
+        routed = _route(chosen, _in_tokens(plan, tokens), base.num_experts, plan.answering)
         x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
         x = x.index_select(0, routed.pairs)  # each pair once, so that gradients are summed in a fixed order
         x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
@@ -181,7 +184,8 @@ class StackedExperts(nn.Module):
         b = b.unflatten(2, (-1, experts)).permute(0, 3, 1, 2).flatten(0, 1)  # (K E, out, r)
         passed, low = _Down.apply(x, a, routed.segments, None, None, None)  # type: ignore[no-untyped-call]
         y = self._frozen(passed if x.requires_grad else x, matrices, name, routed)
-        return _Up.apply(y, low, b, routed.segments, self.scale, None, None)  # type: ignore[no-any-return, no-untyped-call]
+        scale = 1.0 if routed.answering else self.scale
+        return _Up.apply(y, low, b, routed.segments, scale, None, None)  # type: ignore[no-any-return, no-untyped-call]
 
     def _frozen(self, x: Tensor, matrices: Tensor, name: str, routed: _Routed) -> Tensor:
         parts = zip(x.split(routed.counts), matrices, strict=True)
@@ -199,9 +203,10 @@ class _Routed:
     experts: Tensor  # (P,)
     counts: list[int]  # (E,) pairs of each expert
     segments: tuple[Segment, ...]  # of the pairs; adapter k at expert e counts as adapter k E + e
+    answering: bool  # as in the plan
 
 
-def _route(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Routed:
+def _route(chosen: Tensor, segments: Sequence[Segment], experts: int, answering: bool) -> _Routed:
     """Sort the choices by expert and segment; those without an expert (numbers of E or more) are left out."""
     stops = torch.tensor([s.stop for s in segments], device=chosen.device)
     tokens = torch.arange(len(chosen), device=chosen.device)
@@ -223,7 +228,27 @@ def _route(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Routed
         experts=chosen.reshape(-1).index_select(0, pairs),
         counts=each,
         segments=tuple(found),
+        answering=answering,
     )
+
+
+def _answered(y: Tensor, x: Tensor, a: Tensor, b: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """y (tokens, out) + B_k A_k x, in place and without a gradient; the scale is in B.
+
+    Where all adapters have as many tokens, which is most steps of answers, two products do it for all.
+    """
+    a, b = a.to(x.dtype), b.to(y.dtype)
+    if len({s.stop - s.start for s in segments}) == 1:
+        chosen = [s.adapter for s in segments]
+        if chosen != list(range(len(a))):
+            a, b = a[chosen], b[chosen]
+        low = torch.bmm(x.view(len(chosen), -1, x.shape[1]), a.transpose(1, 2))  # (K, n, r)
+        y.view(len(chosen), -1, y.shape[1]).baddbmm_(low, b.transpose(1, 2))
+        return y
+    for s in segments:
+        low = x[s.start : s.stop] @ a[s.adapter].T
+        y[s.start : s.stop].addmm_(low, b[s.adapter].T)
+    return y
 
 
 def _in_tokens(plan: PassPlan, tokens: int) -> tuple[Segment, ...]:

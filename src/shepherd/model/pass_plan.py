@@ -134,6 +134,8 @@ class PassPlan:
     """The plan of those positions alone, for a module that treats each token by itself; None for all."""
     examples: Examples | None = None
     """The examples, if the gradients of each are kept apart; None if they are summed."""
+    answering: bool = False
+    """Whether nothing needs a gradient and the stack is one for answers; see `lora.for_answers`."""
 
 
 CPU = torch.device("cpu")

@@ -35,6 +35,7 @@ from shepherd.io.progress import many, roughly, stage
 from shepherd.machine import memory, planning
 from shepherd.machine import plan as plans
 from shepherd.machine.estimate import Expected, expected, memory_of, visit_examples
+from shepherd.machine.executors import ray
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
 from shepherd.model import files
@@ -117,6 +118,8 @@ def _start(
 ) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
+    if settings.machine.ray is not None:
+        ray.require()
     settings = local.with_given(plugins.with_given(settings, parts), given)
     method = plugins.method(settings, consent.plugins, parts)
     training = local_training(settings.tuning, consent.plugins, given)

@@ -49,7 +49,7 @@ from shepherd.federation.simulation import Simulation
 from shepherd.federation.summed import Summed
 from shepherd.io.progress import many, stage
 from shepherd.machine import memory
-from shepherd.machine.executors import Executor, Inline, processes
+from shepherd.machine.executors import Executor, Inline, RayActors, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import answer, files
 from shepherd.model import base as bases
@@ -131,7 +131,7 @@ class Run(HeldRun):
                 draws=FromSystem() if self.method.is_private else None,
                 reference=self.before,
             ),
-            executor=executor(self.plan, self.base, self.consent),
+            executor=executor(self.settings, self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
             store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
             quiet=self.method.is_private,
@@ -483,6 +483,13 @@ def answer_heldout(
     return answers.by_category(rows)
 
 
-def executor(plan: Plan, base: bases.Base, consent: Consent) -> Executor:
-    """Executor of a plan: worker processes if it has several workers, else this process."""
+def executor(settings: RunSettings, plan: Plan, base: bases.Base, consent: Consent) -> Executor:
+    """Executor of a plan: Ray if the settings ask for it, worker processes if there are several workers, else
+    this process.
+
+    Raises:
+        SettingsError: Ray is asked for and not installed.
+    """
+    if settings.machine.ray is not None:
+        return RayActors(settings.machine.ray, plan.workers, base, consent)
     return processes(plan.workers, base, consent) if plan.workers > 1 else Inline(base)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from shepherd.core import Failure
 from shepherd.model.base import Base
 from shepherd.training.tune import Job, Progress, TuningResult
 
@@ -21,8 +22,11 @@ class Executor(Protocol):
     def count(self) -> int:
         """Jobs that are tuned at the same time."""
 
-    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[TuningResult]]:
+    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[Sequence[TuningResult | Failure]]:
         """Yield the results of each job, in order; lazily, with a bounded number of jobs under way.
+
+        A client whose work is lost again and again, such as with the machines that it is sent to, fails, and
+        the others go on.
 
         Raises:
             FederationError: the executor failed, for example a worker that ran out of memory.

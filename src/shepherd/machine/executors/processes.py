@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import count as count_up
 from itertools import islice
@@ -32,9 +32,8 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FederationError, ShepherdError
 from shepherd.machine import malloc, memory
 from shepherd.machine.executors.executor import Watch
-from shepherd.model import base as bases
-from shepherd.model.base import Base, Proof
-from shepherd.settings import AdapterTable, ModelTable
+from shepherd.machine.executors.source import Source
+from shepherd.model.base import Base
 from shepherd.training.tune import Job, TuningResult, Visit, tune
 
 POLL_S = 0.1  # between two reads of the workers' progress
@@ -57,7 +56,7 @@ class Processes:
     ) -> None:
         self.count = count
         self._progress = get_context("loky").SimpleQueue()
-        self._begin = os.getpid(), self._progress, threads, _Source.of(base), consent
+        self._begin = os.getpid(), self._progress, threads, Source.of(base), consent
         self._serials = count_up()
         self._end: weakref.finalize[Any, Any] | None = None
 
@@ -169,21 +168,6 @@ def processes(count: int, base: Base, consent: Consent = NOTHING) -> Processes:
     return Processes(count, max(1, memory.threads() // count), base, consent)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """What a worker needs to load its base."""
-
-    model: ModelTable
-    adapter: AdapterTable
-    device: str
-    proof: Proof
-    """Result of this process's proof of the base, which workers do not repeat."""
-
-    @classmethod
-    def of(cls, base: Base) -> _Source:
-        return cls(model=base.table, adapter=base.adapter, device=str(base.device), proof=base.proof)
-
-
 def _environment(threads: int) -> dict[str, str]:
     return {
         **malloc.environment(),
@@ -228,7 +212,7 @@ def _begin(
     parent: int,
     progress: Any,
     threads: int,
-    source: _Source,
+    source: Source,
     consent: Consent,
 ) -> None:
     global _base, _queue
@@ -240,9 +224,7 @@ def _begin(
     memory.use_threads(threads)
     _queue = progress
     try:
-        _base = bases.load(
-            source.model, source.adapter, device=source.device, proof=source.proof, consent=consent
-        )
+        _base = source.load(consent)
     except ShepherdError as error:  # raised with the first job
         _base = error
 

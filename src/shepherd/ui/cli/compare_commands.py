@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from shepherd.consent import Consent
 from shepherd.ui.cli.options import base_url, key_env, overrides, run_file, run_folder
-from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
+from shepherd.ui.cli.silos import agreed, echo, plugin, ray_cluster, tracker, trust, wished
 
 
 @click.command(short_help="Compare federated with local and central, or runs.")
@@ -60,6 +60,7 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
 @trust
 @plugin
 @tracker
+@ray_cluster
 @click.pass_context
 def compare(
     context: click.Context,
@@ -77,6 +78,7 @@ def compare(
     remote_code: bool,
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
+    ray_address: str | None,
 ) -> None:
     """Train and score the arms: base, each client alone, all data in one place, federated.
 
@@ -100,7 +102,7 @@ def compare(
     given = {"judge.base_url": base_url, "judge.key_env": key_env}
     judge_keys = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     settings = read(run_file, (*wished(overrides, remote_code), *judge_keys))
-    consent = agreed(remote_code, plugins, trackers, base_url, key_env)
+    consent = agreed(remote_code, plugins, trackers, base_url, key_env, ray_address=ray_address)
     for arm in arms:
         variant(arm)  # a mistake in it is reported before any training
     if settings.judge.model:
@@ -132,7 +134,17 @@ def compare(
     echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
 
 
-OF_RUN_FILES = ("locals_", "arms", "match", "seeds", "max_calls", "base_url", "key_env", "trackers")
+OF_RUN_FILES = (
+    "locals_",
+    "arms",
+    "match",
+    "seeds",
+    "max_calls",
+    "base_url",
+    "key_env",
+    "trackers",
+    "ray_address",
+)
 """Parameters of `compare` that finished runs have no use for."""
 
 

@@ -13,7 +13,7 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.io.progress import many
 from shepherd.settings import RunSettings
 from shepherd.ui.cli.options import overrides, run_file, run_folder
-from shepherd.ui.cli.silos import agreed, echo, plugin, require_flare, tracker, trust, wished
+from shepherd.ui.cli.silos import agreed, echo, plugin, ray_cluster, require_flare, tracker, trust, wished
 
 
 @click.command(short_help="Write a run file that fits the data and the base.")
@@ -64,6 +64,7 @@ def new(file: Path, data: str | None, base: str | None, remote_code: bool, **col
 @trust
 @plugin
 @tracker
+@ray_cluster
 def run(
     run_file: Path,
     overrides: tuple[str, ...],
@@ -71,6 +72,7 @@ def run(
     remote_code: bool,
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
+    ray_address: str | None,
 ) -> None:
     """Train as described in a run file.
 
@@ -84,7 +86,7 @@ def run(
     require_free(settings.output)
     if settings.stages:
         _require_begun_here(settings.output, kit)
-    consent = agreed(remote_code, plugins, trackers)
+    consent = agreed(remote_code, plugins, trackers, ray_address=ray_address)
     require(settings, consent.plugins)
     from shepherd.ui.terminal.train import train
 
@@ -193,6 +195,7 @@ def plan(
 @trust
 @plugin
 @tracker
+@ray_cluster
 def resume(
     folder: Path,
     overrides: tuple[str, ...],
@@ -200,6 +203,7 @@ def resume(
     remote_code: bool,
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
+    ray_address: str | None,
 ) -> None:
     """Continue a run that was stopped or killed, after its last finished round.
 
@@ -208,7 +212,7 @@ def resume(
     from shepherd.run.changes import continued
     from shepherd.run.folder import STAGES_FILE, is_finished, is_over_silos, is_run, read_settings
 
-    consent = agreed(remote_code, plugins, trackers)
+    consent = agreed(remote_code, plugins, trackers, ray_address=ray_address)
     if (folder / STAGES_FILE).is_file() and not is_run(folder):
         from shepherd.run.stages import of_folder
 

@@ -47,6 +47,12 @@ tracker = click.option(
     type=click.Choice(["trackio", "wandb", "mlflow"]),
     help="Send the run's metrics to this service, which the run file names; repeatable.",
 )
+ray_cluster = click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Tune on this Ray cluster, HOST:PORT or auto, if the run file has [machine.ray].",
+)
 
 
 def agreed(
@@ -56,6 +62,7 @@ def agreed(
     base_url: str | None = None,
     key_env: str | None = None,
     *,
+    ray_address: str | None = None,
     task_code: bool = False,
     hub: bool = False,
 ) -> Consent:
@@ -68,6 +75,7 @@ def agreed(
         key_env=key_env,
         task_code=task_code,
         hub=hub,
+        ray_address=ray_address,
     )
 
 

@@ -1,0 +1,165 @@
+"""Decoding in batches whose rows come and go: a row is read once, repeated, and leaves when it is finished.
+
+transformers' own generate keeps every row until the last one is finished, and reads a prompt again for each
+sample of its answer. Here the rows of several adapters decode together (row k of the batch belongs to
+adapter k), what all prompts begin with is read once an adapter, and a prompt with several samples once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from shepherd.model import pass_plan
+from shepherd.model.base import Base
+from shepherd.model.pass_plan import PassPlan, Segment
+
+MIN_PREFIX_TOKENS = 8
+"""Shortest common beginning of prompts that is worth a pass of its own."""
+Choose = Callable[[Tensor, Sequence[int]], Tensor]
+"""Pick each row's next token: logits (R, vocabulary) float32, and the sample that each row is -> (R,)."""
+
+
+def greedy(scores: Tensor, samples: Sequence[int]) -> Tensor:
+    """The likeliest token of each row."""
+    return scores.argmax(-1)
+
+
+def is_possible(base: Base) -> bool:
+    """Whether rows of this base can leave a batch: all that it keeps of a row is its keys and values."""
+    arguments = inspect.signature(base.model.forward).parameters
+    if not {"position_ids", "attention_mask", "past_key_values", "logits_to_keep"} <= arguments.keys():
+        return False
+    layers = DynamicCache(config=base.model.config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+@dataclass(slots=True, kw_only=True)
+class Rows:
+    """A batch under way: R rows, sorted by adapter."""
+
+    base: Base
+    owners: list[int]
+    """The adapter of each row, (R,); of those that are bound to the base, by `lora.for_answers`."""
+    alone: bool = False
+    """Whether no adapter is bound, so that the base runs by itself."""
+    mask: Tensor = field(init=False)
+    """(R, tokens so far); 0 where a row is padded."""
+    cache: DynamicCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mask = torch.zeros((len(self.owners), 0), dtype=torch.long, device=self.base.device)
+        self.cache = DynamicCache(config=self.base.model.config)
+
+    def read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Read more tokens of each row, (R, n), padded on the left; returns the logits after them, (R, V)."""
+        self.mask = torch.cat([self.mask, mask], 1)
+        positions = (self.mask.cumsum(1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
+        with nullcontext() if self.alone else pass_plan.use_plan(_plan(self.owners)):
+            out = self.base.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        scores: Tensor = out.logits[:, -1].float()
+        return scores
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Continue with these rows; one may be there several times."""
+        index = torch.tensor(rows, device=self.base.device)
+        self.cache.batch_select_indices(index)
+        self.mask = self.mask.index_select(0, index)
+        self.owners = [self.owners[row] for row in rows]
+
+
+def _plan(owners: Sequence[int]) -> PassPlan:
+    segments, start = [], 0
+    for adapter, rows in groupby(owners):
+        stop = start + len(list(rows))
+        segments.append(Segment(adapter=adapter, start=start, stop=stop))
+        start = stop
+    return PassPlan(segments=tuple(segments), size=start, answering=True)
+
+
+def decode(
+    base: Base,
+    adapters: int,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int],
+    choose: Choose = greedy,
+    alone: bool = False,
+) -> list[list[list[int]]]:
+    """The new token ids of each adapter's answer to each prompt, without stop tokens.
+
+    Args:
+        adapters: how many are bound to the base, by `lora.for_answers`.
+        prompts: at least one; equal ones that follow each other are read once.
+        max_new_tokens: most tokens of an answer.
+        stop: the token ids that end an answer.
+        choose: picks the tokens; the sample of a row is the index of its prompt.
+        alone: whether no adapter is bound, and the base runs by itself.
+    """
+    distinct = [list(prompt) for prompt, _ in groupby(prompts, key=list)]
+    rows, scores = _read(base, adapters, distinct, alone)
+    which = [number for number, (_, same) in enumerate(groupby(prompts, key=list)) for _ in same]
+    samples = list(range(len(prompts))) * adapters
+    if len(distinct) < len(prompts):
+        again = [k * len(distinct) + number for k in range(adapters) for number in which]
+        rows.take(again)
+        scores = scores[again]
+    answers: list[list[int]] = [[] for _ in samples]
+    going = list(range(len(samples)))  # of the rows, which answer each is
+    ends = torch.tensor(list(stop), device=base.device)
+    for step in range(max_new_tokens):
+        tokens = choose(scores, [samples[row] for row in going])
+        ended = torch.isin(tokens, ends).tolist()
+        left = [place for place, end in enumerate(ended) if not end]
+        for place, token in enumerate(tokens.tolist()):
+            if not ended[place]:
+                answers[going[place]].append(token)
+        if not left or step == max_new_tokens - 1:
+            break
+        if len(left) < len(going):
+            rows.take(left)
+            going, tokens = [going[place] for place in left], tokens[left]
+        scores = rows.read(tokens.unsqueeze(1), rows.mask.new_ones(len(going), 1))
+    return [answers[k * len(prompts) : (k + 1) * len(prompts)] for k in range(adapters)]
+
+
+def _read(base: Base, adapters: int, prompts: Sequence[list[int]], alone: bool) -> tuple[Rows, Tensor]:
+    """Read each prompt once for each adapter; what all begin with, once for each adapter."""
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    shared = min(len(list(alike)), min(map(len, prompts)) - 1)  # each has a token of its own to be read
+    if len(prompts) == 1 or shared < MIN_PREFIX_TOKENS:
+        shared = 0
+    rows = Rows(base=base, owners=list(range(adapters)), alone=alone)
+    if shared:
+        ids, mask = left_padded([prompts[0][:shared]] * adapters, 0, base.device)
+        rows.read(ids, mask)
+    rows.take([k for k in range(adapters) for _ in prompts])
+    ids, mask = left_padded([prompt[shared:] for prompt in prompts] * adapters, 0, base.device)
+    return rows, rows.read(ids, mask)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, (n, width), padded on the left: prompts end where the answers begin."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)

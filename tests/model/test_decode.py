@@ -1,0 +1,119 @@
+"""Decoding rows that are repeated and leave: the work that is done, and the same logits as alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shepherd.model import decode, lora
+from shepherd.model import generate as generation
+from shepherd.model.base import Base
+from shepherd.model.decode import Rows, left_padded
+from tests.model import bases
+
+SYSTEM = list(range(10, 22))
+PROMPTS = [[*SYSTEM, 30, 31], [*SYSTEM, 40], [*SYSTEM, 30, 50, 51, 52]]
+
+
+@pytest.fixture
+def shapes(llama, monkeypatch) -> list[tuple[int, int]]:
+    """(rows, tokens) of each pass."""
+    seen: list[tuple[int, int]] = []
+    read = Rows.read
+
+    def counted(self, ids, mask):
+        seen.append(tuple(ids.shape))
+        return read(self, ids, mask)
+
+    monkeypatch.setattr(Rows, "read", counted)
+    return seen
+
+
+def arms(base: Base, count: int):
+    return [bases.random_adapter(base, seed, size=0.5) for seed in range(1, count + 1)]
+
+
+def answers(base: Base, adapters, prompts, stop=(2,), **options):
+    return generation.generate(base, adapters, prompts, max_new_tokens=12, stop=stop, **options)
+
+
+def test_what_all_prompts_begin_with_is_read_once_for_each_adapter(llama, shapes) -> None:
+    chosen = arms(llama, 2)
+    together = answers(llama, chosen, PROMPTS)
+    assert shapes[:2] == [(2, len(SYSTEM)), (6, 4)]
+    assert together == [[answers(llama, [arm], [prompt])[0][0] for prompt in PROMPTS] for arm in chosen]
+
+
+def test_a_prompt_with_several_samples_is_read_once(llama, shapes) -> None:
+    asked, draws = [PROMPTS[0]] * 3 + [[7]], [0, 1, 2, 0]
+    (found,) = answers(llama, arms(llama, 1), asked, temperature=1.0, draws=draws)
+    assert shapes[0] == (2, len(PROMPTS[0]))  # the two prompts, of four rows
+    assert shapes[1][0] == 4
+    alone = [
+        answers(llama, arms(llama, 1), [prompt], temperature=1.0, draws=[draw])[0][0]
+        for prompt, draw in zip(asked, draws, strict=True)
+    ]
+    assert found == alone
+    assert len(set(map(tuple, found[:3]))) > 1
+
+
+def test_a_finished_row_leaves_and_the_others_do_not_notice(llama, shapes) -> None:
+    (whole,) = answers(llama, arms(llama, 1), PROMPTS, stop=(0,))
+    stop = whole[1][2]  # so that it is the second prompt's third token
+    shapes.clear()
+    (found,) = answers(llama, arms(llama, 1), PROMPTS, stop=(stop,))
+    expected = [row[: row.index(stop)] if stop in row else row for row in whole]
+    assert found == expected
+    steps = [rows for rows, tokens in shapes if tokens == 1]
+    assert steps[0] > steps[-1]
+    assert all(before >= after for before, after in pairwise(steps))
+    # exactly as many rows as are still without their end, and none for the last token
+    lengths = [len(row) + (len(row) < 12) for row in expected]
+    assert sum(steps) == sum(lengths) - len(lengths)
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_rows_have_the_logits_that_they_have_alone(llama, data) -> None:
+    prompts = data.draw(
+        st.lists(
+            st.lists(st.integers(4, bases.VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=4
+        )
+    )
+    stack = lora.stacked(arms(llama, 2), llama.device)
+    stack = lora.for_answers(stack, lora.scaling(llama.adapter), llama.dtype)
+    lora.bind_adapters(llama.model, llama.targets, stack)
+    owners = sorted(data.draw(st.lists(st.integers(0, 1), min_size=len(prompts), max_size=len(prompts))))
+    with torch.inference_mode():
+        rows = Rows(base=llama, owners=owners)
+        scores, texts = rows.read(*left_padded(prompts, 0, llama.device)), [list(each) for each in prompts]
+        for _ in range(3):
+            for text, owner, own in zip(texts, rows.owners, scores, strict=True):
+                alone = Rows(base=llama, owners=[owner])
+                torch.testing.assert_close(
+                    alone.read(*left_padded([text], 0, llama.device))[0], own, rtol=1e-4, atol=1e-4
+                )
+            kept = sorted(data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=5)))
+            rows.take(kept)
+            tokens = scores[kept].argmax(-1)
+            texts = [[*texts[row], int(token)] for row, token in zip(kept, tokens, strict=True)]
+            scores = rows.read(tokens.unsqueeze(1), torch.ones(len(kept), 1, dtype=torch.long))
+
+
+def test_a_base_that_keeps_more_than_keys_and_values_answers_the_other_way(tmp_path) -> None:
+    base = bases.load(bases.save(bases.CONFIGS["gemma2"], tmp_path))
+    assert decode.is_possible(base)
+    assert base.proof.decodes
+    import transformers as hf
+
+    config = hf.MambaConfig(vocab_size=bases.VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4)
+    mamba = hf.MambaForCausalLM(config)
+
+    class Other:
+        model = mamba
+
+    assert not decode.is_possible(Other())
