@@ -42,6 +42,7 @@ from shepherd.settings import RunSettings
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.server.server_run import ServerRun
+from shepherd.silos.server.site_federation import Until
 from shepherd.silos.site import site_settings as site_file
 from shepherd.silos.site.trainer import Trainer
 
@@ -241,8 +242,13 @@ class Asked:
         for site, message in messages.items():
             yield from self.ask(message, [site], seconds)
 
-    def late(self) -> int:
-        return 0
+    def ask_until(
+        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
+    ) -> Iterator[tuple[str, bytes]]:
+        return self.ask(message, sites, 0.0)
+
+    def late(self) -> Iterator[tuple[str, bytes]]:
+        return iter(())
 
 
 def means_of_one_site(home: Path) -> int:

@@ -33,6 +33,7 @@ from shepherd.rounds import acceptance
 from shepherd.run import checkpoint
 from shepherd.silos.protocol import wire
 from shepherd.silos.server import server_run
+from shepherd.silos.server.site_federation import Until
 
 KB, MB = 10**3, 2**20
 
@@ -148,6 +149,14 @@ class Direct:
     def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
         for site, message in messages.items():
             yield from self.ask(message, [site], seconds)
+
+    def ask_until(
+        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
+    ) -> Iterator[tuple[str, bytes]]:
+        return self.ask(message, sites, 0.0)
+
+    def late(self) -> Iterator[tuple[str, bytes]]:
+        return iter(())
 
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
