@@ -245,10 +245,10 @@ class Asked:
     def ask_until(
         self, message: bytes, sites: Sequence[str], until: Until, keep: bool
     ) -> Iterator[tuple[str, bytes]]:
-        yield from self.ask(message, sites, 0.0)
+        return self.ask(message, sites, 0.0)
 
     def late(self) -> Iterator[tuple[str, bytes]]:
-        yield from ()
+        return iter(())
 
 
 def means_of_one_site(home: Path) -> int:

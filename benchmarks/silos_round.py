@@ -153,10 +153,10 @@ class Direct:
     def ask_until(
         self, message: bytes, sites: Sequence[str], until: Until, keep: bool
     ) -> Iterator[tuple[str, bytes]]:
-        yield from self.ask(message, sites, 0.0)
+        return self.ask(message, sites, 0.0)
 
     def late(self) -> Iterator[tuple[str, bytes]]:
-        yield from ()
+        return iter(())
 
 
 PARTS: tuple[tuple[str, Any, str], ...] = (

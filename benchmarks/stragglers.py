@@ -58,7 +58,8 @@ def measure(options: Namespace) -> Figures:
             with open_run(settings) as run:
                 for _ in run.rounds():
                     pass
-            ways[way] = _series(read_rows(Path(settings.output)))
+                speeds = run.clocked.speeds if run.clocked else {}
+            ways[way] = _series(read_rows(Path(settings.output)), min(speeds, key=lambda name: speeds[name]))
     target = options.target or max(each["losses"][-1] for each in ways.values())
     for each in ways.values():
         scored = zip(each["clock_s"], each["losses"], strict=True)
@@ -81,6 +82,7 @@ def tables(figures: Figures) -> list[Table]:
             str(len(each["losses"])),
             common.count(each["clock_s"][-1]),
             f"{each['losses'][-1]:.4f}",
+            f"{each['slow']:.4f}",
             "–" if each["seconds_to_target"] is None else common.count(each["seconds_to_target"]),
             *(str(each[name]) for name in ("late", "dropped", "carried")),
             f"{each['bytes_up'] / 1e6:.1f}",
@@ -88,17 +90,29 @@ def tables(figures: Figures) -> list[Table]:
         for way, each in figures["ways"].items()
     ]
     seconds = f"s to a loss of {figures['target']:.4f}"
-    columns = ["way", "rounds", "s", "last loss", seconds, "late", "dropped", "carried", "MB up"]
+    columns = [
+        "way",
+        "rounds",
+        "s",
+        "last loss",
+        "of a slow client",
+        seconds,
+        "late",
+        "dropped",
+        "carried",
+        "MB up",
+    ]
     title = f"A tenth of {figures['clients']} clients ten times slower; seconds of the simulated clock"
     return [Table(title=title, columns=columns, rows=rows)]
 
 
-def _series(rows: Sequence[dict[str, Any]]) -> Figures:
+def _series(rows: Sequence[dict[str, Any]], slow: str) -> Figures:
     made = [row for row in rows if row["round"]]
     counts = {name: sum(len(row.get(name, ())) for row in made) for name in ("late", "dropped", "carried")}
     return {
         "clock_s": [row["clock_s"] for row in made],
         "losses": [row["heldout"]["loss"] for row in made],
+        "slow": made[-1]["heldout"]["client"][slow],
         "bytes_up": sum(row["bytes_up"] for row in made),
         **counts,
     }

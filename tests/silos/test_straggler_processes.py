@@ -35,7 +35,7 @@ RUN: dict[str, Any] = {
     "federation": {"rounds": 30, "weights": "equal"},
     "silos": {"deadline_s": 300.0, "start_s": 300.0, "silence_s": 120.0},
     "stragglers": {"min_updates": 2, "carry": True},
-    "tuning": {"max_steps": 1, "batch_size": 4, "learning_rate": 0.004},
+    "tuning": {"max_steps": 1, "batch_size": 16, "learning_rate": 0.004},
     "evaluation": {"answers": 0},
 }
 STOPPED_S = 10.0

@@ -40,7 +40,10 @@ ROW: Row = {
     "ranks": {"a": 2},
     "coverage": {"a": 0.5},
     "seconds": {"round": 1.0, "tuning": 1.0, "scoring": 0.0},
-    "late": 0,
+    "late": ["c", "d"],
+    "dropped": ["d"],
+    "carried": {"e": 2},
+    "figure": 0,
 }
 
 
