@@ -67,6 +67,8 @@ def expected(
     round_tokens: float,
     step_tokens: float,
     more_ranks: int = 0,
+    token_bytes: int | None = None,
+    process: int = memory.PROCESS_BYTES,
 ) -> Expected:
     """Estimate a run by tuning on the first examples of `sample`.
 
@@ -74,9 +76,18 @@ def expected(
         round_tokens: tokens that the cohort of one round tunes on.
         step_tokens: tokens of one client's optimiser step, on average.
         more_ranks: ranks of a client's adapter in addition to the run's, which count in its memory.
+        token_bytes: as for `memory_of`, like `process`.
     """
+    needed = memory_of(
+        base,
+        plan,
+        step_tokens=step_tokens,
+        more_ranks=more_ranks,
+        token_bytes=token_bytes,
+        process=process,
+    )
     return Expected(
-        memory_bytes=memory_of(base, plan, step_tokens=step_tokens, more_ranks=more_ranks).total,
+        memory_bytes=needed.total,
         seconds_a_round=round_tokens * seconds_a_token(base, tuning, plan, sample, step_tokens),
     )
 

@@ -22,7 +22,7 @@ from shepherd.core import Method, Selection, ServerState, seed_for
 from shepherd.data import pipeline
 from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
-from shepherd.data.tokens import Tokens, tokenise
+from shepherd.data.tokens import Tokens, tokenise, typical_length
 from shepherd.errors import DataError
 from shepherd.io.phrases import data_size
 from shepherd.io.progress import many, stage
@@ -160,7 +160,8 @@ def forecast(
     left = max(0, available - on_cpu * memory.resident_bytes() - memory.weight_bytes(base))
     with stage("measuring the speed of a few layers"):
         trial = _Trial.of(base, consent)
-        token_bytes = trial.extrapolated([memory.bytes_per_token(each) for each in trial.bases])
+        length = typical_length([sample])
+        token_bytes = trial.extrapolated([memory.bytes_per_token(each, length) for each in trial.bases])
         plan = planning.choose(
             settings,
             base,

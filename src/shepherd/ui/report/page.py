@@ -352,7 +352,7 @@ def _charts(report: Report) -> dict[str, str]:
     return {
         "heldout": _chart("heldout", "Held-out loss by round", heldout, number_formats.rate, height=300),
         "train": _chart("train", "Training loss by round", train, number_formats.rate, height=300),
-        "bytes": small("bytes", "Bytes by round", traffic, number_formats.data_size),
+        "bytes": small("bytes", "Bytes by round", traffic, number_formats.FORMS["bytes"]),
         **{
             each.name: small(
                 each.name.replace("_", "-"),
