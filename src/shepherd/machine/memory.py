@@ -19,7 +19,7 @@ from shepherd.training import stack
 
 USABLE_SHARE = 0.6  # of the free memory; the rest is for the backward pass and other programs
 PROCESS_BYTES = 500 * 2**20  # that PyTorch and transformers take in a process of their own
-KERNEL_BYTES = 600 * 2**20  # of compiled products, which oneDNN keeps, one for each shape; measured
+KERNEL_BYTES = 700 * 2**20  # of compiled products, which oneDNN keeps, one for each shape; measured
 MIN_PARALLEL_OPERATIONS = 6e12  # about a minute of a core; below, starting processes costs more than it saves
 USUAL_LENGTH = 96  # tokens of an example, where nothing is known of them
 ADAPTER_COPIES = 6  # per client: values, gradients, two moments, and the update on its way
