@@ -151,42 +151,47 @@ def seconds_a_token(base: Base, tuning: TuningTable, plan: Plan, sample: Tokens,
     memory.use_threads(max(1, threads // plan.workers))
     try:
         most = pass_tokens(plan, step_tokens)
-        return 1 / (plan.workers * _measured_speed(base, tuning, sample, most))
+        return 1 / (plan.workers * _measured_speed(base, tuning, sample, most, plan.stack_size))
     finally:
         memory.use_threads(threads)
 
 
-def _measured_speed(base: Base, tuning: TuningTable, sample: Tokens, most: int) -> float:
+def _measured_speed(base: Base, tuning: TuningTable, sample: Tokens, most: int, clients: int) -> float:
     """Tuning speed of this process, in tokens a second.
 
     The first trial, of one example, starts threads and fills caches and is not counted. The others grow to a
-    whole pass of `most` tokens as long as they are short, since a small one is slower per token.
+    whole pass of `most` tokens as long as they are short, since a small one is slower per token, and so is
+    one of many clients, at most `clients`.
     """
     with stage("measuring the speed on a few examples"):
-        _timed_step(base, tuning, sample, 1, most)
+        _timed_step(base, tuning, sample, 1, most, 1)
         tokens = TRIAL_TOKENS
         while True:
-            took, seconds = _timed_step(base, tuning, sample, min(tokens, most), most)
+            took, seconds = _timed_step(base, tuning, sample, min(tokens, most), most, clients)
             if seconds > LONG_TRIAL_S or tokens >= most or took == len(sample.ids):
                 return took / seconds
             tokens *= 4
 
 
-def _timed_step(base: Base, tuning: TuningTable, sample: Tokens, tokens: int, most: int) -> tuple[int, float]:
+def _timed_step(
+    base: Base, tuning: TuningTable, sample: Tokens, tokens: int, most: int, clients: int
+) -> tuple[int, float]:
     """Run one optimiser step on the first examples with this many tokens; returns its tokens and its seconds.
 
     Args:
         most: tokens in one forward pass.
+        clients: clients of a stack; fewer share the examples where these are not a batch for each.
     """
     count = int(np.searchsorted(np.cumsum(sample.lengths), tokens)) + 1
     data = sample.take(np.arange(min(count, len(sample))))
-    visit = Visit(client="trial", data=data, batches=[np.arange(len(data))])
+    shares = np.array_split(np.arange(len(data)), min(clients, math.ceil(len(data) / tuning.batch_size)))
+    visits = [Visit(client=f"trial {k}", data=data, batches=[own]) for k, own in enumerate(shares)]
     broadcast = Broadcast(round=0, adapter=base.zero, seed=0)
     began = perf_counter()
     job = Job(
         broadcast=broadcast,
         algorithm=fedavg.ALGORITHM,
-        visits=[visit],
+        visits=visits,
         tuning=tuning,
         learning_rate=tuning.learning_rate,
         micro_batch_tokens=most,
