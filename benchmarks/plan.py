@@ -75,6 +75,7 @@ def measure(options: Namespace) -> Figures:
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 found[name] = _measured(name, Path(scratch), options)
+            print(name, json.dumps(found[name]), flush=True)  # what is done stays if the rest is not
         except Missing as missing:
             print(f"{name} is left out: {missing} is missing")
     return {"files": found}

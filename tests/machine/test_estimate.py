@@ -82,7 +82,7 @@ def test_each_process_holds_the_base_and_its_own_passes(llama) -> None:
         return estimate.memory_of(llama, replace(PLAN, **changes), step_tokens=5000).total
 
     one = total()
-    kept = 64 * memory.bytes_per_token(llama)
+    kept = round(estimate.ACTIVATION_MARGIN * 64 * memory.bytes_per_token(llama))
     adapters = 2 * memory.ADAPTER_COPIES * sum(4 * tensor.size for tensor in llama.zero.values())
     assert one == memory.PROCESS_BYTES + memory.weight_bytes(llama) + kept + adapters
     assert total(workers=3) == 4 * (memory.PROCESS_BYTES + memory.weight_bytes(llama)) + 3 * (kept + adapters)
@@ -90,3 +90,21 @@ def test_each_process_holds_the_base_and_its_own_passes(llama) -> None:
     small = estimate.memory_of(llama, PLAN, step_tokens=16, process=7, server=5)  # two of 16 tokens a pass
     assert (small.activations, small.process, small.server) == (kept // 2, 7, 5)
     assert small.total == 7 + 5 + memory.weight_bytes(llama) + kept // 2 + adapters
+
+
+def test_a_trial_is_a_step_of_a_whole_stack(llama, monkeypatch) -> None:
+    """60 examples are 15 for each of 4 clients; 3 examples are 2 batches."""
+    tried: list[list[int]] = []
+
+    def noted(base, job):
+        tried.append([len(batch) for visit in job.visits for batch in visit.batches])
+
+    monkeypatch.setattr(estimate.tune, "tune", noted)
+    clocked(monkeypatch, 9.0, 0.5, 0.8)
+    plan = replace(PLAN, stack_size=4, micro_batch_tokens=4096)
+    estimate.seconds_a_token(llama, TABLE, plan, bases.tokens(60, [10] * 60), step_tokens=5000)
+    assert tried == [[1], [7, 7, 6, 6], [15, 15, 15, 15]]
+    tried.clear()
+    clocked(monkeypatch, 9.0, 0.5)
+    estimate.seconds_a_token(llama, TABLE, plan, bases.tokens(60, [10] * 3), step_tokens=5000)
+    assert tried == [[1], [2, 1]]

@@ -23,6 +23,8 @@ from shepherd.training.tune import Job, Visit
 
 TRIAL_TOKENS = 256
 OPTIMISER_COPIES = 3  # of `memory.ADAPTER_COPIES`
+# What a pass holds, over what it keeps: padding, gradients, gaps in the heap; 1.0 to 1.8 measured.
+ACTIVATION_MARGIN = 1.25
 LONG_TRIAL_S = 1.0  # after a trial of this duration no larger one is made
 
 
@@ -39,7 +41,7 @@ class Memory:
     optimiser: int
     """Their gradients and the two moments of AdamW."""
     activations: int
-    """What a forward pass keeps for the backward pass."""
+    """What a forward pass keeps for the backward pass, with a margin."""
     server: int = 0
     """The server's state, and the updates that it holds at the same time."""
 
@@ -69,6 +71,8 @@ def expected(
     step_tokens: float,
     more_ranks: int = 0,
     training: LocalTraining = DEFAULT_TRAINING,
+    token_bytes: int | None = None,
+    process: int = memory.PROCESS_BYTES,
 ) -> Expected:
     """Estimate a run by tuning on the first examples of `sample`.
 
@@ -77,9 +81,18 @@ def expected(
         step_tokens: tokens of one client's optimiser step, on average.
         more_ranks: ranks of a client's adapter in addition to the run's, which count in its memory.
         training: the objective, whose groups follow one another in `sample`.
+        token_bytes: as for `memory_of`, like `process`.
     """
+    needed = memory_of(
+        base,
+        plan,
+        step_tokens=step_tokens,
+        more_ranks=more_ranks,
+        token_bytes=token_bytes,
+        process=process,
+    )
     return Expected(
-        memory_bytes=memory_of(base, plan, step_tokens=step_tokens, more_ranks=more_ranks).total,
+        memory_bytes=needed.total,
         seconds_a_round=round_tokens * seconds_a_token(base, tuning, plan, sample, step_tokens, training),
     )
 
@@ -126,7 +139,7 @@ def memory_of(
         base=(1 + many * workers) * memory.weight_bytes(base),
         adapters=(memory.ADAPTER_COPIES - OPTIMISER_COPIES) * factors,
         optimiser=OPTIMISER_COPIES * factors,
-        activations=workers * pass_tokens(plan, step_tokens) * kept,
+        activations=round(ACTIVATION_MARGIN * workers * pass_tokens(plan, step_tokens) * kept),
         server=server,
     )
 
@@ -148,47 +161,57 @@ def seconds_a_token(
     memory.use_threads(max(1, threads // plan.workers))
     try:
         most = pass_tokens(plan, step_tokens)
-        return 1 / (plan.workers * _measured_speed(base, tuning, sample, most, training))
+        return 1 / (plan.workers * _measured_speed(base, tuning, sample, most, plan.stack_size, training))
     finally:
         memory.use_threads(threads)
 
 
 def _measured_speed(
-    base: Base, tuning: TuningTable, sample: Tokens, most: int, training: LocalTraining
+    base: Base, tuning: TuningTable, sample: Tokens, most: int, clients: int, training: LocalTraining
 ) -> float:
     """Tuning speed of this process, in tokens a second.
 
     The first trial, of one example, starts threads and fills caches and is not counted. The others grow to a
-    whole pass of `most` tokens as long as they are short, since a small one is slower per token.
+    whole pass of `most` tokens as long as they are short, since a small one is slower per token, and so is
+    one of many clients, at most `clients`.
     """
     with stage("measuring the speed on a few examples"):
-        _timed_step(base, tuning, sample, 1, most, training)
+        _timed_step(base, tuning, sample, 1, most, 1, training)
         tokens = TRIAL_TOKENS
         while True:
-            took, seconds = _timed_step(base, tuning, sample, min(tokens, most), most, training)
+            took, seconds = _timed_step(base, tuning, sample, min(tokens, most), most, clients, training)
             if seconds > LONG_TRIAL_S or tokens >= most or took == len(sample.ids):
                 return took / seconds
             tokens *= 4
 
 
 def _timed_step(
-    base: Base, tuning: TuningTable, sample: Tokens, tokens: int, most: int, training: LocalTraining
+    base: Base,
+    tuning: TuningTable,
+    sample: Tokens,
+    tokens: int,
+    most: int,
+    clients: int,
+    training: LocalTraining,
 ) -> tuple[int, float]:
     """Run one optimiser step on the first examples with this many tokens; returns its tokens and its seconds.
 
     Args:
         most: tokens in one forward pass.
+        clients: clients of a stack; fewer share the examples where these are not a batch for each.
     """
     count, group = int(np.searchsorted(np.cumsum(sample.lengths), tokens)) + 1, training.objective.group_size
     count += -count % group
     data = sample.take(np.arange(min(count, len(sample))))
-    visit = Visit(client="trial", data=data, batches=[np.arange(len(data))])
+    groups = np.arange(len(data)).reshape(-1, group)
+    shares = np.array_split(groups, min(clients, math.ceil(len(groups) / tuning.batch_size)))
+    visits = [Visit(client=f"trial {k}", data=data, batches=[own.ravel()]) for k, own in enumerate(shares)]
     broadcast = Broadcast(round=0, adapter=base.zero, seed=0)
     began = perf_counter()
     job = Job(
         broadcast=broadcast,
         algorithm=fedavg.ALGORITHM,
-        visits=[visit],
+        visits=visits,
         tuning=tuning,
         learning_rate=tuning.learning_rate,
         micro_batch_tokens=most,

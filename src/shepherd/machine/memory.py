@@ -12,14 +12,16 @@ import psutil
 import torch
 from torch import Tensor
 
+from shepherd.machine import malloc
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.training import stack
 
 USABLE_SHARE = 0.6  # of the free memory; the rest is for the backward pass and other programs
 PROCESS_BYTES = 500 * 2**20  # that PyTorch and transformers take in a process of their own
-KERNEL_BYTES = 600 * 2**20  # of compiled products, which oneDNN keeps, one for each shape; measured
+KERNEL_BYTES = 700 * 2**20  # of compiled products, which oneDNN keeps, one for each shape; measured
 MIN_PARALLEL_OPERATIONS = 6e12  # about a minute of a core; below, starting processes costs more than it saves
+USUAL_LENGTH = 96  # tokens of an example, where nothing is known of them
 ADAPTER_COPIES = 6  # per client: values, gradients, two moments, and the update on its way
 # These decide the tokens of a pass on a processor; measured in docs/benchmarks.md.
 LAYER_OPERATIONS = 2.5e8  # in the fixed time that a layer takes in every pass, however few its tokens are
@@ -173,6 +175,14 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def process_bytes(base: Base) -> int:
+    """Memory of this process without the base's weights; for a base on a GPU, what a process takes there."""
+    if base.device.type != "cpu":
+        return PROCESS_BYTES
+    malloc.release_free_memory()
+    return max(0, resident_bytes() - weight_bytes(base))
+
+
 def parameters(base: Base) -> int:
     """Number of parameters of the frozen base."""
     return sum(weight.numel() for weight in base.model.parameters())
@@ -193,13 +203,14 @@ def adapter_bytes(base: Base, more_ranks: int = 0) -> int:
     return sum(4 * int(np.prod(shape)) // rank * (rank + more_ranks) for shape in base.shapes.values())
 
 
-def bytes_per_token(base: Base) -> int:
-    """Bytes that the forward pass keeps for the backward pass, for each token of a row.
+def bytes_per_token(base: Base, length: int = USUAL_LENGTH) -> int:
+    """Bytes that the forward pass keeps for the backward pass, for each token of an example of this length.
 
     Measured on rows of two lengths, since some of it, such as copies of stacked experts' factors, is kept
-    once a pass. Neither row is longer than what the base reads.
+    once a pass. Neither row is longer than what the base reads. Attention may keep its weights, which are
+    more a token in longer examples.
     """
-    many = min(96, base.max_length or 96)
+    many = max(3, min(length, base.max_length or length))
     few = many // 3
     return (_kept_bytes(base, many) - _kept_bytes(base, few)) // (many - few)
 

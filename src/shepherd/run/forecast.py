@@ -22,7 +22,7 @@ from shepherd.core import Method, Selection, ServerState, seed_for
 from shepherd.data import pipeline
 from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
-from shepherd.data.tokens import Tokens, tokenise, tokenise_pairs
+from shepherd.data.tokens import Tokens, tokenise, tokenise_pairs, typical_length
 from shepherd.errors import DataError
 from shepherd.io.phrases import data_size
 from shepherd.io.progress import many, stage
@@ -47,6 +47,8 @@ STORED_TOKEN_BYTES, STORED_EXAMPLE_BYTES = 5, 8
 """Of a token, its id and its mask; of an example, where it begins."""
 ROW_BYTES, ROW_CLIENT_BYTES = 1000, 32
 """Of a line of rounds.jsonl, and of each client's share in it."""
+PROOF_BYTES = 130 * 2**20
+"""What the proof at load leaves behind in a process, which a plan does not make; measured."""
 FORWARD_SHARE = 1 / 3
 """Of a token's time in tuning that scoring it takes: the forward pass alone."""
 
@@ -161,7 +163,11 @@ def forecast(
     left = max(0, available - on_cpu * memory.resident_bytes() - memory.weight_bytes(base))
     with stage("measuring the speed of a few layers"):
         trial = _Trial.of(base, consent)
-        token_bytes = trial.extrapolated([memory.bytes_per_token(each) for each in trial.bases])
+        length = typical_length([sample])
+        token_bytes = trial.extrapolated([memory.bytes_per_token(each, length) for each in trial.bases])
+        malloc.release_free_memory()
+        # before the timed trials, whose passes and compiled products are counted by themselves
+        held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.bases)
         plan = planning.choose(
             settings,
             base,
@@ -178,8 +184,6 @@ def forecast(
                 for each in trial.bases
             ]
         )
-        malloc.release_free_memory()  # of the trial's passes, which are counted by themselves
-        held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.bases)
     state = start(method, adapter, context)
     down, up = bytes_of_round(method, state, [ranks.get(client) for client in division.clients])
     memory_of = partial(
@@ -188,7 +192,7 @@ def forecast(
         step_tokens=work.step_tokens,
         more_ranks=more_ranks,
         token_bytes=round(token_bytes),
-        process=held if on_cpu else memory.PROCESS_BYTES,
+        process=held + PROOF_BYTES if on_cpu else memory.PROCESS_BYTES,
         server=_server_bytes(method, state, up, work.cohort) if on_cpu else 0,
     )
     found = Forecast(

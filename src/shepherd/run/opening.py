@@ -26,7 +26,7 @@ from shepherd.core import (
 )
 from shepherd.data import pipeline
 from shepherd.data.pipeline import TokenisedData
-from shepherd.data.tokens import Tokens
+from shepherd.data.tokens import Tokens, typical_length
 from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.federation.clocked import clock_from
@@ -150,7 +150,8 @@ def _start(
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)
     cohort = selection.size(len(prepared.clients))
-    plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method))
+    kept = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
+    plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method), kept)
     _log_description(base, plan, method, prepared)
     for sentence in pipeline.training_remarks(prepared):
         log.log(_level(method), "%s", sentence)
@@ -162,6 +163,7 @@ def _start(
     if prepared.rejected:
         tried = np.arange(min(len(sample), TRIED))
         sample = Tokens.interleaved([sample.take(tried), prepared.rejected[name].take(tried)])
+    process = memory.process_bytes(base)
     found = expected(
         base,
         settings.tuning,
@@ -171,6 +173,8 @@ def _start(
         step_tokens=_step_tokens(settings, prepared),
         more_ranks=_more_ranks(method),
         training=training,
+        token_bytes=kept,
+        process=process,
     )
     _log_expectation(found)
     context = context_of(settings, selection, first.adapter, len(prepared.clients))
@@ -501,6 +505,7 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
     _log_description(run.base, run.plan, run.method, run.prepared)
     took = [row["seconds"]["tuning"] for row in rows if row["round"] and "seconds" in row]
     if took:
+        length = typical_length(run.prepared.clients.values())
         _log_expectation(
             Expected(
                 memory_bytes=memory_of(
@@ -508,6 +513,8 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
                     run.plan,
                     step_tokens=_step_tokens(run.settings, run.prepared),
                     more_ranks=_more_ranks(run.method),
+                    token_bytes=memory.bytes_per_token(run.base, length),
+                    process=memory.process_bytes(run.base),
                 ).total,
                 seconds_a_round=median(took),
             )
@@ -528,7 +535,7 @@ def _more_ranks(method: Method) -> int:
 
 
 def _choose_plan(
-    settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int, more_ranks: int
+    settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int, more_ranks: int, kept: int
 ) -> Plan:
     """Choose what the settings leave open by measuring; the settings are dated already."""
     return planning.choose(
@@ -538,6 +545,7 @@ def _choose_plan(
         step_tokens=_step_tokens(settings, prepared),
         all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
         more_ranks=more_ranks,
+        token_bytes=kept,
     )
 
 
