@@ -29,6 +29,7 @@ from shepherd.core import Adapter, Broadcast
 from shepherd.data import pipeline
 from shepherd.data.template import Template, stop_ids
 from shepherd.data.tokens import Tokens
+from shepherd.machine import malloc
 from shepherd.model import answer, files, lora
 from shepherd.model import base as bases
 from shepherd.model import generate as generation
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: Namespace) -> Figures:
     settings = setting.settings(options.on, {"data": {"limit": 40 if options.quick else 400}})
     turns, steps, longest = (1, 1, 8) if options.quick else (options.turns, options.steps, options.tokens)
+    malloc.keep_pages()  # as in `shepherd`; it serves both sides
     base = bases.load(settings.model, settings.adapter)
     prepared = pipeline.prepare(settings, base.tokenizer)
     count = 2 if options.quick else max(case[1] for case in CASES.values())

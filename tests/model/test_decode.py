@@ -13,6 +13,7 @@ from shepherd.model import decode, lora
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
 from shepherd.model.decode import Rows, left_padded
+from shepherd.model.pass_plan import MAX_PADDING_RATIO
 from tests.model import bases
 
 SYSTEM = list(range(10, 22))
@@ -46,6 +47,30 @@ def test_what_all_prompts_begin_with_is_read_once_for_each_adapter(llama, shapes
     together = answers(llama, chosen, PROMPTS)
     assert shapes[:2] == [(2, len(SYSTEM)), (6, 4)]
     assert together == [[answers(llama, [arm], [prompt])[0][0] for prompt in PROMPTS] for arm in chosen]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_prompts_of_many_lengths_that_begin_alike_are_answered_as_alone(name, tmp_path, monkeypatch) -> None:
+    """In passes of their own, or in one pass where there are windows (5 tokens in two of the three)."""
+    monkeypatch.setattr(decode, "MIN_PASS_TOKENS", 0)
+    base = bases.load(bases.save(bases.CONFIGS[name], tmp_path))
+    prompts = [[*SYSTEM, *range(20, 20 + n)] for n in (1, 17, 3, 2, 18, 9)]
+    chosen = [*arms(base, 2), None]
+    passes, read = [], Rows.read
+    monkeypatch.setattr(Rows, "read", lambda self, *of: passes.append(of[0].shape[1]) or read(self, *of))
+    together = answers(base, chosen, prompts)
+    assert (sum(width > 1 for width in passes) > 3) == (name == "llama")
+    assert together == [[answers(base, [arm], [prompt])[0][0] for prompt in prompts] for arm in chosen]
+
+
+@given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=40), copies=st.integers(1, 8))
+def test_a_pass_over_prompts_is_padded_little_unless_it_is_short(lengths, copies) -> None:
+    found = decode._buckets(lengths, copies)
+    assert sorted(number for bucket in found for number in bucket) == list(range(len(lengths)))
+    for bucket in found:
+        real, width = sum(lengths[i] for i in bucket), max(lengths[i] for i in bucket)
+        before = copies * (real - width)
+        assert len(bucket) * width <= MAX_PADDING_RATIO * real or before < decode.MIN_PASS_TOKENS
 
 
 def test_a_prompt_with_several_samples_is_read_once(llama, shapes) -> None:

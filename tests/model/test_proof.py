@@ -68,7 +68,7 @@ def test_a_base_that_reads_too_few_tokens_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_right_base_runs_packed_and_pads_its_prompts(saved, name, dtype) -> None:
-    assert load(saved(name), dtype).proof == Proof(unpacked="", pads=True)
+    assert load(saved(name), dtype).proof == Proof(unpacked="", pads=True, decodes=True)
 
 
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"SmolLM2-135M-Instruct is not in {SMOLLM2}")
@@ -76,7 +76,7 @@ def test_a_right_base_runs_packed_and_pads_its_prompts(saved, name, dtype) -> No
     "dtype", ["bfloat16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "float16"))]
 )
 def test_real_weights_run_packed(dtype) -> None:
-    assert load(SMOLLM2, dtype).proof == Proof(unpacked="", pads=True)
+    assert load(SMOLLM2, dtype).proof == Proof(unpacked="", pads=True, decodes=True)
 
 
 # --- wrong ones

@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
 
 import torch
@@ -20,10 +21,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from shepherd.model import pass_plan
 from shepherd.model.base import Base
-from shepherd.model.pass_plan import PassPlan, Segment
+from shepherd.model.pass_plan import MAX_PADDING_RATIO, PassPlan, Segment
 
 MIN_PREFIX_TOKENS = 8
 """Shortest common beginning of prompts that is worth a pass of its own."""
+MIN_PASS_TOKENS = 512
+"""Fewest tokens of a pass over prompts, where there are as many; fewer make its products slow."""
 Choose = Callable[[Tensor, Sequence[int]], Tensor]
 """Pick each row's next token: logits (R, vocabulary) float32, and the sample that each row is -> (R,)."""
 
@@ -63,6 +66,8 @@ class Rows:
         """Read more tokens of each row, (R, n), padded on the left; returns the logits after them, (R, V)."""
         self.mask = torch.cat([self.mask, mask], 1)
         positions = (self.mask.cumsum(1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
+        # an index and not a count, whose slice has PyTorch copy the head's weight once for each row
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
         with nullcontext() if self.alone else pass_plan.use_plan(_plan(self.owners)):
             out = self.base.model(
                 input_ids=ids,
@@ -70,10 +75,18 @@ class Rows:
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last,
             )
         scores: Tensor = out.logits[:, -1].float()
         return scores
+
+    def taken(self, rows: Sequence[int]) -> Rows:
+        """A batch of its own with these rows; one may be there several times."""
+        other = copy(self)
+        other.cache = copy(self.cache)
+        other.cache.layers = [copy(layer) for layer in self.cache.layers]  # which replace their tensors
+        other.take(rows)
+        return other
 
     def take(self, rows: Sequence[int]) -> None:
         """Continue with these rows; one may be there several times."""
@@ -113,7 +126,7 @@ def decode(
         alone: whether no adapter is bound, and the base runs by itself.
     """
     distinct = [list(prompt) for prompt, _ in groupby(prompts, key=list)]
-    rows, scores = _read(base, adapters, distinct, alone)
+    rows, scores = read_prompts(base, adapters, distinct, alone=alone)
     which = [number for number, (_, same) in enumerate(groupby(prompts, key=list)) for _ in same]
     samples = list(range(len(prompts))) * adapters
     if len(distinct) < len(prompts):
@@ -139,19 +152,85 @@ def decode(
     return [answers[k * len(prompts) : (k + 1) * len(prompts)] for k in range(adapters)]
 
 
-def _read(base: Base, adapters: int, prompts: Sequence[list[int]], alone: bool) -> tuple[Rows, Tensor]:
-    """Read each prompt once for each adapter; what all begin with, once for each adapter."""
+def read_prompts(
+    base: Base,
+    adapters: int,
+    prompts: Sequence[Sequence[int]],
+    *,
+    alone: bool = False,
+    min_prefix: int = MIN_PREFIX_TOKENS,
+) -> tuple[Rows, Tensor]:
+    """Read each prompt once for each adapter: rows with those of adapter 0 first, and their logits.
+
+    What all prompts begin with is read once for each adapter, and prompts of other lengths in other passes,
+    so that little is padded. A base with windows reads them in one pass instead: it counts padding between
+    two tokens as distance, and keeps no more than a window of them.
+    """
+    first = Rows(base=base, owners=list(range(adapters)), alone=alone)
+    if any(type(layer) is not DynamicLayer for layer in first.cache.layers):
+        first.owners = [k for k in range(adapters) for _ in prompts]
+        first.mask = first.mask.new_zeros(len(first.owners), 0)
+        return first, first.read(*left_padded(list(prompts) * adapters, 0, base.device))
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
     shared = min(len(list(alike)), min(map(len, prompts)) - 1)  # each has a token of its own to be read
-    if len(prompts) == 1 or shared < MIN_PREFIX_TOKENS:
-        shared = 0
-    rows = Rows(base=base, owners=list(range(adapters)), alone=alone)
+    shared = shared if len(prompts) > 1 and shared >= min_prefix else 0
     if shared:
-        ids, mask = left_padded([prompts[0][:shared]] * adapters, 0, base.device)
-        rows.read(ids, mask)
-    rows.take([k for k in range(adapters) for _ in prompts])
-    ids, mask = left_padded([prompt[shared:] for prompt in prompts] * adapters, 0, base.device)
-    return rows, rows.read(ids, mask)
+        first.read(*left_padded([prompts[0][:shared]] * adapters, 0, base.device))
+    parts, scores, order = [], [], []
+    for numbers in _buckets([len(prompt) - shared for prompt in prompts], adapters):
+        part = first.taken([k for k in range(adapters) for _ in numbers])
+        own = [prompts[number][shared:] for number in numbers]
+        scores.append(part.read(*left_padded(own * adapters, 0, base.device)))
+        parts.append(part)
+        order += [k * len(prompts) + number for k in range(adapters) for number in numbers]
+    if order == list(range(len(order))) and len(parts) == 1:
+        return parts[0], scores[0]
+    return _joined(parts, order), torch.cat(scores)[_inverse(order)]
+
+
+def _buckets(lengths: Sequence[int], copies: int) -> list[list[int]]:
+    """Numbers of prompts of similar length, shortest first; each of `copies` rows."""
+    found: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = found[-1] if found else []
+        padded = (len(last) + 1) * lengths[number]
+        real = sum(lengths[i] for i in last) + lengths[number]
+        small = copies * real < MIN_PASS_TOKENS
+        if last and (small or padded <= MAX_PADDING_RATIO * real):
+            last.append(number)
+        else:
+            found.append([number])
+    return found
+
+
+def _joined(parts: Sequence[Rows], order: Sequence[int]) -> Rows:
+    """The rows of several batches as one, padded on the left; `order` is the place of each."""
+    width = max(part.mask.shape[1] for part in parts)
+    owners = [owner for part in parts for owner in part.owners]
+    whole = replace(parts[0], owners=[owners[row] for row in _inverse(order)])
+    places = torch.tensor(order, device=whole.mask.device)
+    whole.mask = _side_by_side([part.mask for part in parts], places, width)
+    for number in range(len(whole.cache.layers)):
+        layers = [part.cache.layers[number] for part in parts]
+        if layers[0].get_seq_length():
+            keys, values = (
+                _side_by_side([tensor.transpose(1, 2) for tensor in own], places, width).transpose(1, 2)
+                for own in ([each.keys for each in layers], [each.values for each in layers])
+            )
+            whole.cache.update(keys, values, number)
+    return whole
+
+
+def _side_by_side(tensors: Sequence[Tensor], places: Tensor, width: int) -> Tensor:
+    """(n, tokens, ...) each -> (R, width, ...), row by row at its place, and 0 before its tokens."""
+    whole = tensors[0].new_zeros(len(places), width, *tensors[0].shape[2:])
+    for tensor, own in zip(tensors, places.split([len(tensor) for tensor in tensors]), strict=True):
+        whole[own, width - tensor.shape[1] :] = tensor
+    return whole
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

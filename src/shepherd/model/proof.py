@@ -22,7 +22,7 @@ from shepherd.errors import BaseError, ShepherdError
 from shepherd.model import decode, lora, pass_plan
 from shepherd.model.attention import PACKED, computing_as
 from shepherd.model.base import Base, Proof, attention_impl, hidden_states, logits
-from shepherd.model.decode import Rows, left_padded
+from shepherd.model.decode import left_padded, read_prompts
 from shepherd.model.packing_probe import SHARED_TOKENS, Probe, copy_network, label, longest_border, make_probe
 
 EXAMPLE_CLIENTS = (0, 0, 1, 1)  # the client of each of the four examples
@@ -72,7 +72,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
         return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
     pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
     batches = pads or _answers_alike(exact, [e[: len(exact.examples[-1])] for e in exact.examples[2:]])
-    decodes = pads and _decodes_alike(exact, [exact.examples[-1], exact.examples[0]])
+    decodes = pads and _decodes_alike(exact, exact.examples[:2])
     return Proof(unpacked=why_unpacked, pads=pads, batches=batches, decodes=decodes)
 
 
@@ -302,7 +302,11 @@ def _answers_alike(probe: Probe, examples: list[Tensor]) -> bool:
 
 
 def _decodes_alike(probe: Probe, examples: list[Tensor]) -> bool:
-    """Whether rows that are repeated and leave get the logits of transformers' own generate, alone."""
+    """Whether rows that are repeated and leave get the logits of transformers' own generate, alone.
+
+    Args:
+        examples: two that begin alike, of different lengths.
+    """
     if not decode.is_possible(probe.base):
         return False
     base, prompts = probe.base, [ids.tolist() for ids in examples]
@@ -311,10 +315,9 @@ def _decodes_alike(probe: Probe, examples: list[Tensor]) -> bool:
         alone = [_scores(probe, [prompt])[0] for prompt in prompts]  # (3, vocabulary) each
         stack = lora.for_answers(probe.stack, lora.scaling(base.adapter), base.dtype)
         lora.bind_adapters(base.model, base.targets, stack)
-        rows, which = Rows(base=base, owners=[0, 0]), [0, 1]
-        found, expected = [], []
+        which, found, expected = [0, 1], [], []
         with torch.no_grad():
-            scores = rows.read(*left_padded(prompts, 0, probe.base.device))
+            rows, scores = read_prompts(base, 1, prompts, min_prefix=1)
             for step, kept in enumerate([[1, 0, 1], [0, 2], []]):
                 found.append(scores)
                 expected.append(torch.stack([alone[prompt][step] for prompt in which]))
