@@ -293,7 +293,7 @@ class _Mark:
 def test_no_adapter_is_unpickled(llama, folder, tmp_path, name: str) -> None:
     (folder / files.WEIGHTS).unlink()
     torch.save({FIRST: _Mark(tmp_path / "mark")}, folder / name)
-    with pytest.raises(AdapterError, match=files.WEIGHTS):
+    with pytest.raises(AdapterError, match="safetensors"):
         files.read(folder, llama)
     assert not (tmp_path / "mark").exists()
 

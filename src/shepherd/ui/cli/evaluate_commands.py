@@ -20,7 +20,7 @@ OF_DATA, OF_TASKS = (
 """Parameters of --data, and of --tasks."""
 
 
-@click.command()
+@click.command(short_help="Score a run on examples, tasks or harmful prompts.")
 @run_folder
 @click.option(
     "--data",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from shepherd.consent import Consent
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io.progress import many
-from shepherd.settings import RunSettings
 from shepherd.ui.cli.options import overrides, run_file, run_folder
 from shepherd.ui.cli.silos import agreed, echo, plugin, ray_cluster, require_flare, tracker, trust, wished
+
+if TYPE_CHECKING:
+    from shepherd.settings import RunSettings
 
 
 @click.command(short_help="Write a run file that fits the data and the base.")
