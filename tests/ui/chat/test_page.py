@@ -500,8 +500,8 @@ def test_a_conversation_goes_on(visit: Callable[..., Visit], chat: Chat) -> None
     *_, expected = chat.answer("w12", arms=arms, earlier=earlier)
     assert answers(seen) == expected
     seen.page.get_by_role("button", name="Clear").click()
+    seen.wait("!document.querySelector('#chat-status').innerText.includes('turn')")  # or it clears the next
     ask(seen, "w12")
-    seen.wait("!document.querySelector('#chat-status').innerText.includes('turn')")
     said(seen, "Answered in")
     *_, anew = chat.answer("w12", arms=arms)
     assert answers(seen) == anew
