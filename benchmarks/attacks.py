@@ -27,6 +27,7 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.at_once import AtOnce
 from shepherd import plugins, rounds, world
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, Update
 from shepherd.data import pipeline
@@ -42,7 +43,6 @@ from shepherd.settings import RunSettings
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.server.server_run import ServerRun
-from shepherd.silos.server.site_federation import Until
 from shepherd.silos.site import site_settings as site_file
 from shepherd.silos.site.trainer import Trainer
 
@@ -225,7 +225,7 @@ def updates_of_one_example(home: Path) -> int:
     return sum(isinstance(reply, Update) for reply in replies)
 
 
-class Asked:
+class Asked(AtOnce):
     """Carries requests to the sites that are there."""
 
     def __init__(self, sites: Mapping[str, Callable[[bytes], bytes]]) -> None:
@@ -237,18 +237,6 @@ class Asked:
     def ask(self, message: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         for name in sites:
             yield name, self.sites[name](message)
-
-    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
-        for site, message in messages.items():
-            yield from self.ask(message, [site], seconds)
-
-    def ask_until(
-        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
-    ) -> Iterator[tuple[str, bytes]]:
-        return self.ask(message, sites, 0.0)
-
-    def late(self) -> Iterator[tuple[str, bytes]]:
-        return iter(())
 
 
 def means_of_one_site(home: Path) -> int:

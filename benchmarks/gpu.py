@@ -36,8 +36,8 @@ from benchmarks.work import Measured, Work
 from shepherd.algorithms import fedavg
 from shepherd.core import Adapter, Broadcast
 from shepherd.machine import memory
-from shepherd.model import final_mlp, lora
-from shepherd.model.base import Base
+from shepherd.model import lora
+from shepherd.model.base import Base, assembled
 from shepherd.model.proof import verify_packing
 from shepherd.training import tune
 
@@ -172,20 +172,15 @@ def _work(case: Case, device: torch.device, seed: int) -> Work:
 def _base(case: Case, device: torch.device, dtype: torch.dtype, work: Work, seed: int) -> Base:
     """The engine's base; built and not loaded, since 13 GB would go to the disk and back."""
     network = _network(case, device, dtype, seed)
-    adapter = work.settings.adapter
-    targets = lora.attach(network, adapter)
-    final_mlp.skip_unread_positions(network)
-    return Base(
-        model=network,
-        tokenizer=large.tokenizer(),
-        table=work.settings.model,
+    return assembled(
+        network,
+        large.tokenizer(),
+        work.settings.model,
+        work.settings.adapter,
         name=case.name,
         fingerprint="",
         device=device,
         dtype=dtype,
-        adapter=adapter,
-        targets=targets,
-        attention=network.config._attn_implementation,
     )
 
 

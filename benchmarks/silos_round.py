@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,6 +24,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks import common, silos_setting, silos_stub
+from benchmarks.at_once import AtOnce
 from benchmarks.common import Figures, Table
 from benchmarks.overhead import Clock, timed
 from benchmarks.silos_stub import Stub, Visit
@@ -33,7 +34,6 @@ from shepherd.rounds import acceptance
 from shepherd.run import checkpoint
 from shepherd.silos.protocol import wire
 from shepherd.silos.server import server_run
-from shepherd.silos.server.site_federation import Until
 
 KB, MB = 10**3, 2**20
 
@@ -126,7 +126,7 @@ def _of(seconds: Sequence[float]) -> Figures:
 
 
 @dataclass(slots=True)
-class Direct:
+class Direct(AtOnce):
     """A Post that calls the stubs in this process, one after the other; no clock runs there but its own."""
 
     stubs: dict[str, Stub]
@@ -145,18 +145,6 @@ class Direct:
             for clock, stood in zip(self.stopped, before, strict=True):
                 clock.seconds = stood
             yield site, answer
-
-    def ask_each(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
-        for site, message in messages.items():
-            yield from self.ask(message, [site], seconds)
-
-    def ask_until(
-        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
-    ) -> Iterator[tuple[str, bytes]]:
-        return self.ask(message, sites, 0.0)
-
-    def late(self) -> Iterator[tuple[str, bytes]]:
-        return iter(())
 
 
 PARTS: tuple[tuple[str, Any, str], ...] = (

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.compare.adapters import arm_adapter, digest
-from shepherd.compare.arms import BASE, FEDERATED, Arm
+from shepherd.compare.arms import BASE, FEDERATED, UNTRAINED, Arm
 from shepherd.compare.folders import COMPARISON, VERDICTS, arm_of, compare_folder, read_json
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
@@ -208,7 +208,7 @@ def models(run: Path, base: Base, arms: Sequence[Arm], seeds: int, only: Sequenc
     if missing := [name for name in only if name not in names]:
         raise SettingsError(f"there is no arm {missing[0]!r}; the arms are {', '.join(names)}")
     chosen = [arm for arm in arms if arm.name in (BASE, *only) or not only]
-    numbers = {arm.name: range(1 if arm.name == BASE else seeds) for arm in chosen}
+    numbers = {arm.name: range(1 if arm.name in UNTRAINED else seeds) for arm in chosen}
     return Models(
         base=base,
         adapters={arm.name: [arm_adapter(run, n, arm, base) for n in numbers[arm.name]] for arm in chosen},

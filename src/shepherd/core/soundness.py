@@ -267,7 +267,7 @@ def a_late_update_needs_a_mean(method: Method) -> str | None:
 
 
 def a_late_update_outlives_no_rebase(method: Method) -> str | None:
-    """A late change is of the factors before they were written anew."""
+    """A late change is of the factors before they were rewritten."""
     if not carries(method) or method.server.rebase is None:
         return None
     return (

@@ -268,11 +268,23 @@ def root_examples(settings: RunSettings, tokenizer: Any, *, paired: bool = False
     """
     path = settings.data.root
     own = test_set(settings.data, path, "data.root").examples
-    found, worse, outcomes = _tokenised(own, settings, tokenizer, paired)
+    found, outcomes = training_tokens(own, settings, tokenizer, paired=paired)
     if not len(found):
         reason = next(iter(outcomes.counts().dropped), "it had none")
         raise DataError(f"data.root = {path!r} keeps no example ({reason}); name a file with more of them")
-    return Tokens.interleaved([found, worse]) if worse is not None else found
+    return found
+
+
+def training_tokens(
+    examples: Iterable[Example], settings: RunSettings, tokenizer: Any, *, paired: bool
+) -> tuple[Tokens, Outcomes]:
+    """Examples as a client trains on them, of pairs both answers in turn; and what became of each.
+
+    Raises:
+        TemplateError: as `tokens.tokenise`.
+    """
+    found, worse, outcomes = _tokenised(examples, settings, tokenizer, paired)
+    return found if worse is None else Tokens.interleaved([found, worse]), outcomes
 
 
 def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:

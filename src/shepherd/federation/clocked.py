@@ -29,7 +29,7 @@ from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.settings import SpeedsTable
 
 DELTA, EXTRA = "delta ", "extra "
-"""Prefixes, in the store, of the tensors of an update's change and of those beside it."""
+"""Prefixes, in the store, of the tensors of an update's change and of its extra payload."""
 
 
 class TimedClients(Protocol):

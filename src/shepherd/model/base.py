@@ -181,23 +181,51 @@ def load(
     dtype = pick_dtype(model.dtype, where)
     network = load_network(model, where, dtype, consent)
     tokenizer = load_tokenizer(model, consent)
-    network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
-    targets = lora.attach(network, adapter)
-    final_mlp.skip_unread_positions(network)
-    base = Base(
-        model=network,
-        tokenizer=tokenizer,
-        table=model,
+    base = assembled(
+        network,
+        tokenizer,
+        model,
+        adapter,
         name=name or model.base,
         fingerprint=found,
         device=where,
+        dtype=dtype,
+    )
+    return replace(base, proof=verify_packing(base, longest) if proof is None else proof)
+
+
+def assembled(
+    network: Any,
+    tokenizer: Any,
+    model: ModelTable,
+    adapter: AdapterTable,
+    *,
+    name: str,
+    fingerprint: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Base:
+    """A base of a network that is there already, with an adapted layer at every target, and without a proof.
+
+    Raises:
+        BaseError: a target is missing, or cannot have an adapter.
+    """
+    network.requires_grad_(False).eval()
+    targets = lora.attach(network, adapter)
+    final_mlp.skip_unread_positions(network)
+    return Base(
+        model=network,
+        tokenizer=tokenizer,
+        table=model,
+        name=name,
+        fingerprint=fingerprint,
+        device=device,
         dtype=dtype,
         adapter=adapter,
         targets=targets,
         attention=network.config._attn_implementation,
     )
-    return replace(base, proof=verify_packing(base, longest) if proof is None else proof)
 
 
 def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import BaseError
-from shepherd.model import final_mlp, lora, remote_code
+from shepherd.model import remote_code
 from shepherd.model.attention import PACKED
-from shepherd.model.base import Base, attention_impl, load_tokenizer, pick_device, pick_dtype
+from shepherd.model.base import Base, assembled, attention_impl, load_tokenizer, pick_device, pick_dtype
 from shepherd.settings import AdapterTable, ModelTable
 
 META = torch.device("meta")
@@ -93,20 +93,8 @@ def _base(
     dtype: torch.dtype,
     tokenizer: Any,
 ) -> Base:
-    network.requires_grad_(False).eval()
-    targets = lora.attach(network, adapter)
-    final_mlp.skip_unread_positions(network)
-    base = Base(
-        model=network,
-        tokenizer=tokenizer,
-        table=model,
-        name=name,
-        fingerprint="",
-        device=device,
-        dtype=dtype,
-        adapter=adapter,
-        targets=targets,
-        attention=network.config._attn_implementation,
+    base = assembled(
+        network, tokenizer, model, adapter, name=name, fingerprint="", device=device, dtype=dtype
     )
     with attention_impl(base, PACKED):  # as tuning will, so that an architecture that cannot says so now
         return base

@@ -21,8 +21,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.core import Method, Selection, ServerState, seed_for
 from shepherd.data import pipeline
 from shepherd.data.pipeline import Partition
-from shepherd.data.template import Template
-from shepherd.data.tokens import Tokens, tokenise, tokenise_pairs, typical_length
+from shepherd.data.tokens import Tokens, typical_length
 from shepherd.errors import DataError
 from shepherd.io.phrases import data_size
 from shepherd.io.progress import many, stage
@@ -253,22 +252,9 @@ def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training
     """
     rng = np.random.default_rng(seed_for(settings.seed, "forecast"))
     drawn = rng.permutation(division.held.train)[:SAMPLED_EXAMPLES]
-    examples, template = division.of(drawn.tolist()), Template.of(settings.data)
-    most, skip = settings.data.max_tokens, settings.data.on_bad_row == "skip"
-    if training.paired:
-        better, worse, found = tokenise_pairs(
-            examples, template, tokenizer, max_tokens=most, drop_refused=skip
-        )
-        tokens = Tokens.interleaved([better, worse])
-    else:
-        tokens, found = tokenise(
-            examples,
-            template,
-            tokenizer,
-            max_tokens=most,
-            loss_on=settings.tuning.loss_on,
-            drop_refused=skip,
-        )
+    tokens, found = pipeline.training_tokens(
+        division.of(drawn.tolist()), settings, tokenizer, paired=training.paired
+    )
     if not len(tokens):
         reason = next(iter(found.counts().dropped), "there is none")
         raise DataError(f"no example is left to train on ({reason}); change data.template or data.max_tokens")

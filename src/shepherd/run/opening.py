@@ -142,7 +142,7 @@ def _start(
     pipeline.require_readable(prepared, base)
     _require_contribution(settings, method, prepared)
     _require_root(settings, method, prepared)
-    ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
+    ranks = ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     require_cohort(settings, method.aggregation, selection, len(prepared.clients))
     require_sums(settings, method, selection, len(prepared.clients))
@@ -183,7 +183,6 @@ def _start(
     with holder.closed_on_error():
         starting.keep(holder, first, base)
         if not method.is_private:
-            ranks = ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
             down, up = bytes_of_round(method, state, [ranks.get(client) for client in prepared.clients])
             holder.write(
                 measured.EXPECTED,
@@ -416,7 +415,7 @@ def _continue(
         consent=consent,
         account=_example_account(settings, base, training, prepared, selection),
         privacy=_privacy(settings, method, selection, prepared, consent),
-        before=starting.before(holder.path, settings, base),
+        before=fresh if settings.adapter.start else None,
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])

@@ -223,8 +223,8 @@ class Run(HeldRun):
             files.write(self.holder.adapter, self.state.adapter, self.base)
             stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
             files.write_tokenizer(self.holder.adapter, self.base, stop)
-        began = starting.before(self.folder, self.settings, self.base)
-        scores = answer_heldout(self.holder, self.planned, self.base, (began, self.state.adapter), examples)
+        adapters = (self.before, self.state.adapter)
+        scores = answer_heldout(self.holder, self.planned, self.base, adapters, examples)
         if is_model:
             self._write_card(scores)
         if not self.method.is_private:  # while the worker processes are there

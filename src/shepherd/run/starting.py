@@ -85,7 +85,7 @@ def keep(holder: RunFolder, found: First, base: Base) -> None:
 def of_run(holder: RunFolder, settings: RunSettings, base: Base, method: Method) -> Adapter:
     """The adapter that the run in a folder began with, from its copy.
 
-    A run that was killed before its copy was whole has no number that depends on it, and takes it anew.
+    A run that was killed before its copy was whole has no number that depends on it, and copies it again.
 
     Raises:
         FolderError: the copy is missing.

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 from tests.model import bases
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -40,14 +39,6 @@ def pair(llama_folder: Path) -> Iterator[Processes]:
 
 def begun(folder: Path) -> Processes:
     return Processes(2, 1, bases.load(folder))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def visit(name: str) -> Visit:

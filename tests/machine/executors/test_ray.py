@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 from tests.machine.executors.test_processes import jobs, silent, untrained, visit
 from tests.model import bases
 
@@ -64,14 +63,6 @@ def importable() -> Iterator[None]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _of_ray() -> list[psutil.Process]:

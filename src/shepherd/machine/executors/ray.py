@@ -7,7 +7,7 @@ clients' changes before any transform. A node so sees what its clients and their
 the server's own. Which actor tunes what changes no bit on equal processors: an actor keeps nothing between
 two jobs.
 
-An actor that dies, alone or with its node, is started anew, and its jobs are done again.
+An actor that dies, alone or with its node, is started again, and its jobs are repeated.
 """
 
 from __future__ import annotations

@@ -381,7 +381,7 @@ def _require_all_at_once(settings: RunSettings, method: Method, cohort: int) -> 
 
     Raises:
         FederationError: a round would ask them in waves; or what a site remembers would go on from an update
-            that was dropped, of which no site is told.
+            that was dropped, which no site learns.
     """
     if method.stragglers is None:
         return
