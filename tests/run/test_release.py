@@ -112,6 +112,14 @@ def test_the_held_out_loss_is_that_of_the_rounds(run) -> None:
     assert reason.startswith("loss is 1.000 worse than the base's")
 
 
+def test_the_first_loss_of_a_run_that_began_with_an_adapter_is_not_the_bases(run) -> None:
+    settings = overridden(folder.read_settings(run), ["adapter.start=before", "evaluation.gate.drops.loss=9"])
+    (run / folder.RUN_FILE).write_text(dump(settings))
+    (reason,) = of_run(run).reasons
+    assert reason.startswith("loss is not measured for this adapter")
+    assert "of a run that began with an adapter, run `shepherd compare`" in reason
+
+
 def test_what_was_not_measured_of_this_adapter_is_a_reason(run) -> None:
     gated(run, "{drops = {quiz = 0.5, refusal = 0.5, right = 0.5}, audit = true}")
     said = of_run(run).reasons

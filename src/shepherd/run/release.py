@@ -148,7 +148,10 @@ def _dropped(name: str, found: _Score, most: float) -> str:
 def _how(name: str) -> str:
     """What measures a score."""
     if name == "loss":
-        return "hold examples out with data.holdout or evaluation.data"
+        return (
+            "hold examples out with data.holdout or evaluation.data; of a run that began with an adapter, run"
+            " `shepherd compare`"
+        )
     if name in ("right", "exact", "f1", "rouge_l"):
         return "run `shepherd compare` with evaluation.answers"
     if name.startswith("refusal"):
@@ -205,7 +208,12 @@ def _compared(run: Path, name: str) -> _Score | None:
 
 
 def _held_out(run: Path) -> _Score | None:
-    """The held-out loss that the run's own rounds measured, before the first and after the last."""
+    """The held-out loss that the run's own rounds measured, before the first and after the last.
+
+    None for a run that began with an adapter: its first loss is that adapter's, and not the base's.
+    """
+    if folder.read_settings(run).adapter.start:
+        return None
     scored = [(row["round"], row["heldout"].get("loss")) for row in read_rows(run) if "heldout" in row]
     known = [(number, loss) for number, loss in scored if loss is not None]
     if len(known) < 2 or known[0][0] != 0:
