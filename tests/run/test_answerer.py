@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import shepherd
 from shepherd.data.prompts import prompt_of
 from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, TemplateError
+from shepherd.model import files
 from shepherd.run import answerer as asking
 from shepherd.run import folder
 from shepherd.run.answerer import Answerer, Options, adapter_of, generate, load_run
@@ -49,6 +50,19 @@ def test_the_final_adapter_is_the_last_checkpoints(asked, llama_folder, tmp_path
     run.finish()
     base = load_base(folder.read_settings(asked))
     assert adapter_of(tmp_path / "run", base) == adapter_of(asked, base)
+
+
+def test_another_adapter_of_the_base_can_answer(asked, answerer, tmp_path) -> None:
+    other = bases.random_adapter(answerer.base, 3)
+    files.write(tmp_path / "other", other, answerer.base)
+    own = Answerer(answerer.path, answerer.settings, answerer.base)
+    own._adapters[None] = other
+    expected = own.generate(["w5 w9", "w7"], max_new_tokens=6)
+    assert answerer.generate(["w5 w9", "w7"], max_new_tokens=6, adapter=tmp_path / "other") == expected
+    assert answerer.generate(["w5 w9", "w7"], max_new_tokens=6) != expected
+    assert answerer.generate("w5 w9", adapter=asked) == answerer.generate("w5 w9")
+    words = ["generate", str(asked), "w5 w9", "--max-new-tokens=6", f"--adapter={tmp_path / 'other'}"]
+    assert CliRunner().invoke(main, words).stdout == f"{expected[0]}\n"
 
 
 def test_an_empty_instruction_is_refused(asked) -> None:
@@ -157,6 +171,8 @@ def test_what_cannot_be_asked_is_one_sentence(answerer, prompts, options, error,
     [
         ({"round": 9}, FolderError, "keeps no checkpoint of round 9"),
         ({"round": 1, "base": True}, DataError, "the untuned base has no round 1"),
+        ({"adapter": "x", "base": True}, DataError, "x is neither the untuned base nor of a round"),
+        ({"adapter": "x", "round": 1}, DataError, "x is neither the untuned base nor of a round"),
         ({"temperature": float("nan")}, BaseError, "temperature nan is not a number"),
         ({"top_p": 2.0}, BaseError, "top-p 2.0"),
         ({"n": 2}, DataError, "need a temperature above 0"),

@@ -202,6 +202,21 @@ def test_export_and_push_refuse_an_adapter_that_is_not_released(run, tmp_path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_merge_refuses_a_run_that_is_not_released_or_says_so(run, finished, tmp_path) -> None:
+    gated(run, "{drops = {quiz = 0.0}}")
+    scored(run, "quiz.acc", 0.5, 0.4)
+    words = ["merge", str(finished), str(run), "-o", str(tmp_path / "out")]
+    told = CliRunner().invoke(main, words)
+    assert told.exit_code == 2
+    assert f"the adapter of {run} is not released: quiz is 10.0 points worse" in told.stderr
+    assert not (tmp_path / "out").exists()
+    done = CliRunner().invoke(main, [*words, "--unreleased"])
+    assert done.exit_code == 0, done.output
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"NOT RELEASED: {run.name}: quiz is 10.0 points worse" in card
+    assert "exported all the same" in card
+
+
 def test_the_card_says_that_it_was_exported_all_the_same(run, tmp_path) -> None:
     gated(run, "{drops = {quiz = 0.0}}")
     scored(run, "quiz.acc", 0.5, 0.4)

@@ -36,9 +36,8 @@ from shepherd.model.answer import answers, prompt_ids
 from shepherd.model.base import Base
 from shepherd.overrides import assigned, parse
 from shepherd.run import folder
-from shepherd.run.answerer import adapter_of
 from shepherd.run.folder import planned
-from shepherd.run.loading import load_base
+from shepherd.run.loading import adapter_at, load_base
 from shepherd.settings import JudgeTable, ModelTable, RunSettings
 
 Row = dict[str, Any]
@@ -217,7 +216,7 @@ def _both_answers(
     shared = len(rest) == 2 and _same_base(own[0], own[1])
     for group in [rest] if shared else [[i] for i in rest]:
         base = load_base(own[group[0]], consent)
-        adapters = [_adapter_at(paths[i], base) for i in group]
+        adapters = [adapter_at(paths[i], base) for i in group]
         echo(f"{' and '.join(names[i] for i in group)} answer {len(asked)} questions")
         for i, texts in zip(group, _texts(base, own[group[0]], adapters, asked), strict=True):
             read[i] = Answers(name=names[i], texts=texts)
@@ -238,10 +237,6 @@ def _own_settings(path: Path, settings: RunSettings | None, consent: Consent) ->
 def _same_base(one: RunSettings, other: RunSettings) -> bool:
     """Whether two adapters fit one loaded base, and are asked in the same way."""
     return (one.model, one.adapter, one.data) == (other.model, other.adapter, other.data)
-
-
-def _adapter_at(path: Path, base: Base) -> Adapter:
-    return adapter_of(path, base) if folder.is_run(path) else files.read(path, base)
 
 
 def _settings_of(path: Path, consent: Consent) -> RunSettings:

@@ -27,7 +27,14 @@ from shepherd.model import generate as generation
 from shepherd.model.base import Base
 from shepherd.run import folder
 from shepherd.run.folder import planned
-from shepherd.run.loading import adapter_of, checkpoint_of, kept_checkpoint, load_base, load_checkpoint
+from shepherd.run.loading import (
+    adapter_at,
+    adapter_of,
+    checkpoint_of,
+    kept_checkpoint,
+    load_base,
+    load_checkpoint,
+)
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 
@@ -57,6 +64,8 @@ class Options:
 
     base: bool = False
     """Answer with the untuned base."""
+    adapter: str | Path | None = None
+    """Folder of another adapter of the same base, in PEFT's layout or a run, to answer with instead."""
     round: int | None = None
     """Round of a kept checkpoint; by default the final adapter, else that of the last checkpoint."""
     n: int = 1
@@ -143,7 +152,7 @@ class Answerer:
         else:
             require_options(self.path, how)
         longest = how.max_new_tokens or self.settings.evaluation.max_new_tokens
-        adapter = None if how.base else self.adapter(how.round)
+        adapter = self._adapter(how)
         drawn = (secrets.randbelow(2**31) if how.seed is None else how.seed) if how.temperature else None
         ids = [self._prompt_ids(each, longest) for each in prompts]
         asked = [(place, number) for place in range(len(prompts)) for number in range(how.n)]
@@ -169,6 +178,11 @@ class Answerer:
             self._adapters[round] = adapter_of(self.path, self.base, round)
         return self._adapters[round]
 
+    def _adapter(self, how: Options) -> Adapter | None:
+        if how.base:
+            return None
+        return self.adapter(how.round) if how.adapter is None else adapter_at(Path(how.adapter), self.base)
+
     def _prompt_ids(self, asked: Prompt, longest: int) -> list[int]:
         try:
             ids = prompt(asked.turns, Template.of(self.settings.data), self.base.tokenizer)
@@ -189,7 +203,7 @@ def require_options(path: str | Path, how: Options) -> None:
         BaseError: a number is out of its range.
     """
     require_ranges(how)
-    if not how.base:
+    if not how.base and how.adapter is None:
         checkpoint_of(Path(path), how.round)
 
 
@@ -203,6 +217,10 @@ def require_ranges(how: Options) -> None:
         )
     if how.base and how.round is not None:
         raise DataError(f"the untuned base has no round {how.round}; give either the round or the base")
+    if how.adapter is not None and (how.base or how.round is not None):
+        raise DataError(
+            f"the adapter in {how.adapter} is neither the untuned base nor of a round; give one of them"
+        )
 
 
 def load_run(path: str | Path, consent: Consent = NOTHING) -> Answerer:

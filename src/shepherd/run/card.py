@@ -223,7 +223,12 @@ def _scored(row: Row) -> Iterator[EvalResult]:
 
 
 def mixed(
-    name: str, *, base: ModelTable, parts: Sequence[tuple[str, float, str]], how: Mapping[str, object]
+    name: str,
+    *,
+    base: ModelTable,
+    parts: Sequence[tuple[str, float, str]],
+    how: Mapping[str, object],
+    release: Release,
 ) -> str:
     """Compose the card of an adapter that others were combined into.
 
@@ -232,6 +237,7 @@ def mixed(
         base: what the base was loaded by.
         parts: name, weight and SHA-256 of the weights' file of each.
         how: the way, and its keys.
+        release: what speaks against its parts.
     """
     metadata = ModelCardData(
         base_model=_id(base.base, TINY),
@@ -247,6 +253,7 @@ def mixed(
         + _table(("adapter", "weight", "SHA-256 of its weights"), shown_parts)
         + f"\n\n## Licence\n\n{_LICENCE}"
     )
+    text = marked(text, release, _ALL_THE_SAME)
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 

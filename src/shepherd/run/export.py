@@ -13,7 +13,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.data.template import Template, stop_ids
-from shepherd.errors import DataError, NotReleased
+from shepherd.errors import DataError
 from shepherd.io import paths
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.model import files, licences
@@ -68,7 +68,7 @@ def export(
     exporter = _exporter(to, keys, consent)
     measured = [_read_results(Path(file)) for file in results]
     folder.require_free(output)
-    verdict = _require_released(path, round, client, unreleased)
+    verdict = release.require_released(path, _released(path, round, client), unreleased)
     base = load_base(settings, consent)
     adapter = (
         adapter_of(path, base, round)
@@ -115,7 +115,9 @@ def export_clients(
     exporter = _exporter(to, keys, consent)
     folder.require_free(output)
     clients = pipeline.load(path / "data").clients
-    verdicts = {name: _require_released(path, round, name, unreleased) for name in clients}
+    verdicts = {
+        name: release.require_released(path, _released(path, round, name), unreleased) for name in clients
+    }
     base = load_base(settings, consent)
     twins = paths.alike(clients)
     written = {}
@@ -164,17 +166,6 @@ def _write(
     )
     write_atomic(output / CARD, whole)
     return exporter.serve(output, trained)
-
-
-def _require_released(path: Path, round: int | None, client: str | None, unreleased: bool) -> release.Release:
-    """The verdict on an adapter; raises NotReleased if it is against it, and nobody has overruled it."""
-    verdict = _released(path, round, client)
-    if not verdict.released and not unreleased:
-        raise NotReleased(
-            f"the adapter of {path} is not released: {'; '.join(verdict.reasons)}; fix that, or add"
-            " --unreleased to write it all the same, which its card will say"
-        )
-    return verdict
 
 
 def _released(path: Path, round: int | None, client: str | None) -> release.Release:

@@ -16,7 +16,7 @@ from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
 from shepherd.model import files, fingerprint, lora, remote_code
 from shepherd.model.base import Base
-from shepherd.run import checkpoint
+from shepherd.run import checkpoint, folder
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import TINY, ModelTable, RunSettings
 
@@ -118,6 +118,16 @@ def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
             f" write a client's with `shepherd export {path} --client NAME -o FOLDER` and use that folder"
         )
     return saved.state.adapter
+
+
+def adapter_at(path: Path, base: Base) -> Adapter:
+    """Read the adapter in a folder: that of a run, as `adapter_of` does, or one in PEFT's layout.
+
+    Raises:
+        FolderError, CheckpointError: as for `adapter_of`.
+        AdapterError: there is none, it is unreadable, or belongs to another base.
+    """
+    return adapter_of(path, base) if folder.is_run(path) else files.read(path, base)
 
 
 def checkpoint_of(path: Path, round: int | None) -> Path | None:

@@ -16,9 +16,10 @@ from shepherd.model import files, lora, mixing
 from shepherd.model.base import Base
 from shepherd.model.mixing import Mixture, Part
 from shepherd.overrides import parse
-from shepherd.run import card, folder, starting
+from shepherd.run import card, folder, release, starting
 from shepherd.run.export import CARD
-from shepherd.run.loading import adapter_of, load_base
+from shepherd.run.loading import adapter_at, load_base
+from shepherd.run.release import Release, require_released
 from shepherd.settings import WORLD, AdapterTable, RunSettings
 
 
@@ -31,6 +32,7 @@ def mix(
     rank: int | None = None,
     density: float | None = None,
     base: str | None = None,
+    unreleased: bool = False,
     consent: Consent = NOTHING,
 ) -> Path:
     """Combine adapters of one base into one, and write it to the folder `output` in PEFT's layout.
@@ -45,6 +47,7 @@ def mix(
         density: share of each factor's numbers that is kept, for "ties".
         base: the base where no run is among the places: a folder, or the id of the hub. By default the folder
             that the first adapter names.
+        unreleased: whether to combine adapters that their run's gate speaks against; the card says so.
         consent: whether code that comes with the base may run.
 
     Raises:
@@ -52,6 +55,7 @@ def mix(
             no rank or no density.
         SettingsError: there is no such way, or the numbers do not fit.
         FolderError: a run has no adapter, or `output` is not empty.
+        NotReleased: the gate of a run speaks against its adapter.
         BaseError: the base cannot be loaded, or nobody says which it is.
     """
     paths = [Path(place) for place in places]
@@ -64,6 +68,7 @@ def mix(
     settings = _settings(paths, base)
     output = Path(output)
     folder.require_free(output)
+    verdict = _verdict(paths, unreleased)
     loaded = load_base(settings, consent)
     parts = [_part(path, settings, loaded, share) for path, share in zip(paths, shares, strict=True)]
     mixture = Mixture(scale=lora.scaling(loaded.adapter), rank=rank, density=density)
@@ -78,9 +83,20 @@ def mix(
         base=settings.model,
         parts=[(path.name, share, source["sha256"]) for path, share, source in named],
         how={name: value for name, value in said.items() if value is not None},
+        release=verdict,
     )
     write_atomic(output / CARD, text)
     return output
+
+
+def _verdict(paths: Sequence[Path], unreleased: bool) -> Release:
+    """What the gates of the runs say; none of them is of the result, so that none can release it."""
+    reasons: list[str] = []
+    for path in paths:
+        if folder.is_run(path):
+            found = require_released(path, release.of_run(path), unreleased)
+            reasons += [f"{path.name}: {reason}" for reason in found.reasons]
+    return Release(asked=bool(reasons), reasons=tuple(reasons))
 
 
 def _weights(weights: Sequence[float], count: int) -> list[float]:
@@ -129,5 +145,4 @@ def _named(path: Path) -> str:
 def _part(path: Path, settings: RunSettings, base: Base, weight: float) -> Part:
     table = _table(path)
     own = replace(base, adapter=table)  # each has a scale of its own
-    adapter = adapter_of(path, own) if folder.is_run(path) else files.read(path, own)
-    return Part(name=str(path), adapter=adapter, scale=lora.scaling(table), weight=weight)
+    return Part(name=str(path), adapter=adapter_at(path, own), scale=lora.scaling(table), weight=weight)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shepherd.errors import FolderError
+from shepherd.errors import FolderError, NotReleased
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.run import folder, score_file
 from shepherd.run.log import read_rows
@@ -83,6 +83,20 @@ def of_run(path: str | Path) -> Release:
     run = Path(path)
     gate = folder.read_settings(run).evaluation.gate
     return Release(asked=gate.asks, reasons=tuple(_reasons(run, gate)) if gate.asks else ())
+
+
+def require_released(path: Path, verdict: Release, unreleased: bool) -> Release:
+    """The verdict on an adapter of the run in `path`, if it is for it, or if somebody has overruled it.
+
+    Raises:
+        NotReleased: it is against it, and nobody has.
+    """
+    if not verdict.released and not unreleased:
+        raise NotReleased(
+            f"the adapter of {path} is not released: {'; '.join(verdict.reasons)}; fix that, or add"
+            " --unreleased to write it all the same, which its card will say"
+        )
+    return verdict
 
 
 def settled(path: str | Path) -> Release:

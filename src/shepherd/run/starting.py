@@ -30,7 +30,7 @@ from shepherd.model import files, lora
 from shepherd.model.base import Base
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import RunFolder
-from shepherd.run.loading import adapter_of
+from shepherd.run.loading import adapter_at
 from shepherd.settings import AdapterTable, RunSettings
 
 START, SOURCE = "start", "source.json"
@@ -199,7 +199,7 @@ def _read(place: Path, base: Base, asked: AdapterTable) -> Adapter:
     )
     if not unfinished:
         _require_targets(files.tensor_names(here), base, here)
-    adapter = adapter_of(place, base) if folder.is_run(place) else files.read(here, base)
+    adapter = adapter_at(place if folder.is_run(place) else here, base)
     for name, rank in lora.ranks(base.targets, adapter).items():
         if rank != asked.rank:
             raise AdapterError(

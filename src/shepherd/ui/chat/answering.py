@@ -21,16 +21,13 @@ from shepherd.data.examples import Turn
 from shepherd.data.prompts import NO_PROMPT
 from shepherd.data.template import Template, TemplateName, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, TemplateError
-from shepherd.model import files
 from shepherd.model.answer import decoded
 from shepherd.model.base import Base
 from shepherd.model.stream import stream
-from shepherd.run import folder
-from shepherd.run.answerer import adapter_of
 from shepherd.run.folder import planned
-from shepherd.run.loading import load_base
+from shepherd.run.loading import adapter_at, load_base
 from shepherd.settings import RunSettings
-from shepherd.ui.chat.arms import FEDERATED, Arm, of_folder, trainings
+from shepherd.ui.chat.arms import Arm, of_folder, trainings
 
 REPLACEMENT = "\ufffd"  # what a tokenizer writes for an incomplete character
 
@@ -201,9 +198,7 @@ def open_chat(
 
 def _read_adapter(arm: Arm, path: Path, base: Base) -> Adapter:
     try:
-        if arm.name == FEDERATED or folder.is_run(path):
-            return adapter_of(path, base)
-        return files.read(path, base)
+        return adapter_at(path, base)
     except AdapterError as error:
         raise AdapterError(
             f"arm {arm.name}: {error}; or leave this arm out by naming the others with --arm"

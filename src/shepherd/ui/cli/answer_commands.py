@@ -46,6 +46,12 @@ from shepherd.ui.cli.silos import agreed, echo, trust
 @click.option("--round", type=click.IntRange(min=1), help="Round of a kept checkpoint.  [default: the last]")
 @click.option("--base", is_flag=True, help="Answer with the untuned base, for comparison.")
 @click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Answer with this adapter of the same base: a PEFT folder, or another run.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON object for each answer: prompt, answer, n, seed."
 )
 @trust

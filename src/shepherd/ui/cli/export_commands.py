@@ -22,7 +22,7 @@ results_option = click.option(
 unreleased_option = click.option(
     "--unreleased",
     is_flag=True,
-    help="Write it although the run's gate speaks against it; the card says so.",
+    help="Write it although a run's gate speaks against it; the card says so.",
 )
 
 
@@ -132,6 +132,7 @@ def export(
 @click.option(
     "--base", metavar="BASE", help="Their base, where no ADAPTER is a run: a folder, or OWNER/NAME."
 )
+@unreleased_option
 @trust
 def merge(
     adapters: tuple[Path, ...],
@@ -141,6 +142,7 @@ def merge(
     rank: int | None,
     density: float | None,
     base: str | None,
+    unreleased: bool,
     remote_code: bool,
 ) -> None:
     """Combine the adapters of runs, arms or PEFT folders into one PEFT folder.
@@ -152,7 +154,15 @@ def merge(
 
     consent = agreed(remote_code)
     written = mix(
-        adapters, output, how, weights=weights, rank=rank, density=density, base=base, consent=consent
+        adapters,
+        output,
+        how,
+        weights=weights,
+        rank=rank,
+        density=density,
+        base=base,
+        unreleased=unreleased,
+        consent=consent,
     )
     echo(f"wrote {written}")
 
