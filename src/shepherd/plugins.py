@@ -38,7 +38,7 @@ from shepherd.core.checker import Checker
 from shepherd.core.stragglers import Stragglers
 from shepherd.core.transform import require_readable
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import FederationTable, RunSettings, SplitTable
+from shepherd.settings import RunSettings, SplitTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,12 +171,15 @@ def _require_sums(settings: RunSettings, made: Method, allowed: Collection[str])
             "evaluation.contribution reports on single updates, and with [secure] the server gets sums alone;"
             " set evaluation.contribution = false, or remove [secure]"
         )
-    share, usual = settings.federation.max_share, FederationTable.model_fields["max_share"].default
-    if settings.federation.weights != "equal" and share != usual:
+    if made.transform.needs_each:
         raise SettingsError(
-            f"federation.max_share = {share:g} caps single weights, and with [secure] the server gets sums"
-            " alone; remove it and bound them by largest_weight of the transform, or set federation.weights ="
-            ' "equal"'
+            f"{made.called('transform')} reads each update at the server, and with [secure] it gets sums"
+            " alone; remove the one that reads them, or remove [secure]"
+        )
+    if settings.federation.weights == "tokens":
+        raise SettingsError(
+            'federation.weights = "tokens" is known to each client alone, so that with [secure] nobody sees'
+            ' whether one outweighs the rest; set federation.weights = "examples", "size" or "equal"'
         )
 
 
@@ -246,6 +249,12 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
         raise SettingsError(
             f"the selection {settings.selection.name!r} asks any number of clients in a round, and {why}"
             ' needs enough of them in each; set [selection] name = "uniform"'
+        )
+    if made.by_size and settings.secure is not None:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} draws clients by their size, which a server that was"
+            " restarted in the middle of a round may not know of all, and [secure] must ask the same ones"
+            ' again; set [selection] name = "uniform"'
         )
     if made.by_loss and settings.stragglers is not None and settings.stragglers.carry:
         raise SettingsError(

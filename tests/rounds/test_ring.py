@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shepherd import plugins
 from shepherd.errors import SettingsError
 from shepherd.overrides import parse
-from shepherd.rounds.ring import centred, fewest_in_sum, require_sums
+from shepherd.rounds.ring import centred, fewest_in_sum, require_balanced, require_sums
 from shepherd.silos.secure import threshold
 from shepherd.transforms.fixed_point import levels
 
@@ -87,6 +87,60 @@ def test_there_are_as_many_shares_of_noise_as_a_sum_may_have_clients():
     assert "opens when 7 are in it; set honest = 7 or less" in refused(*parts(8, 10))
     require_sums(*parts(7, 10))
     require_sums(*parts(10, 10, secure=False))
+
+
+def weighed(largest, weights="size", **tables):
+    part = {"name": "fixed_point", "largest_weight": largest}
+    federation = {"weights": weights, **tables.pop("federation", {})}
+    return settings(transform=part, federation=federation, **tables)[:2]
+
+
+def unbalanced(*parts):
+    with pytest.raises(SettingsError) as refusal:
+        require_balanced(*parts)
+    return str(refusal.value)
+
+
+def test_a_sum_of_one_heavy_client_and_light_ones_is_refused():
+    sizes = {"a": 2000, "b": 50, "c": 60, "d": 70}
+    why = unbalanced(*weighed(2000.0), sizes, 4)
+    assert why.startswith("a would be 95% of a sum with the lightest clients")
+    assert "open with 3 of 4" in why
+    assert "set largest_weight = 110 or less" in why
+    require_balanced(*weighed(110.0), sizes, 4)
+    assert unbalanced(*weighed(111.0), sizes, 4)
+    require_balanced(*weighed(2000.0), {"a": 2000, "b": 900, "c": 1100}, 3)
+    require_balanced(*weighed(2000.0), {"a": 2000, "b": 50}, 4)  # the others have not joined yet
+    require_balanced(*settings()[:2], sizes, 4)  # all count the same
+    lower = {"federation": {"max_share": 0.4}}
+    assert "max_share = 0.4" in unbalanced(*weighed(110.0, **lower), sizes, 4)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 10**6), min_size=4, max_size=9),
+    largest=st.floats(1.0, 10**6),
+    share=st.floats(0.3, 0.9),
+    data=st.data(),
+)
+def test_where_it_is_accepted_no_sum_that_may_be_opened_shows_a_client(sizes, largest, share, data):
+    parts = weighed(largest, federation={"max_share": share})
+    named = {f"c{number}": size for number, size in enumerate(sizes)}
+    try:
+        require_balanced(*parts, named, len(sizes))
+    except SettingsError:
+        return
+    opened = data.draw(st.integers(fewest_in_sum(len(sizes)), len(sizes)))
+    some = [min(size, largest) for size in data.draw(st.permutations(sizes))[:opened]]
+    assert max(some) <= max(share, 1 / opened) * sum(some) * (1 + 1e-6)
+
+
+def test_a_largest_weight_far_above_the_clients_is_refused():
+    """It takes a step for each of them, so that their changes are rounded away."""
+    sizes = {"a": 100, "b": 80, "c": 90}
+    why = unbalanced(*weighed(1e6), sizes, 3)
+    assert "largest_weight = 1e+06" in why
+    assert "set it near 100" in why
+    require_balanced(*weighed(1600.0), sizes, 3)
 
 
 @pytest.mark.parametrize("asked", [3, 4, 5, 10, 99, 100, 1000])

@@ -188,7 +188,39 @@ def test_codes_and_sums_are_within_what_is_said_and_more_is_refused():
     wrong = replace(sent, delta=Payload({"w": np.full((20_000, 2), part.largest_code + 1)}))
     with pytest.raises(UpdateRefused, match="tensor w has a whole number beyond"):
         part.on_arrival(wrong, {})
-    assert part.on_arrival(replace(wrong, clients=("c", "d")), {}).weight == 2.0
+    with pytest.raises(UpdateRefused, match=r"it has norm .*, above the .* noise included"):
+        part.on_arrival(replace(wrong, clients=("c", "d")), {})
+
+
+@given(
+    bits=st.integers(6, 20),
+    noise=st.floats(0.01, 3.0),
+    honest=st.integers(1, 5),
+    clients=st.integers(1, 6),
+    size=st.integers(1, 400),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_no_sum_of_clients_that_keep_to_the_run_file_is_too_long(bits, noise, honest, clients, size, seed):
+    """Also where the noise is a fraction of a step, and its squares have heavy tails."""
+    part, shapes = made(bits=bits, noise=noise, honest=honest), {"w": (size, 1)}
+    if skellam.room(levels(bits), size) < levels(bits) / 2:
+        return
+    sent = [part.on_client(of_length(f"{n}", 2.0, 1, shapes), {}, Seeded(seed + n)) for n in range(clients)]
+    total = Payload({"w": sum(each.delta["w"] for each in sent)})
+    names = tuple(f"{n}" for n in range(clients))
+    part.on_arrival(Update(round=0, clients=names, delta=total, weight=1.0), {})
+
+
+def test_one_client_cannot_move_the_mean_by_more_than_norm_and_noise():
+    part = made(noise=1.0, honest=4)
+    sent = [part.on_client(of_length(f"{n}", 1.0, n), {}, Seeded(n)) for n in range(4)]
+    pushed = sent[0].delta["w"] + 3 * part.largest_code
+    total = Payload({"w": pushed + sum(each.delta["w"] for each in sent[1:])})
+    names = tuple(f"{n}" for n in range(4))
+    honest = Payload({"w": sum(each.delta["w"] for each in sent)})
+    assert part.on_arrival(Update(round=0, clients=names, delta=honest, weight=1.0), {}).weight == 4.0
+    with pytest.raises(UpdateRefused, match=r"it has norm \d+"):
+        part.on_arrival(Update(round=0, clients=names, delta=total, weight=1.0), {})
 
 
 def test_bits_that_rounding_would_swallow_are_refused_before_the_first_round():

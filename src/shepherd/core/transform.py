@@ -114,10 +114,12 @@ class Transform:
     needs_same_tensors: bool = False
     """Whether each round must send the same tensors, since what it adds in one belongs to the others."""
     adds: Layout = field(default_factory=dict)
-    """Tensors that its client half adds to `extra`, and that its server half takes out again."""
+    """Tensors that the client half or `on_arrival` adds to `extra`, and that `on_server` takes out again."""
     largest_code: int = 0
     """Largest absolute value of the whole numbers that it sends, each tensor as int64; 0 if it sends real
     numbers. Its `on_arrival` then decodes the update of one client or the sum of several."""
+    largest_weight: float = math.inf
+    """Largest weight that it sends; a heavier client counts as much as this."""
     norm: float = math.inf
     """Largest Euclidean norm that it lets pass, as it promises on arrival; infinite if it bounds none."""
     needs_equal_weights: bool = False
@@ -251,6 +253,7 @@ def chain(*transforms: Transform) -> Transform:
         needs_same_tensors=any(part.needs_same_tensors for part in transforms),
         adds={name: shape for part in transforms for name, shape in part.adds.items()},
         largest_code=transforms[-1].largest_code if transforms else 0,
+        largest_weight=min((part.largest_weight for part in transforms), default=math.inf),
         norm=min((part.norm for part in transforms), default=math.inf),
         needs_equal_weights=any(part.needs_equal_weights for part in transforms),
     )

@@ -43,6 +43,8 @@ MAX_CHANGE = 1e12
 """Largest absolute value in a tensor of an update. Factors of a real visit are below 10; far above this bound
 squares and products of factors would leave float32, and one client would end the round for all."""
 
+WHO = "; nobody can tell from a sum which of its clients sent that, so go on with fewer until it is right"
+"""Said of a sum of several clients that is refused."""
 Answer = Update | Failure
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
         except UpdateRefused as refusal:
             of_all = _merges(request.federation) and set(names) <= set(request.cohort)
             for name in names if of_all else (answer.client,):
-                log.failures.setdefault(name, _reason(request, name, refusal))
+                log.failures.setdefault(name, _reason(request, name, len(names), refusal))
             if request.method.is_private:  # for who looks for a fault: nothing else says it
                 logger.debug("client %s: no usable update (%s)", answer.client, refusal)
         else:
@@ -151,10 +153,10 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
         del answer
 
 
-def _reason(request: RoundRequest, client: str, refusal: UpdateRefused) -> str:
-    """Why an answer is no usable update; of a late one, which round it is of."""
+def _reason(request: RoundRequest, client: str, of: int, refusal: UpdateRefused) -> str:
+    """Why an answer of so many clients is no usable update; of a late one, which round it is of."""
     if client not in request.at_work:
-        return str(refusal)
+        return f"{refusal}{WHO}" if of > 1 else str(refusal)
     return f"its late update of round {request.at_work[client] + 1}: {refusal}"
 
 

@@ -47,7 +47,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import bytes_of_round
 from shepherd.rounds.ranks import ranks_of
-from shepherd.rounds.ring import require_sums
+from shepherd.rounds.ring import require_balanced, require_sums
 from shepherd.rounds.waiting import require_enough
 from shepherd.run import changes, checkpoint, folder, measured, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
@@ -143,9 +143,11 @@ def _start(
     _require_contribution(settings, method, prepared)
     _require_root(settings, method, prepared)
     ranks = ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
-    selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    sizes = {name: len(own) for name, own in prepared.clients.items()}
+    selection.require_possible(sizes)
     require_cohort(settings, method.aggregation, selection, len(prepared.clients))
     require_sums(settings, method, selection, len(prepared.clients))
+    require_balanced(settings, method, sizes, selection.size(len(sizes)))
     require_enough(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)

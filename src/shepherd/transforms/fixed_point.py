@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from pydantic import Field, Strict
 
 from shepherd.config import Table
-from shepherd.core import Adapter, Draws, Payload, Transform, Update, not_finite
-from shepherd.errors import UpdateRefused
+from shepherd.core import Adapter, Context, Draws, Payload, Transform, Update, not_finite
+from shepherd.errors import SettingsError, UpdateRefused
 from shepherd.transforms.clip import NORM_TOLERANCE, clipped, length_of
 
 NAME = "fixed_point"
@@ -48,13 +48,23 @@ class Config(Table):
     """Bits of one number, its sign included: a step is norm / (2^(bits - 1) - 1)."""
     largest_weight: Annotated[float, Strict(), Field(gt=0.0, le=1e12)] | None = None
     """Largest weight of a client, needed unless federation.weights is "equal"; a heavier one counts as much
-    as this."""
+    as this. A client of a tenth of it has a tenth of the steps, so set it near the largest real weight."""
 
 
 def build(config: Config) -> Transform:
     """Build both halves: encode at the client, decode on arrival."""
     most = levels(config.bits)
     step = config.norm / most
+
+    def init(context: Context) -> dict[str, Any]:
+        size = sum(math.prod(shape) for shape in context.layout.values())
+        if math.sqrt(size) > most:  # rounding moves each number by half a step or less, on average
+            bits = next(bits for bits in range(2, 64) if levels(bits) >= math.sqrt(size))
+            raise SettingsError(
+                f"bits = {config.bits} under the transform {NAME} are so few that the rounding of {size:,}"
+                f" numbers would be longer than half of the norm; set bits = {bits} or more"
+            )
+        return {}
 
     def on_client(update: Update, public: Any, draws: Draws) -> Update:
         require_real(update)
@@ -84,11 +94,13 @@ def build(config: Config) -> Transform:
         return (replace(update, extra=Adapter(rest)) if WEIGHT in update.extra else update), state
 
     return Transform(
+        init=init,
         on_client=on_client,
         on_arrival=on_arrival,
         on_server=on_server,
         adds={} if config.largest_weight is None else {WEIGHT: (1,)},
         largest_code=most,
+        largest_weight=config.largest_weight or math.inf,
         norm=config.norm,
         needs_equal_weights=config.largest_weight is None,
     )

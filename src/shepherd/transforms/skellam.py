@@ -33,7 +33,7 @@ from shepherd.config import PositiveInt, Table
 from shepherd.core import Context, Draws, Mechanism, Payload, Sampling, Spending, Transform, Turns, Update
 from shepherd.core.payload import not_finite
 from shepherd.errors import SettingsError, UpdateRefused
-from shepherd.transforms.clip import clipped
+from shepherd.transforms.clip import NORM_TOLERANCE, clipped, length_of
 from shepherd.transforms.fixed_point import Norm, decoded, levels, require_codes, require_real, rounded
 from shepherd.transforms.gaussian import Positive, bare
 
@@ -109,7 +109,15 @@ def build(config: Config) -> Transform:
     def on_arrival(update: Update, state: Any) -> Update:
         count = len(update.clients)
         require_codes(update, count * (most + beyond))
-        return replace(decoded(update, step / count), metrics={})
+        mean = decoded(update, step / count)
+        size = sum(tensor.size for tensor in (*mean.delta.values(), *mean.extra.values()))
+        length, longest = length_of(mean), config.norm + step / count * noise_length(count * variance, size)
+        if not length <= longest * NORM_TOLERANCE:
+            raise UpdateRefused(
+                f"it has norm {length:.6g}, above the {longest:.6g} that the transform {NAME} allows, noise"
+                " included; apply the transforms of the run file at the client"
+            )
+        return replace(mean, metrics={})
 
     def spent(sampling: Sampling, rounds: int) -> Spending:
         # the server is not trusted with the draw of the cohorts, so any client may be in every round
@@ -164,6 +172,20 @@ def tail(variance: float) -> int:
     (Bernstein).
     """
     return math.ceil(TAIL_NATS / 3 + math.sqrt((TAIL_NATS / 3) ** 2 + 2 * TAIL_NATS * variance))
+
+
+def noise_length(variance: float, size: int) -> float:
+    """A bound on the length of `size` draws of Skellam noise: ten deviations, and one number at its bound.
+
+    A draw has the excess kurtosis 1 / variance, so the squared length has the mean `size` * variance and the
+    standard deviation variance * sqrt(size (2 + 1 / variance)). A sum that is longer was not made by clients
+    that keep to the run file; to look at the noisy sum costs no privacy.
+
+    >>> round(noise_length(1e6, 1_000_000) / 1e6, 3)
+    1.007
+    """
+    deviation = variance * math.sqrt(size * (2 + 1 / variance))
+    return math.sqrt(size * variance + 10 * deviation + tail(variance) ** 2)
 
 
 def noisy(update: Update, variance: float, beyond: int, rng: np.random.Generator) -> Update:

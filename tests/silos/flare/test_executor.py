@@ -36,7 +36,7 @@ def request(deadline: float = 5.0) -> bytes:
         Request(
             kind="join",
             run="0" * 16,
-            id="1" * 32,
+            id="1" * 64,
             round=0,
             deadline=deadline,
             sent=time.time(),

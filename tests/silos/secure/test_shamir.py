@@ -110,6 +110,17 @@ def test_more_wrong_shares_than_can_be_spared_give_no_secret() -> None:
     assert all(secret != SECRET for secret, _ in candidates)
 
 
+@pytest.mark.parametrize(("members", "wrong"), [(100, 2), (30, 3), (30, 4)])
+def test_wrong_shares_are_found_among_many(members: int, wrong: int) -> None:
+    """Sets drawn at random find a right one in few tries, wherever the wrong ones are in the list."""
+    needed = 2 * members // 3 + 1
+    lying = range(1, 1 + wrong)
+    shares = dealt(SECRET, members, needed) | {number: bytes(32) + bytes([number]) for number in lying}
+    used = next(used for secret, used in shamir.candidates(shares, needed) if secret == SECRET)
+    assert not set(lying) & set(used)
+    assert shamir.disagreeing(shares, used) == list(lying)
+
+
 def test_the_search_ends() -> None:
     shares = dealt(SECRET, 40, 10) | {number: bytes(32) + bytes([number]) for number in range(1, 35)}
     assert len(list(shamir.candidates(shares, 10))) <= shamir.MAX_TRIES

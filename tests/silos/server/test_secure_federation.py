@@ -190,7 +190,7 @@ def test_a_site_that_says_a_min_cohort_above_the_threshold_is_lost_and_nobody_el
     lost, update = ran(tmp_path, there)
     assert "its min_cohort is 4, and 3 sites can open the sum" in lost["site-2"]
     assert update.clients == ("site-1", "site-3", "site-4")
-    assert ("keys", "site-2") not in there.asked
+    assert {kind for kind, site in there.asked if site == "site-2"} == {"join"}
 
 
 def _asks_for_four(site: Any, message: bytes) -> bytes:
@@ -230,7 +230,7 @@ def _instead(site: Any, kind: str, change: Any) -> Any:
 
 
 WRONG: dict[str, tuple[str, Any, str]] = {
-    "an update": ("train", lambda asked, reply: plain_update(asked, "site-4", 1.0), "the wrong kind of"),
+    "an update": ("train", lambda asked, reply: plain_update(asked, reply.client, 1.0), "the wrong kind of"),
     "a length": ("train", lambda asked, reply: replace(reply, length=3), "has 3 numbers"),
     "a round": ("train", lambda asked, reply: replace(reply, round=2), "for round 2, not 0"),
     "another name": ("keys", lambda asked, reply: replace(reply, client="site-1"), "in the name of 'site-1'"),
@@ -255,6 +255,70 @@ def test_nonsense_costs_its_own_site_the_round_and_nobody_else(tmp_path: Path, c
     assert reason in lost["site-4"]
     for name, total in summed(names(3)).items():
         assert np.array_equal(update.delta[name], total)
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_where_nobody_can_be_spared_the_error_says_whose_fault_it_was(tmp_path: Path, case: str) -> None:
+    """Of three sites all are needed, so that every fault ends the round."""
+    kind, change, reason = WRONG[case]
+    there = room(tmp_path, 3)
+    send = lambda asked, reply: wire.encode_reply(change(asked, reply))  # noqa: E731
+    there.sites["site-3"] = _instead(there.sites["site-3"], kind, send)
+    with pytest.raises(QuorumNotMet) as error:
+        ran(tmp_path, there)
+    said = str(error.value)
+    assert "(site-3: " in said
+    assert reason.replace("site-4", "site-3") in said
+    assert "no other client" not in said
+    assert "site-1: " not in said
+
+
+def _signed_wrong(asked: Any, reply: Any) -> bytes:
+    digest = reply.content[8:40]
+    return wire.encode_reply(replace(reply, content=messages.encode_agreed(digest, bytes(64))))
+
+
+def test_a_wrong_signature_is_named_where_nobody_can_be_spared(tmp_path: Path) -> None:
+    there = room(tmp_path, 3)
+    there.sites["site-3"] = _instead(there.sites["site-3"], "agree", _signed_wrong)
+    with pytest.raises(QuorumNotMet, match=r"2 of 3 sites signed .* \(site-3: a signature of site site-3"):
+        ran(tmp_path, there)
+
+
+def test_who_reveals_a_wrong_share_is_among_those_named(tmp_path: Path) -> None:
+    """Of three sites all shares are needed, so that nobody can tell who of them is wrong."""
+
+    def wrong(asked: Any, reply: Any) -> bytes:
+        digest = reply.content[8:40]
+        shares = messages.decode_revealed(digest, reply.content)
+        which, share = shares["site-1"]
+        shares = {**shares, "site-1": (which, share[:-1] + bytes([share[-1] ^ 1]))}
+        return wire.encode_reply(replace(reply, content=messages.encode_revealed(digest, shares)))
+
+    there = room(tmp_path, 3)
+    there.sites["site-3"] = _instead(there.sites["site-3"], "reveal", wrong)
+    with pytest.raises(QuorumNotMet, match="or one or more of site-1, site-2, site-3 revealed wrong ones"):
+        ran(tmp_path, there)
+
+
+def test_nobody_trains_where_too_few_sites_can_be_reached(tmp_path: Path) -> None:
+    there = room(tmp_path, 10)
+    there.away = set(names(10)[5:])
+    with pytest.raises(
+        QuorumNotMet, match=r"5 sites are left, and its sum needs 7 .*site-10: it is not conn"
+    ):
+        ran(tmp_path, there)
+    assert {kind for kind, _ in there.asked} == {"join"}
+
+
+def test_nobody_trains_for_a_sum_that_one_of_them_would_outweigh(tmp_path: Path) -> None:
+    there = room(tmp_path, 4)
+    made = federation(tmp_path, there)
+    made.silos.join(0)
+    made.silos.sizes_fault = lambda sizes: f"one of {sorted(sizes)} would be 96% of it" if sizes else ""
+    with pytest.raises(QuorumNotMet, match=r"one of \['site-1', .*\] would be 96% of it"):
+        list(made.run(broadcast(), names(4)))
+    assert "train" not in {kind for kind, _ in there.asked}
 
 
 def test_one_site_can_end_a_round_and_is_named(tmp_path: Path) -> None:

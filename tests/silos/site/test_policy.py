@@ -91,6 +91,12 @@ REFUSED = {
         {},
         "require_secure_aggregation = true of site-1 refuses a run without secure aggregation; ",
     ),
+    "weighted_sums": (
+        {"require_secure_aggregation": True},
+        {"secure": {"ring_bits": 64}, "federation": {"weights": "size"}},
+        {},
+        "weighted_sums = false of site-1 refuses a sum weighted by size, which may show the heaviest site's",
+    ),
     "min_cohort": ({"min_cohort": 4}, {}, {}, "min_cohort = 4 of site-1 refuses a cohort of 3; "),
     "min_examples": (
         {},
@@ -175,7 +181,11 @@ def test_a_rule_refuses_by_its_name_with_what_is_allowed_and_asked(rule: str) ->
 
 def test_secure_aggregation_is_asked_of_the_table_and_not_of_a_name() -> None:
     asks = {"require_secure_aggregation": True}
-    assert refused(asks, request(secure={"ring_bits": 32})) is None
+    equal = {"secure": {"ring_bits": 32}, "federation": {"weights": "equal"}}
+    assert refused(asks, request(**equal)) is None
+    weighted = request(secure={"ring_bits": 32})
+    assert refused({**asks, "weighted_sums": True}, weighted) is None
+    assert refused({"weighted_sums": False}, weighted) is None  # where plain updates may leave, too
     for kind in ("join", "train", "score"):
         found = refused({**asks, "metrics": ("heldout",)}, request(kind))
         assert found is not None
@@ -623,6 +633,7 @@ STRICTNESS = {  # from loose to strict
     "loss_on": [("responses", "all"), ("responses",), ()],
     "require_noise": [False, True],
     "require_secure_aggregation": [False, True],
+    "weighted_sums": [True, False],
     "hours": [None, "06:00-20:00", "08:00-12:01", "08:00-12:00"],
     "metrics": [("heldout",), ()],
 }

@@ -17,10 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shepherd.config import validated
 from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.errors import FolderError
-from shepherd.settings import RunSettings
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request, SumAnswer, SumRequest, Trained
 from shepherd.silos.secure import Session, SumServer, messages
@@ -371,7 +369,7 @@ def test_a_message_of_another_attempt_is_refused(tmp_path: Path) -> None:
     "changed",
     [
         {"round": 1},
-        {"request": "f" * 32},
+        {"request": "f" * 64},
         {"members": ("site-1", "site-2", "site-3")},
         {"length": 9},
         {"ring_bits": 64},
@@ -406,7 +404,7 @@ def test_a_restarted_site_has_no_keys_and_has_to_be_asked_to_train_first(tmp_pat
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"request": "f" * 32}, "no update for this sum"),
+        ({"request": "f" * 64}, "no update for this sum"),
         ({"round": 1}, "no update for this sum"),
         ({"length": 11}, "keeps 10 numbers for a ring of 32 bits, and is asked for 11 in 32 bits"),
         ({"ring_bits": 64}, "keeps 10 numbers for a ring of 32 bits, and is asked for 10 in 64 bits"),
@@ -505,26 +503,39 @@ def test_attempts_of_many_runs_do_not_pile_up(tmp_path: Path, monkeypatch) -> No
 # before anything is trained --------------------------------------------------------------------------------
 
 
-def run_of(**changed: Any) -> RunSettings:
-    tables = {**TABLES, "model": {"base": "tiny"}, **changed}
-    tables["data"] = {"source": "world", **TABLES["data"]}
-    return validated(RunSettings, tables, "the test")
+PLAIN = {name: table for name, table in TABLES.items() if name != "secure"}
 
 
 def test_real_numbers_are_refused_before_they_are_trained() -> None:
-    require_trainable("site-1", run_of(), POLICY)
-    require_trainable("site-1", run_of(secure=None, transforms=[]), POLICY)
+    require_trainable("site-1", train(), POLICY)
+    require_trainable("site-1", train(tables={**PLAIN, "transforms": []}), POLICY)
     with pytest.raises(RequestRefused, match="can mask whole numbers only") as refused:
-        require_trainable("site-1", run_of(transforms=[]), POLICY)
+        require_trainable("site-1", train(tables={**TABLES, "transforms": []}), POLICY)
     assert refused.value.refusal.rule == "secure"
+
+
+def test_nobody_trains_for_a_sum_that_its_rules_refuse() -> None:
+    """The visit would spend the site's privacy budget, and the update could not leave."""
+    strict = POLICY.model_copy(update={"min_cohort": 4})
+    noisy = {**TABLES, "transforms": [{"name": "skellam", "honest": 3}]}
+    wary = POLICY.model_copy(update={"colluding": 1})
+    for policy, tables, reason in (
+        (strict, TABLES, "min_cohort = 4 of site-1 refuses a sum that 3 of 4 sites can open"),
+        (wary, noisy, "needs 3 honest sites in a sum, and 3 of 4 can open one, of which 1 may collude"),
+    ):
+        with pytest.raises(RequestRefused, match=reason):
+            require_trainable("site-1", train(tables=tables), policy)
+        require_trainable("site-1", replace(train(tables=tables), cohort=7), policy)
+    with pytest.raises(RequestRefused, match="needs 3 to 1,000 sites"):
+        require_trainable("site-1", replace(train(), cohort=2), POLICY)
 
 
 def test_a_site_without_the_extra_says_so_in_one_sentence(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "shepherd.silos.secure", None)
     monkeypatch.delattr("shepherd.silos.secure", raising=False)
     with pytest.raises(RequestRefused, match=r"site-1 cannot mask its updates: .* lacks the extra \[silos\]"):
-        require_trainable("site-1", run_of(), POLICY)
-    require_trainable("site-1", run_of(secure=None), POLICY)
+        require_trainable("site-1", train(), POLICY)
+    require_trainable("site-1", train(tables=PLAIN), POLICY)
 
 
 def test_a_run_that_began_under_masks_does_not_go_on_without(tmp_path: Path) -> None:

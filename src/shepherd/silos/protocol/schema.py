@@ -187,7 +187,7 @@ def _sum_and_count(value: Any) -> tuple[float, int]:
 REQUEST: Mapping[str, Check] = {
     "kind": _kind,
     "run": _hex(16),
-    "id": _hex(32),
+    "id": _hex(64),
     "round": whole_number,
     "deadline": _deadline,
     "sent": _clock,
@@ -213,7 +213,7 @@ TRAINED: Mapping[str, Check] = {"client": label, "round": whole_number, "length"
 SUM_REQUEST: Mapping[str, Check] = {
     "kind": _phase,
     "run": _hex(16),
-    "id": _hex(32),
+    "id": _hex(64),
     "round": whole_number,
     "attempt": _hex(32),
     "members": _labels,

@@ -158,7 +158,7 @@ Reply: TypeAlias = Update | Failure | Ready | Scores | Trained | SumAnswer
 
 
 def request_id(request: Request) -> str:
-    """A hash of everything that the reply depends on: 32 hex digits, equal in any process for equal bits.
+    """SHA-256 of everything that the reply depends on: 64 hex digits, equal in any process for equal bits.
 
     The time of sending, the server's version, the cohort's size and the deadline are left out: a request
     that is repeated after a crash has the same id.
@@ -175,7 +175,7 @@ def request_id(request: Request) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.tobytes())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 # writing ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,4 @@ class Ed25519Directory:
         if self._keys.get(member) != certificate:
             raise SecureError(f"the key that site {shown_line(member)} shows is not its own; ask its owner")
         if not primitives.ed25519_verifies(certificate, message, signature):
-            raise SecureError(
-                f"a signature of site {shown_line(member)} does not verify; start the round anew"
-            )
+            raise SecureError(f"a signature of site {shown_line(member)} does not verify")

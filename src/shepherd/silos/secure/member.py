@@ -207,7 +207,7 @@ class Member:
             state = "is over" if self._next is Phase.OVER else f"answers {self._next.name.lower()} next"
             raise SecureError(
                 f"site {self._name} was asked for {phase.name.lower()} twice or out of turn: its secure sum"
-                f" {state}; start the round anew"
+                f" {state}"
             )
         self._next = Phase.OVER
         try:
@@ -250,7 +250,7 @@ class Member:
         return transcript.survivors_statement(self._roster_hash, self._dealers_hash, self._survivors)
 
     def _refusal(self, reason: str) -> SecureError:
-        return SecureError(f"site {self._name} leaves the secure sum: {reason}; start the round anew")
+        return SecureError(f"site {self._name} leaves the secure sum: {reason}")
 
     def _forget(self) -> None:
         """Drop every secret; Python frees them at once, and cannot overwrite them."""

@@ -211,8 +211,8 @@ class _Reader:
 
     def error(self, fault: str) -> SecureError:
         return SecureError(
-            f"a message of secure aggregation ({self._kind.name.lower()}) {fault}; start the round anew, with"
-            " one version of shepherd-fit at both ends"
+            f"a message of secure aggregation ({self._kind.name.lower()}) {fault}; use one"
+            " version of shepherd-fit at both ends"
         )
 
     def take(self, count: int) -> bytes:

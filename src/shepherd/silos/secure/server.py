@@ -63,6 +63,11 @@ class SumServer:
         """Member of the sum -> what was wrong with a later answer of it."""
         return dict(self._faulty)
 
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Member -> what was wrong with it, whether or not it is in the sum."""
+        return {**self._faulty, **self._dropped}
+
     def roster(self, answers: Mapping[str, bytes]) -> bytes:
         """Phase 1 to 2: the keys of all that answered; the same bytes for each of them.
 
@@ -132,7 +137,7 @@ class SumServer:
         try:
             dealers, vector = messages.decode_masked(self._digest, masked, self._sum.nbytes)
             if dealers != self._dealers_hash:
-                raise SecureError(f"site {name} masked its codes for other sites; start the round anew")
+                raise SecureError(f"site {name} masked its codes for other sites")
         except SecureError as error:
             self._dropped[name] = str(error)
             raise
@@ -245,8 +250,8 @@ class SumServer:
                 return secret
         what = "self-mask" if which is Secret.SELF_MASK else "mask key"
         raise SecureError(
-            f"the shares of the {what} of site {dealer} do not give what it committed to: it, or several that"
-            " revealed them, sent wrong ones; start the round anew, without it if this recurs"
+            f"the shares of the {what} of site {dealer} do not give what it committed to: it dealt wrong"
+            f" ones, or one or more of {', '.join(sorted(shares))} revealed wrong ones"
         )
 
     def _fits(self, dealer: str, which: Secret, secret: bytes) -> bool:
@@ -266,7 +271,7 @@ class SumServer:
         if self._next is not step:
             raise SecureError(
                 f"the server went on with {step.name.lower()} of a secure sum, and {self._next.name.lower()}"
-                " was next; start the round anew"
+                " was next"
             )
 
     def _answers(
@@ -297,5 +302,5 @@ class SumServer:
         if len(names) < self._session.threshold:
             raise SecureError(
                 f"{len(names)} of {len(self._session.members)} sites {did}, and a secure sum needs"
-                f" {self._session.threshold}; start the round anew when they can be reached"
+                f" {self._session.threshold}"
             )

@@ -13,7 +13,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.rounds.acceptance import failure_list
 from shepherd.silos.protocol import schema, wire
 from shepherd.silos.protocol.wire import Phase, SumAnswer, SumRequest, Trained
-from shepherd.silos.secure import Directory, Session, SumServer, survivors_of, threshold
+from shepherd.silos.secure import Directory, Session, SumServer, survivors_of
 from shepherd.silos.server.site_federation import (
     MAX_REPLY_EXTRA_BYTES,
     NOT_CONNECTED,
@@ -68,6 +68,8 @@ class SecureFederation:
     """Site -> why it is not in the round's sum, or did not help to open it."""
     _late: set[str] = field(default_factory=set)
     """Sites that were still training when the round ended."""
+    _server: SumServer | None = None
+    """The server's side of the sum that is under way."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """All sites of the run by name; see `SiteFederation.clients`."""
@@ -80,7 +82,7 @@ class SecureFederation:
             QuorumNotMet: fewer sites than the sum needs are left; nothing of the round is revealed then.
         """
         members, number = tuple(sorted(cohort)), broadcast.round
-        self._lost, self._late = {}, set()
+        self._lost, self._late, self._server = {}, set(), None
         with self._counted(number, cohort):
             expected = self.layout(broadcast)
             session = Session(
@@ -92,30 +94,50 @@ class SecureFederation:
                 length=_size(expected),
                 ring_bits=self.ring_bits,
             )
-            least = max(threshold(len(members)), self.fewest(len(members)))
-            names, total = self._sum(session, least, self._trained(broadcast, cohort, session.length))
+            least = max(session.threshold, self.fewest(len(members)))
+            others = self._not_asked(session, cohort, least)
+            trained = self._trained(session, broadcast, cohort, others)
+            names, total = self._sum(session, least, trained)
         for site in cohort:
             if site not in names:
                 yield Failure(client=site, reason=self._lost[site], late=site in self._late)
         delta, extra = _parts(total, expected)
         yield Update(round=number, delta=delta, extra=extra, weight=float(len(names)), clients=names)
 
-    def _trained(self, broadcast: Broadcast, cohort: Sequence[str], length: int) -> list[str]:
+    def _not_asked(self, session: Session, cohort: Sequence[str], least: int) -> dict[str, str]:
+        """The sites of the cohort that are not asked, and why: nobody trains for a sum that cannot be opened.
+
+        Raises:
+            SecureError: too few are left, or one of them would outweigh the others.
+        """
+        asked, others = self.silos.reach(session.round, cohort)
+        for site in asked:
+            own = self.silos.joined[site].min_cohort
+            if own > session.threshold:
+                others[site] = (
+                    f"its min_cohort is {own}, and {session.threshold} sites can open the sum; raise"
+                    " selection.share, or add sites"
+                )
+        self._lost |= others
+        sizes = {site: self.silos.joined[site].examples for site in asked if site not in others}
+        _require_enough(sizes, least)
+        if fault := self.silos.sizes_fault(sizes):
+            raise SecureError(fault)
+        return others
+
+    def _trained(
+        self, session: Session, broadcast: Broadcast, cohort: Sequence[str], others: Mapping[str, str]
+    ) -> list[str]:
         """The sites of the cohort that have trained on the broadcast."""
-        found, opening = [], threshold(len(cohort))
-        for reply in self.silos.train(broadcast, cohort):
+        found = []
+        for reply in self.silos.train(broadcast, cohort, others, len(session.members)):
             match reply:
-                case Trained() if self._min_cohort(reply.client) > opening:
-                    self._lost[reply.client] = (
-                        f"its min_cohort is {self._min_cohort(reply.client)}, and {opening} sites can open"
-                        " the sum; raise selection.share, or add sites"
-                    )
-                case Trained() if reply.length == length:
+                case Trained() if reply.length == session.length:
                     found.append(reply.client)
                 case Trained():
                     self._lost[reply.client] = (
-                        f"its update has {reply.length} numbers, and those of this run have {length}; install"
-                        " the server's version of shepherd-fit there"
+                        f"its update has {reply.length} numbers, and those of this run have {session.length};"
+                        " install the server's version of shepherd-fit there"
                     )
                 case Failure():
                     self._lost[reply.client] = reply.reason
@@ -128,7 +150,8 @@ class SecureFederation:
         self, session: Session, least: int, trained: Sequence[str]
     ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """The sites of the sum, and their sum: (length,) whole numbers."""
-        server, context = SumServer(session, self.directory), self.silos.request_context
+        self._server = server = SumServer(session, self.directory)
+        context = self.silos.request_context
         _require_enough(trained, least)
         keys = self._answers(session, "keys", dict.fromkeys(trained, b""))
         roster = server.roster(keys)
@@ -148,7 +171,7 @@ class SecureFederation:
                 del masked
         survivors = server.survivors()
         names = survivors_of(survivors)
-        self._lost |= {site: reason for site, reason in server.dropped.items() if site not in self._lost}
+        self._lost = {**server.dropped, **self._lost}
         _require_enough(names, least)
         if before is None:
             self._keep(session.round, names)
@@ -161,10 +184,6 @@ class SecureFederation:
         for site, fault in server.faulty.items():
             log.warning("round %d: %s is in the sum, and %s", session.round + 1, site, fault)
         return names, total
-
-    def _min_cohort(self, site: str) -> int:
-        joined = self.silos.joined.get(site)
-        return joined.min_cohort if joined else 1
 
     def _answers(self, session: Session, kind: Phase, contents: Mapping[str, bytes]) -> dict[str, bytes]:
         return dict(self._ask(session, kind, contents, self.silos.request_context.short_deadline_s))
@@ -243,8 +262,11 @@ class SecureFederation:
         try:
             yield
         except SecureError as error:
-            lost = {site: self._lost[site] for site in cohort if site in self._lost}
-            why = f"{error} ({failure_list(lost)})" if self.names_sites else QUIET
+            known = {**(self._server.problems if self._server else {}), **self._lost}
+            lost = {site: known[site] for site in cohort if site in known}
+            why = f"{error} ({failure_list(lost)})" if lost else str(error)
+            if not self.names_sites:
+                why = QUIET
             raise QuorumNotMet(
                 f"round {round + 1} has no secure sum, and nothing of it is revealed: {schema.sentence(why)};"
                 " fix those sites, and resume"
@@ -256,7 +278,7 @@ def _without(contents: Mapping[str, bytes], server: SumServer) -> dict[str, byte
     return {site: content for site, content in contents.items() if site not in server.dropped}
 
 
-def _require_enough(sites: Sequence[str] | Mapping[str, bytes], least: int) -> None:
+def _require_enough(sites: Collection[str], least: int) -> None:
     if len(sites) < least:
         raise SecureError(f"{len(sites)} sites are left, and its sum needs {least}")
 

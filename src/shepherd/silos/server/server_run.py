@@ -50,7 +50,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
-from shepherd.rounds.ring import require_sums
+from shepherd.rounds.ring import require_balanced, require_sums
 from shepherd.rounds.waiting import require_enough
 from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
@@ -184,20 +184,23 @@ class ServerRun:
         )
         if self._privacy is None:
             client_level.require_noise(self.settings)
-        if self.settings.privacy.examples is not None:
-            self.silos.sizes_fault = self._examples_fault
+        self.silos.sizes_fault = self._sizes_fault
         if self._privacy is None:
             return
         self._privacy.require_within()
         self.silos.on_reply = said_to_nobody
 
-    def _examples_fault(self, sizes: Mapping[str, int]) -> str:
-        """Why the examples of these sites cannot be protected as the run file says; empty if they can.
+    def _sizes_fault(self, sizes: Mapping[str, int]) -> str:
+        """Why sites of these sizes cannot be protected as the run file says; empty if they can.
 
-        Each site counts as asked in every round.
+        For the noise on examples each site counts as asked in every round.
         """
+        asked = self._selection().size(len(self.order.sites))
+        method = plugins.method(self.settings, self.trusted.all)
         try:
-            example_level.of_run(self.settings, sizes)
+            if self.settings.privacy.examples is not None:
+                example_level.of_run(self.settings, sizes)
+            require_balanced(self.settings, method, sizes, asked)
         except SettingsError as error:
             return str(error)
         return ""

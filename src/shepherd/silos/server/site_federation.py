@@ -166,15 +166,29 @@ class SiteFederation:
         A site of the cohort that has connected since joins first. The request names the number of sites
         asked: those that have joined and are connected.
         """
-        for reply in self.train(broadcast, cohort):
+        asked, others = self.reach(broadcast.round, cohort)
+        for reply in self.train(broadcast, cohort, others, len(asked)):
             yield reply if isinstance(reply, Update | Failure) else unexpected(reply)
 
-    def train(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Reply]:
-        """Like `run`, with each site's reply as it is."""
+    def reach(self, round: int, cohort: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The sites of the cohort that can be asked, and for each other one the reason.
+
+        One that has connected since joins first.
+        """
         late = [site for site in self._connected_sites() if site in cohort and site not in self.joined]
-        list(self._join(broadcast.round, late))
-        asked, others = self._split_reachable(cohort)
-        request = self._train_request(broadcast, len(asked))
+        list(self._join(round, late))
+        return self._split_reachable(cohort)
+
+    def train(
+        self, broadcast: Broadcast, cohort: Sequence[str], others: Mapping[str, str], named: int
+    ) -> Iterator[Reply]:
+        """Like `run`, with each site's reply as it is.
+
+        Args:
+            others: sites that are not asked, with the reason, as `reach` gives them.
+            named: number of sites that the request names.
+        """
+        request = self._train_request(broadcast, named)
         replies = (
             self._ask_in_waves(request, cohort, others)
             if self.stragglers is None

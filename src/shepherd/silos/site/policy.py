@@ -315,6 +315,10 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Violatio
     if policy.require_secure_aggregation and run.secure is None:
         got = "a run without secure aggregation"
         yield Violation("require_secure_aggregation", True, got, "add [secure] to the run file")
+    weighted = run.secure is not None and run.federation.weights != "equal"
+    if policy.require_secure_aggregation and weighted and not policy.weighted_sums:
+        got = f"a sum weighted by {run.federation.weights}, which may show the heaviest site's update"
+        yield Violation("weighted_sums", False, got, 'set federation.weights = "equal"')
 
 
 def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple[Unit, Spending]]:

@@ -257,6 +257,7 @@ def in_words(policy: PolicyTable) -> list[str]:
     when = f"between {policy.hours.replace('-', ' and ')}" if policy.hours else "at any hour"
     noise = "must" if policy.require_noise or policy.require_privacy else "need not"
     secure = "must use" if policy.require_secure_aggregation else "need not use"
+    weighted = "may" if policy.weighted_sums else "may not"
     return [
         f"An adapter is trained at rank {policy.max_rank} at most, on {what}.",
         f"Its dropout is {policy.max_dropout:g} at most, its learning rate {policy.max_learning_rate:g}.",
@@ -278,6 +279,11 @@ def in_words(policy: PolicyTable) -> list[str]:
         f" {_listed(policy.objectives)}.",
         f"A run {noise} add noise.",
         f"A run {secure} secure aggregation; without it the server sees this site's own update.",
+        *(
+            [f"A secure sum {weighted} weigh the sites: with light ones it shows a heavy one's update."]
+            if policy.require_secure_aggregation
+            else []
+        ),
         *(
             [f"A secure sum may be over this site and these only: {_listed(policy.secure_with)}."]
             if policy.secure_with

@@ -95,10 +95,7 @@ class SecureSums:
             self._begin(request, session)
         attempt = self._attempts.get(request.run)
         if attempt is None or attempt.session != session:
-            raise SecureError(
-                f"{self._name} takes part in no such attempt at a sum, as after a restart; start the round"
-                " anew"
-            )
+            raise SecureError(f"{self._name} takes part in no such attempt at a sum, as after a restart")
         asked = (request.kind, hashlib.sha256(request.content).digest())
         if attempt.asked != asked:
             attempt.answer = self._content(request, attempt)
@@ -132,9 +129,7 @@ class SecureSums:
         if before is not None and before.session.attempt == session.attempt:
             if before.session == session and before.asked[0] == "keys":
                 return  # the same message again
-            raise SecureError(
-                f"{self._name} was asked twice for keys of one attempt at a sum; start the round anew"
-            )
+            raise SecureError(f"{self._name} was asked twice for keys of one attempt at a sum")
         from shepherd.silos.secure import Member
 
         kept = self._kept(request)
@@ -180,11 +175,11 @@ class SecureSums:
                 return member.reveal(request.content)
 
     def _agreed(self, request: SumRequest, attempt: _Attempt) -> bytes:
-        """Sign the survivors, once they are written down as those of the round for ever."""
+        """Sign the survivors, once they are recorded as those of the round."""
         session, survivors = attempt.session, _survivors(request.content)
         recorded = self._store.sum_of(session.run, session.round)
         if recorded is None:
-            raise SecureError(f"{self._name} has sent no update for this sum; start the round anew")
+            raise SecureError(f"{self._name} has sent no update for this sum")
         if recorded.survivors and recorded.survivors != survivors:
             raise SecureError(
                 f"{self._name} has agreed to the sum of round {session.round + 1} over"
@@ -230,12 +225,21 @@ def require_library(name: str) -> None:
         raise RequestRefused(RULE, f"{name} {NO_LIBRARY}") from error
 
 
-def require_trainable(name: str, settings: RunSettings, policy: PolicyTable) -> None:
-    """Raise RequestRefused, before anything is computed, if the updates of this run could not be masked."""
+def require_trainable(name: str, request: Request, policy: PolicyTable) -> None:
+    """Raise RequestRefused, before anything is computed, if the update could be in no secure sum."""
+    settings = parse_request(request.settings)
     if settings.secure is None:
         return
     require_library(name)
-    if not _transform(settings, policy).largest_code:
+    transform = _transform(settings, policy)
+    if request.kind == "train":
+        from shepherd.silos.secure import threshold
+
+        try:
+            _require_hidden(name, threshold(request.cohort), request.cohort, transform, policy)
+        except SecureError as error:
+            raise RequestRefused(RULE, str(error)) from error
+    if not transform.largest_code:
         raise RequestRefused(
             RULE,
             f"{name} can mask whole numbers only, and the run's transforms send real ones; add [[transforms]]"
@@ -275,18 +279,22 @@ def _require_fit(name: str, session: Session, kept: AnsweredRound, policy: Polic
             f"the numbers of {members} sites do not fit a ring of {session.ring_bits} bits; set"
             " secure.ring_bits = 64, or lower the bits of the last transform"
         )
-    if session.threshold < policy.min_cohort:
+    _require_hidden(name, session.threshold, members, transform, policy)
+
+
+def _require_hidden(name: str, opening: int, members: int, transform: Transform, policy: PolicyTable) -> None:
+    """Raise SecureError if too few sites can open a sum for this site's rules, or for the noise in it."""
+    if opening < policy.min_cohort:
         raise SecureError(
-            f"policy min_cohort = {policy.min_cohort} of {name} refuses a sum that {session.threshold} of"
-            f" {members} sites can open; ask more sites"
+            f"policy min_cohort = {policy.min_cohort} of {name} refuses a sum that {opening} of {members}"
+            " sites can open; ask more sites"
         )
     honest = transform.mechanism.honest if transform.mechanism else 0
-    if honest > session.threshold - policy.colluding:
+    if honest > opening - policy.colluding:
         colluding = f", of which {policy.colluding} may collude (policy.colluding of {name})"
         raise SecureError(
-            f"the noise of this run needs {honest} honest sites in a sum, and {session.threshold} of"
-            f" {members} can open one{colluding if policy.colluding else ''}; lower `honest` of the"
-            " transform, or ask more sites"
+            f"the noise of this run needs {honest} honest sites in a sum, and {opening} of {members} can open"
+            f" one{colluding if policy.colluding else ''}; lower `honest` of the transform, or ask more sites"
         )
 
 

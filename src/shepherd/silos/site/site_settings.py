@@ -227,6 +227,9 @@ class PolicyTable(Table):
     require_secure_aggregation: Switch = False
     """Refuse a run without [secure]: without it the server sees each update of this site, and with it only
     sums over sites."""
+    weighted_sums: Switch = False
+    """Whether require_secure_aggregation allows sums in which sites have weights: a sum of one site of large
+    weight and others of small ones is nearly that site's update, and a site knows no weight but its own."""
     secure_with: tuple[str, ...] = ()
     """The only sites that may be in a secure sum with this one, by name, and this one; empty for every site
     of the federation. Whoever controls the server and a third of the sites of a sum may learn the others."""

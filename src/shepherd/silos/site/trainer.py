@@ -145,7 +145,7 @@ class Trainer:
         request_checks.require_id(request, self.name)
         request_checks.require_sound(request)
         self._require_allowed(request)
-        secure_sums.require_trainable(self.name, parse_request(request.settings), self.settings.policy)
+        secure_sums.require_trainable(self.name, request, self.settings.policy)
         secure_sums.require_no_downgrade(self.name, request, self.store)
         if request.kind == "join":
             self._require_few_joins()
