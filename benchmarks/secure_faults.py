@@ -3,10 +3,11 @@
     python -m benchmarks.secure_faults
 
 Each case draws the number of sites, the length and the ring, and gives some of the sites a fault in a random
-phase: it is silent; its answer is lost on the way; it is killed and starts again with new secrets; its
-answer arrives with a changed byte. In some cases the server is killed in a random phase, and the round starts
-anew with the sites that still run, which sign no second set of survivors. A leak is a released sum of fewer
-sites than the threshold, or a site both of whose secrets the server could compute from all that it has seen.
+phase: it is silent; its answer is lost on the way; it is killed, and starts again with what it has written
+down; its answer arrives with a changed byte. In some cases the server is killed in a random phase, starts
+again, and repeats the round with all sites. Sites and server are the package's own (`benchmarks.masking`). A
+leak is a reply that is no phase of a sum, a sum of fewer sites than the threshold, a site both of whose
+secrets the server could compute in one attempt, or two opened sums of one round over different sites.
 """
 
 from __future__ import annotations
@@ -16,17 +17,32 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from benchmarks import common, secure_setting
+import numpy as np
+
+from benchmarks import common
 from benchmarks.common import Figures, Table
-from benchmarks.secure_setting import PHASES, Codes, Federation
-from shepherd.errors import SecureError
-from shepherd.silos.secure import Member, survivors_of
-from shepherd.silos.secure.member import Phase
+from benchmarks.masking import PHASES, TABLES, Killed, Room, Site, codes, directory
+from shepherd.core import Adapter, Broadcast, Expected, Update, shapes_of
+from shepherd.errors import QuorumNotMet, SecureError
+from shepherd.silos.protocol import wire
+from shepherd.silos.protocol.wire import Ready, SumAnswer, SumRequest, Trained
+from shepherd.silos.secure import messages, survivors_of, threshold
+from shepherd.silos.secure.messages import Secret
+from shepherd.silos.server.secure_federation import SecureFederation
+from shepherd.silos.server.site_federation import RequestContext, SiteFederation
 
 CASES = 200
+BITS = {32: 27, 64: 32}
+"""Ring -> bits of a number, of which it holds twelve sites'."""
+RUN, FACTOR = "0123456789abcdef", "q.lora_A.weight"
+DIGEST = slice(8, 40)
+"""Where a message of the protocol names its session."""
 
 
 class Fault(Enum):
@@ -38,11 +54,7 @@ class Fault(Enum):
     CHANGED = "answer changed"
 
 
-class ServerKilled(Exception):
-    """The server is gone, and with it everything of this attempt."""
-
-
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One round: its sites, their faults, and the phase in which the server is killed, if it is."""
 
@@ -50,10 +62,22 @@ class Case:
     sites: int
     length: int
     ring_bits: int
-    faults: dict[str, tuple[Phase, Fault]]
-    killed: Phase | None
-    agreed: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Site -> the survivors that it has signed in this round."""
+    faults: Mapping[str, tuple[str, Fault]]
+    killed: str | None
+    """The phase in which the server is killed."""
+    after: int
+    """How many messages of that phase it has sent by then, at most."""
+
+    @property
+    def names(self) -> list[str]:
+        """The sites."""
+        return [f"site-{number:03d}" for number in range(self.sites)]
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """What the sites are asked for."""
+        transform = {"name": "fixed_point", "norm": 1.0, "bits": BITS[self.ring_bits]}
+        return {**TABLES, "transforms": [transform], "secure": {"ring_bits": self.ring_bits}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,147 +99,174 @@ def drawn(number: int, seed: int) -> Case:
     """A case: 3 to 12 sites, of which up to as many fail as the threshold can spare, or one or two more."""
     draws = random.Random(f"{seed} {number}")
     sites = draws.randint(3, 12)
-    names = secure_setting.names(sites)
-    spare = sites - secure_setting.session(sites).threshold
-    faulty = draws.sample(names, draws.randint(0, min(sites, spare + draws.choice((0, 0, 0, 1, 2)))))
-    return Case(
+    case = Case(
         number=number,
         sites=sites,
         length=draws.randint(1, 3_000),
         ring_bits=draws.choice((32, 64)),
-        faults={name: (draws.choice(PHASES), draws.choice(list(Fault))) for name in faulty},
+        faults={},
         killed=draws.choice(PHASES) if draws.random() < 0.3 else None,
+        after=draws.randint(0, sites - 1),
     )
+    spare = sites - threshold(sites)
+    faulty = draws.sample(case.names, draws.randint(0, min(sites, spare + draws.choice((0, 0, 0, 1, 2)))))
+    return replace(case, faults={n: (draws.choice(PHASES), draws.choice(list(Fault))) for n in faulty})
 
 
 def outcome(case: Case) -> Figures:
     """Play a case, and check its sum and everything that the server has seen in all attempts."""
-    asked = secure_setting.session(case.sites, case.length, case.ring_bits)
-    codes = secure_setting.random_codes(asked, case.number, 2 ** (case.ring_bits - 5) - 1)
-    seen: list[Federation] = []
-    found, reason = None, ""
-    try:
-        try:
-            found = attempted(case, codes, 0, seen)
-        except ServerKilled:
-            found = attempted(case, codes, 1, seen)
-    except SecureError as error:
-        reason = str(error)
-    last = seen[-1]
-    survivors = survivors_of(last.seen.survivors) if found is not None else ()
-    wrong = found is not None and (
-        found.tolist() != secure_setting.total(codes, survivors, case.ring_bits).tolist()
-    )
-    leaks = sum(len(secure_setting.exposed(made)) for made in seen if made.seen.roster)
-    leaks += found is not None and len(survivors) < asked.threshold
-    opened = {survivors_of(made.seen.survivors) for made in seen if made.seen.sent[Phase.REVEAL]}
-    leaks += len(opened) > 1  # two sums over different sets of one round's codes tell their difference
+    with TemporaryDirectory() as folder:
+        found, reason, seen = played(case, Path(folder))
     return {
         "sites": case.sites,
-        "faults": [(phase.name.lower(), fault.value) for phase, fault in case.faults.values()],
-        "server_killed": case.killed.name.lower() if case.killed else "",
-        "right": found is not None and not wrong,
+        "faults": [(phase, fault.value) for phase, fault in case.faults.values()],
+        "server_killed": case.killed or "",
+        "right": found is not None and is_right(case, found),
         "failed": found is None,
-        "wrong": wrong,
-        "leaks": leaks,
-        "in_sum": len(survivors),
+        "wrong": found is not None and not is_right(case, found),
+        "leaks": leaks(case, found, seen),
+        "in_sum": len(found.clients) if found else 0,
         "reason": reason,
     }
 
 
-def attempted(case: Case, codes: dict[str, Codes], attempt: int, seen: list[Federation]) -> Codes:
-    """One attempt: the server hears what the faults let through.
-
-    Raises:
-        SecureError: too few sites are left.
-        ServerKilled: in the first attempt, at the phase that the case says.
-    """
-    asked = secure_setting.session(case.sites, case.length, case.ring_bits, attempt=attempt)
-    made = secure_setting.federation(asked, f"{case.number} {attempt}", codes)
-    seen.append(made)
-    draws = random.Random(f"{case.number} {attempt}")
-
-    def heard(phase: Phase, ask: Mapping[str, tuple[object, ...]]) -> dict[str, bytes]:
-        """The answers of a phase that arrive."""
-        answers = {}
-        for name, more in ask.items():
-            answer = answered(case, made, phase, name, more, attempt, draws)
-            if answer is not None:
-                answers[name] = answer
-        if case.killed is phase and attempt == 0:
-            raise ServerKilled
-        return answers
-
-    server = made.server
-    keys = heard(Phase.KEYS, dict.fromkeys(asked.members, ()))
-    made.seen.roster = server.roster(keys)
-    shares = heard(Phase.SHARES, {name: (made.seen.roster,) for name in keys if name not in server.dropped})
-    made.seen.delivered = server.deliveries(shares)
-    to_mask = {name: (sealed, codes[name]) for name, sealed in made.seen.delivered.items()}
-    for name, masked in heard(Phase.MASKED, to_mask).items():
-        refused_quietly(lambda name=name, masked=masked: server.add(name, masked))  # type: ignore[misc]
-    made.seen.survivors = server.survivors()
-    names = survivors_of(made.seen.survivors)
-    signed = heard(Phase.AGREE, {name: (made.seen.survivors,) for name in names})
-    made.seen.signatures = server.signatures(signed)
-    return server.total(heard(Phase.REVEAL, {name: (made.seen.signatures,) for name in names}))
+def played(case: Case, home: Path) -> tuple[Update | None, str, list[tuple[str, Any, Any]]]:
+    """The sum of a case, or why there is none, and all that the server has seen."""
+    room = Room({name: Faulty(case, name, home) for name in case.names})
+    room.before = kills(case)
+    sent = Broadcast(
+        round=0, adapter=Adapter({FACTOR: np.zeros((1, case.length), np.float32)}), seed=case.number
+    )
+    for _ in range(2):
+        try:
+            *_, update = federation(case, home, room).run(sent, case.names)
+            assert isinstance(update, Update)
+            return update, "", room.seen
+        except QuorumNotMet as error:
+            return None, str(error), room.seen
+        except Killed:  # and started again: a round that is repeated, without faults
+            room.before = lambda asked: None
+            for site in room.sites.values():
+                assert isinstance(site, Faulty)
+                site.over = True
+    raise AssertionError("the server was killed twice")
 
 
-def answered(
-    case: Case,
-    made: Federation,
-    phase: Phase,
-    name: str,
-    more: tuple[object, ...],
-    attempt: int,
-    draws: random.Random,
-) -> bytes | None:
-    """What arrives of one site's answer; None for nothing. In a second attempt its faults are over."""
-    at, fault = case.faults.get(name, (Phase.OVER, Fault.SILENT))
-    if attempt > 0 or phase < at:
-        return site_answer(case, made, phase, name, more)
-    if fault is Fault.SILENT or phase > at:
-        return None
-    if fault is Fault.RESTARTED:
-        known = secure_setting.directory(made.session.members)
-        made.members[name] = Member(made.session, name, secure_setting.identity(name), known)
-    answer = site_answer(case, made, phase, name, more)
-    if answer is None or fault is Fault.LOST:
-        return None
-    if (
-        fault is Fault.CHANGED and phase is not Phase.MASKED
-    ):  # a changed code is another code: nobody can tell
-        place = draws.randrange(len(answer))
-        return answer[:place] + bytes([answer[place] ^ 1 << draws.randrange(8)]) + answer[place + 1 :]
-    return answer
+def federation(case: Case, home: Path, room: Room) -> SecureFederation:
+    """The server's side of a run, as it is after a start."""
+    context = RequestContext(
+        run=RUN, base="b" * 64, version="1", settings=case.tables,
+        deadline_s=5.0, short_deadline_s=5.0, max_in_flight=3,
+    )  # fmt: skip
+    return SecureFederation(
+        silos=SiteFederation(transport=room, request_context=context, sites=case.names),
+        ring_bits=32 if case.ring_bits == 32 else 64,
+        layout=lambda sent: Expected(delta=shapes_of(sent.adapter), extra={}),
+        fewest=lambda cohort: 1,
+        agreed=home / "agreed.json",
+        directory=directory(case.names),
+    )
 
 
-def site_answer(
-    case: Case, made: Federation, phase: Phase, name: str, more: tuple[object, ...]
-) -> bytes | None:
-    """An honest site's answer; None if it refuses. It signs one set of survivors a round."""
-    if phase is Phase.AGREE:
-        names = survivors_of(made.seen.survivors)
-        if case.agreed.setdefault(name, names) != names:
-            return None
-    try:
-        return made.ask(phase, name, *more)
-    except SecureError:
-        return None
+def kills(case: Case) -> Callable[[Any], None]:
+    """Ends the server in its phase, after some of the phase's messages."""
+    count = 0
+
+    def before(asked: Any) -> None:
+        nonlocal count
+        if asked.kind == case.killed:
+            count += 1
+            if count > case.after:
+                raise Killed
+
+    return before
 
 
-def refused_quietly(action: Callable[[], None]) -> None:
-    """Let the server go on without a vector that it refuses."""
-    secure_setting.refusal(action)
+class Faulty:
+    """A site with the fault that a case gives it."""
+
+    def __init__(self, case: Case, name: str, home: Path) -> None:
+        self.case, self.name, self.home = case, name, home
+        self.at, self.fault = case.faults.get(name, ("", Fault.SILENT))
+        self.over, self.reached = False, False
+        self.draws = random.Random(f"{case.number} {name}")
+        self.site = self._started()
+
+    def _started(self) -> Site:
+        bits = BITS[self.case.ring_bits]
+        return Site(self.name, self.home / self.name, self.case.names, self.case.tables, bits=bits)
+
+    def __call__(self, message: bytes) -> bytes | None:
+        """What arrives of its answer to a message; None for nothing."""
+        asked = wire.decode_asked(message)
+        if self.over or (asked.kind != self.at and not self.reached):
+            return self.site(message)
+        now, self.reached = not self.reached, True
+        match self.fault:
+            case Fault.RESTARTED:
+                if now:
+                    self.site = self._started()
+                return self.site(message)
+            case Fault.LOST if now:
+                self.site(message)
+                return None
+            case Fault.SILENT | Fault.LOST:
+                return None
+            case Fault.CHANGED if now:
+                return self._changed(asked, message)
+        return self.site(message)
+
+    def _changed(self, asked: Any, message: bytes) -> bytes | None:
+        """The answer with one bit changed, but for a masked number, of which nobody can tell."""
+        answer = self.site(message)
+        reply = wire.decode_reply(answer) if answer else None
+        if not isinstance(reply, SumAnswer):
+            return answer
+        within = DIGEST.stop if asked.kind == "masked" else len(reply.content)
+        place = self.draws.randrange(within)
+        changed = bytearray(reply.content)
+        changed[place] ^= 1 << self.draws.randrange(8)
+        return wire.encode_reply(replace(reply, content=bytes(changed)))
+
+
+def is_right(case: Case, found: Update) -> bool:
+    """Whether it is the plain sum of the whole numbers of the sites that it names."""
+    shape, bits = (1, case.length), BITS[case.ring_bits]
+    exact = sum(codes(site, 0, shape, bits).astype(object) for site in found.clients)
+    return bool((found.delta[FACTOR].astype(object) == exact).all())
+
+
+def leaks(case: Case, found: Update | None, seen: Sequence[tuple[str, Any, Any]]) -> int:
+    """How often the server has, or could have, more than one sum of enough sites."""
+    least = threshold(case.sites)
+    shares: dict[tuple[str, str, Secret], set[str]] = {}
+    signed: dict[str, tuple[str, ...]] = {}
+    other = 0
+    for site, asked, reply in seen:
+        other += not isinstance(reply, Ready | Trained | SumAnswer) and not hasattr(reply, "reason")
+        if not isinstance(asked, SumRequest) or not isinstance(reply, SumAnswer):
+            continue
+        if asked.kind == "agree":
+            signed[asked.attempt] = survivors_of(asked.content)
+        if reply.kind == "reveal":
+            try:
+                revealed = messages.decode_revealed(reply.content[DIGEST], reply.content)
+            except SecureError:  # a changed one
+                continue
+            for dealer, (which, _) in revealed.items():
+                shares.setdefault((asked.attempt, dealer, which), set()).add(site)
+    known = Counter((attempt, dealer) for (attempt, dealer, _), of in shares.items() if len(of) >= least)
+    opened = {signed[attempt] for (attempt, _, _), of in shares.items() if len(of) >= least}
+    few = found is not None and len(found.clients) < least
+    return other + few + sum(count == len(Secret) for count in known.values()) + (len(opened) > 1)
 
 
 def tables(figures: Figures) -> list[Table]:
     """What came of the cases, and of the faults in them."""
     counts = Counter((phase, fault) for row in figures["rows"] for phase, fault in row["faults"])
     killed = Counter(row["server_killed"] for row in figures["rows"])
-    phases = [phase.name.lower() for phase in PHASES]
-    rows = [(fault.value, *(str(counts[phase, fault.value]) for phase in phases)) for fault in Fault]
-    rows.append(("server killed", *(str(killed[phase]) for phase in phases)))
+    rows = [(fault.value, *(str(counts[phase, fault.value]) for phase in PHASES)) for fault in Fault]
+    rows.append(("server killed", *(str(killed[phase]) for phase in PHASES)))
     outcomes = [
         ("right sums", str(figures["right"])),
         ("failed rounds", str(figures["failed"])),
@@ -223,7 +274,7 @@ def tables(figures: Figures) -> list[Table]:
         ("leaks", str(figures["leaks"])),
     ]
     return [
-        Table(f"Faults in {figures['cases']} secure sums, by phase", ("fault", *phases), rows),
+        Table(f"Faults in {figures['cases']} secure sums, by phase", ("fault", *PHASES), rows),
         Table("What came of them", ("outcome", "rounds"), outcomes),
     ]
 

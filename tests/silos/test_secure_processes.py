@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("nvflare")
 
+from benchmarks.masking import PHASES
 from benchmarks.silos_faults import process
 
 from benchmarks import silos_same
@@ -28,7 +29,6 @@ from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.site import audit, privacy_ledger, site_settings
 from shepherd.transforms.fixed_point import levels
-from tests.silos.masking import PHASES
 
 pytestmark = [
     pytest.mark.silos,

@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("nvflare")
 
+from benchmarks.masking import PHASES, Killed, Room
+
 from benchmarks import silos_same
 from shepherd import plugins
 from shepherd.core import Adapter, Failure, ServerState, Update
@@ -38,7 +40,6 @@ from shepherd.silos.server.server_run import ServerRun
 from shepherd.silos.site import audit, policy, site_settings
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import tune
-from tests.silos.masking import PHASES, Killed, Room
 
 SITES = ("site-1", "site-2", "site-3", "site-4")
 RUN: dict[str, Any] = {

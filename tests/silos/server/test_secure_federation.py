@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.masking import PHASES, TABLES, Killed, Room, Site, codes, directory, failing
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.silos.masking import PHASES, TABLES, Killed, Room, Site, codes, directory, failing
 from tests.silos.server.posts import update as plain_update
 
 from shepherd.core import Adapter, Broadcast, Expected, Failure, Update, shapes_of

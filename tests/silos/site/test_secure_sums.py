@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.masking import PHASES, POLICY, TABLES, Site, codes, directory
 
 from shepherd.core import Adapter, Broadcast, Failure, Update
-from shepherd.errors import FolderError
+from shepherd.errors import FolderError, SecureError
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request, SumAnswer, SumRequest, Trained
 from shepherd.silos.secure import Session, SumServer, messages
@@ -26,7 +27,6 @@ from shepherd.silos.site import secure_sums
 from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.secure_sums import require_no_downgrade, require_trainable
 from shepherd.silos.site.site_store import Store, SumRecord
-from tests.silos.masking import PHASES, POLICY, TABLES, Site, codes, directory
 
 RUN, A = "0123456789abcdef", "q.lora_A.weight"
 ADAPTER = Adapter({A: np.zeros((2, 5), np.float32)})
@@ -396,6 +396,27 @@ def test_a_restarted_site_has_no_keys_and_has_to_be_asked_to_train_first(tmp_pat
     assert "ask it to train first" in why(there.ask("site-1", "keys", there.attempt()))
     there.train()  # its policy of now has allowed the answer that it keeps
     there.whole(there.attempt())
+
+
+def test_a_server_that_shows_sites_different_adapters_gets_no_sum(tmp_path: Path) -> None:
+    """Else it could have all but one send zeros in some place, and read that one's numbers from the sum."""
+    there = Coordinator(tmp_path)
+    there.train()
+    other = Broadcast(round=0, adapter=Adapter({A: np.ones((2, 5), np.float32)}), seed=1)
+    asked = replace(train(), broadcast=other, id="")
+    asked = replace(asked, id=wire.request_id(asked))
+    victim = there.sites["site-1"]
+    assert isinstance(wire.decode_reply(victim(wire.encode_request(asked)) or b""), Trained)
+    session = there.attempt()
+    assert "no update for this sum that it was asked to train" in why(there.ask("site-1", "keys", session))
+    own = replace(session, request=asked.id)
+    keys = {"site-1": there.ask("site-1", "keys", own)}
+    keys |= {name: there.ask(name, "keys", session) for name in NAMES[1:]}
+    with pytest.raises(SecureError, match="another session"):
+        messages.decode_keys(session.digest(), keys["site-1"])
+    server = SumServer(session, directory(NAMES))
+    server.roster(keys)
+    assert "another session" in server.dropped["site-1"]
 
 
 # which sums it takes part in -------------------------------------------------------------------------------

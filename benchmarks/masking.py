@@ -1,8 +1,13 @@
-"""Sites that keep an update and mask it, without a trainer: functions from a message to a reply."""
+"""Sites that keep an update and mask it, without a trainer: functions from a message to a reply.
+
+All that decides what a sum reveals is the package's own: the server's and the sites' part of a secure sum,
+and what a site writes down. Only the training, the network and the certificates are left out.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +21,7 @@ from shepherd.errors import WireError
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Ready, Request, SumRequest
 from shepherd.silos.secure import Ed25519Directory, Ed25519Identity
+from shepherd.silos.server.site_federation import Until
 from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.secure_sums import SecureSums
 from shepherd.silos.site.site_settings import PolicyTable
@@ -46,10 +52,10 @@ def directory(names: Sequence[str]) -> Ed25519Directory:
     return Ed25519Directory({name: identity(name).certificate for name in names})
 
 
-def codes(name: str, round: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def codes(name: str, round: int, shape: tuple[int, ...], bits: int = BITS) -> np.ndarray[Any, Any]:
     """The whole numbers of a site's update, which nobody else can guess."""
     seed = int.from_bytes(hashlib.sha256(f"{name} {round} {shape}".encode()).digest()[:8], "little")
-    most = 2 ** (BITS - 1) - 1
+    most = 2 ** (bits - 1) - 1
     return np.random.default_rng(seed).integers(-most, most + 1, shape)
 
 
@@ -62,6 +68,7 @@ class Site:
     names: Sequence[str]
     tables: Mapping[str, Any] = field(default_factory=lambda: TABLES)
     policy: PolicyTable = POLICY
+    bits: int = BITS
     fault: Callable[[Any], str | None] = lambda asked: None
     """What a message fails with: "" for no answer at all, None for none of it."""
 
@@ -92,7 +99,8 @@ class Site:
         kept = self.store.answered(asked.run, asked.id)
         if kept is None:
             assert asked.broadcast is not None
-            delta = {n: codes(self.name, asked.round, t.shape) for n, t in asked.broadcast.adapter.items()}
+            layout = {n: t.shape for n, t in asked.broadcast.adapter.items()}
+            delta = {n: codes(self.name, asked.round, shape, self.bits) for n, shape in layout.items()}
             update = Update(round=asked.round, delta=Payload(delta), weight=1.0, clients=(self.name,))
             kept = AnsweredRound(
                 round=asked.round,
@@ -115,7 +123,7 @@ class Site:
 class Room:
     """A Transport over such sites; what it carries can be seen and stopped."""
 
-    sites: dict[str, Callable[[bytes], bytes | None]]
+    sites: Mapping[str, Callable[[bytes], bytes | None]]
     before: Callable[[Any], None] = lambda asked: None
     """Called with each message before a site gets it; ends the server by raising."""
     away: set[str] = field(default_factory=set)
@@ -140,6 +148,16 @@ class Room:
                 with suppress(WireError):
                     self.seen.append((site, asked, wire.decode_reply(answer)))
                 yield site, answer
+
+    def ask_until(
+        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
+    ) -> Iterator[tuple[str, bytes]]:
+        for site, answer in self.ask(message, sites, 0.0):
+            if time.monotonic() < until.at:
+                yield site, answer
+
+    def late(self) -> Iterator[tuple[str, bytes]]:
+        return iter(())
 
 
 def failing(site: str, *kinds: str, reason: str = "") -> Callable[[Any], str | None]:
