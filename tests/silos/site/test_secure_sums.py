@@ -401,7 +401,8 @@ def test_a_restarted_site_has_no_keys_and_has_to_be_asked_to_train_first(tmp_pat
 def test_a_server_that_shows_sites_different_adapters_gets_no_sum(tmp_path: Path) -> None:
     """Else it could have all but one send zeros in some place, and read that one's numbers from the sum."""
     there = Coordinator(tmp_path)
-    there.train()
+    for name in NAMES[1:]:
+        there.sites[name](wire.encode_request(train()))
     other = Broadcast(round=0, adapter=Adapter({A: np.ones((2, 5), np.float32)}), seed=1)
     asked = replace(train(), broadcast=other, id="")
     asked = replace(asked, id=wire.request_id(asked))
