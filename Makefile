@@ -89,8 +89,8 @@ types: $(DEV)
 
 # one process a core, each on one thread: what is tested is small, and threads would only wait for each other
 PARALLEL := -n logical --maxprocesses 8 --dist loadfile
-tests coverage: export OMP_NUM_THREADS := 1
-tests coverage: export OMP_WAIT_POLICY := PASSIVE
+tests test-slow coverage: export OMP_NUM_THREADS := 1
+tests test-slow coverage: export OMP_WAIT_POLICY := PASSIVE
 # from 3.12 on Python itself counts, at much less cost
 coverage: export COVERAGE_CORE = $(shell $(PYTHON) -c \
   'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
@@ -102,7 +102,7 @@ coverage: $(DEV)
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report term:skip-covered
 
 test-slow: $(DEV)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest $(PARALLEL) -m slow
 
 test-architectures: $(DEV)
 	$(BIN)/pytest -m architectures tests/model/test_architectures.py

@@ -44,6 +44,7 @@ def outputs(book: Any, source: str) -> list[Any]:
     return list(cell.outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_it_runs_from_data_to_plots(ran: Any) -> None:

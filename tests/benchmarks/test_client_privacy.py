@@ -38,6 +38,7 @@ def deviation(grid: Grid, cell: Cell) -> float:
     return float(released.delta["w"].std())
 
 
+@pytest.mark.slow
 def test_the_released_mean_has_the_noise_of_the_cohort_that_is_accounted_for(grid: Grid) -> None:
     here = Cell(clients=100, epsilon="8", noise_cohort=0, seed=0)
     there = Cell(clients=100, epsilon="8", noise_cohort=5000, seed=0)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import attacks, leaks
 
@@ -20,6 +21,7 @@ def test_a_loss_that_grows_by_a_tokens_own_tells_the_token() -> None:
     assert attacks.steps_between([(5.0, 2), (9.0, 3), (9.0, 3), (10.1, 4)], table) == [2, 0]
 
 
+@pytest.mark.slow
 def test_quick(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     assert leaks.main(["--quick", "--json", str(file)]) == 0

@@ -85,6 +85,7 @@ def test_an_arm_that_must_be_caught_and_is_not_fails():
     ]
 
 
+@pytest.mark.slow
 def test_an_arm_is_audited_and_read_again(tmp_path):
     options = Namespace(on="world", seed=0, threads=1, quick=True, canaries=20, norm=5.0, more=[])
     (plain,) = [arm for arm in privacy_audit.ARMS if arm.name == "plain"]

@@ -80,6 +80,7 @@ def test_demo_of_no_run_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith(f"skipped: {tmp_path}")
 
 
+@pytest.mark.slow
 def test_aggregating(tmp_path: Path) -> None:
     few = ["--rules", "mean", "zero_padding", "--product-rules", "product", "florist", "side", "flora"]
     figures = _figures(aggregating.main, tmp_path, *few)
@@ -141,6 +142,7 @@ def test_tuning(tmp_path: Path) -> None:
         assert side["peak_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_reading(tmp_path: Path) -> None:
     figures = _figures(reading.main, tmp_path, "--clients", "20")
     ours = figures["cases"]["200 clients of 5|shepherd"]
@@ -149,6 +151,7 @@ def test_reading(tmp_path: Path) -> None:
     assert all(seconds > 0 for seconds in ours["seconds"].values())
 
 
+@pytest.mark.slow
 def test_methods(tmp_path: Path) -> None:
     options = ["--keep", str(tmp_path / "kept"), "--methods", "central", "fedavg", "--seeds", "1"]
     figures = _figures(methods.main, tmp_path, *options, "--rates", "1", "2")
@@ -178,6 +181,7 @@ def test_bytes(tmp_path: Path) -> None:
     assert "against" in rows["top 10 %"]
 
 
+@pytest.mark.slow
 def test_inversion(tmp_path: Path) -> None:
     figures = _figures(inversion.main, tmp_path)
     cells = {(row["batch"], row["rank"]): row for row in figures["begun"]}

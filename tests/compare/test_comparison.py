@@ -363,6 +363,7 @@ def untimed(found: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**each, "trained": {**(each["trained"] or {}), "seconds": 0}} for each in found["arms"]]
 
 
+@pytest.mark.slow
 def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
     llama_folder, source, tmp_path
 ) -> None:

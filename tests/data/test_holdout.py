@@ -626,6 +626,7 @@ def test_nothing_is_taken_apart_for_want_of_clients_that_can_spare_it() -> None:
     assert (found.shared, leaks(examples, found)) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_examples_take_seconds() -> None:
     rng = np.random.default_rng(0)
     text = " ".join(["word"] * 60)

@@ -64,10 +64,10 @@ def table(
 @pytest.mark.parametrize(
     ("algorithm", "transforms", "more", "rounds", "kills", "seed"),
     [
-        ("fedavg", [], {}, 12, 4, 0),
-        (SCAFFOLD, [], {}, 12, 4, 4),  # clients and server remember, under SGD
-        ("fedavg", [FEEDBACK], {}, 12, 4, 5),  # what a client has left out so far waits for its next visit
-        ("fedavg", [], CARRY, 12, 4, 0),  # late updates wait for the round in which they come
+        ("fedavg", [], {}, 12, 3, 0),
+        (SCAFFOLD, [], {}, 12, 3, 4),  # clients and server remember, under SGD
+        ("fedavg", [FEEDBACK], {}, 12, 3, 5),  # what a client has left out so far waits for its next visit
+        ("fedavg", [], CARRY, 12, 3, 0),  # late updates wait for the round in which they come
         pytest.param("fedavg", [], {}, 60, 30, 1, marks=pytest.mark.slow),
         pytest.param("fedprox", [], {}, 40, 20, 2, marks=pytest.mark.slow),
         pytest.param("ffa_lora", [], {}, 40, 20, 3, marks=pytest.mark.slow),
@@ -80,7 +80,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
 ) -> None:
     again = table(llama_folder, source, tmp_path / "killed", algorithm, rounds, transforms, more)
     lives = killed(again, kills, seed)
-    assert sum(life["exit"] == -9 for life in lives) >= min(kills, 3)  # the last may be done too early
+    assert sum(life["exit"] == -9 for life in lives) >= min(kills - 1, 3)  # the last may be done too early
     assert any(life["exit"] == -9 and life["rounds"] for life in lives)  # some died between rounds
     told = [number for life in lives for number in life["rounds"]]
     assert told == sorted(set(told))  # no finished round is redone

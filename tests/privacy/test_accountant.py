@@ -76,7 +76,7 @@ def test_spending_adds_up_over_runs():
 
 @pytest.mark.parametrize(
     ("examples", "batch", "steps", "target", "value"),
-    [(1_500, 16, 281, 8, 0.462), (1_500, 32, 470, 1, 1.553)],
+    [pytest.param(1_500, 16, 281, 8, 0.462, marks=pytest.mark.slow), (1_500, 32, 470, 1, 1.553)],
 )
 def test_the_noise_for_an_epsilon(examples, batch, steps, target, value):
     delta, sampling = examples**-1.1, Poisson(chance=batch / examples)

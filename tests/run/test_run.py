@@ -244,6 +244,7 @@ def test_what_was_chosen_by_measuring_is_written_out(llama_folder, source, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_a_run_in_worker_processes_has_the_same_bits_and_goes_on_with_them(
     llama_folder, source, tmp_path, whole
 ) -> None:

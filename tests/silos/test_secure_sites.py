@@ -257,6 +257,7 @@ def test_a_site_is_lost_in_each_phase_in_turn(hall: Hall) -> None:
         np.testing.assert_allclose(tensor, expected[name], rtol=0, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_in_each_phase_in_turn_has_the_same_bits(
     hall: Hall, expected: list[ServerState]
 ) -> None:

@@ -185,6 +185,7 @@ print(len(list(workers.tuned([job(bases.load(Path(sys.argv[1])), "ann")], silent
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_closes_nothing_ends_and_says_nothing(llama_folder, tmp_path) -> None:
     script = tmp_path / "script.py"  # and it needs no `if __name__ == "__main__"`
     script.write_text(FORGETFUL)

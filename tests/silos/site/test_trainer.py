@@ -415,7 +415,7 @@ def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
     ("more", "rule", "said"),
     [
         ({"version": "0.0.9"}, "version", f"has shepherd-fit 0.0.9 and site-1 has {wire.version()}; "),
-        ({"id": "ab" * 16}, "id", "the id of the request to site-1 does not match its content; install one"),
+        ({"id": "ab" * 32}, "id", "the id of the request to site-1 does not match its content; install one"),
         ({"ahead": 400}, "clock", "the server's clock is 400 s ahead of this site's, .* set both clocks"),
         ({"ahead": -400}, "clock", "clock is 400 s behind this site's, or the message is an old"),
         ({"base": "ef" * 32}, "bases", f"of site-1 refuses base {'ef' * 32}"),

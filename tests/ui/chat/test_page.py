@@ -563,6 +563,7 @@ def test_a_blind_vote_needs_two_arms(visit: Callable[..., Visit], chat: Chat) ->
     said(seen, "a blind vote is between two arms; choose at least two")
 
 
+@pytest.mark.slow
 def test_pairs_and_places_are_drawn(chat: Chat) -> None:
     import gradio
 
