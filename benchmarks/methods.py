@@ -53,12 +53,14 @@ from shepherd.training import score, tune
 
 CENTRAL = "central"
 WHOLE = "server={name='sgd'}"  # a step of 1 at the server, whatever the setting says
+TWO = "server={name='sgd', learning_rate=2.0}"
 UNEQUAL = ("adapter.rank=32", "adapter.alpha=64", "adapter.ranks=[4, 8, 16, 32]")
 SGD = ("tuning.optimiser.name=sgd", "federation.weights=equal", "tuning.learning_rate=0.4")
 METHODS: Mapping[str, tuple[str, ...]] = {
     CENTRAL: (),
     "fedavg": (),
     "fedavg, server rate 1": (WHOLE,),
+    "fedavg, server rate 2": (TWO,),
     "fedprox": ("algorithm.name=fedprox",),
     "ffa_lora": ("algorithm.name=ffa_lora",),
     "ffa_lora, fedsvd": ("algorithm.name=ffa_lora", "server={name='fedsvd'}"),
