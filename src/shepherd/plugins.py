@@ -253,6 +253,12 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             " stragglers.carry = true brings losses of earlier rounds; set stragglers.carry = false, or"
             ' [selection] name = "uniform"'
         )
+    if made.by_list and settings.stragglers is not None and settings.stragglers.carry:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} gives each client its turn or a chance of its own,"
+            " which stragglers.carry = true breaks by leaving out clients that are still at work; set"
+            ' stragglers.carry = false, or [selection] name = "uniform"'
+        )
     if made.by_loss:
         _require_losses(settings, parts.aggregation or aggregation(settings.aggregation, allowed))
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
