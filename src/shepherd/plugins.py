@@ -171,6 +171,11 @@ def _require_sums(settings: RunSettings, made: Method, allowed: Collection[str])
             "evaluation.contribution reports on single updates, and with [secure] the server gets sums alone;"
             " set evaluation.contribution = false, or remove [secure]"
         )
+    if made.transform.needs_each:
+        raise SettingsError(
+            f"{made.called('transform')} reads each update at the server, and with [secure] it gets sums"
+            " alone; remove the one that reads them, or remove [secure]"
+        )
     share, usual = settings.federation.max_share, FederationTable.model_fields["max_share"].default
     if settings.federation.weights != "equal" and share != usual:
         raise SettingsError(
@@ -233,7 +238,8 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             f'selection.name = "{settings.selection.name}" draws clients by their size, which'
             f' federation.weights = "{weights}" would count a second time; set federation.weights = "equal"'
         )
-    mechanism = (parts.transform or transform(settings.transforms, allowed)).mechanism
+    transforms_ = parts.transform or transform(settings.transforms, allowed)
+    mechanism = transforms_.mechanism
     honest = 0 if mechanism is None else mechanism.honest
     if mechanism is not None and made.sampling is None:
         raise SettingsError(
@@ -260,7 +266,8 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             ' stragglers.carry = false, or [selection] name = "uniform"'
         )
     if made.by_loss:
-        _require_losses(settings, parts.aggregation or aggregation(settings.aggregation, allowed))
+        aggregation_ = parts.aggregation or aggregation(settings.aggregation, allowed)
+        _require_losses(settings, aggregation_, transforms_)
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(
             f"the algorithm {settings.algorithm.name!r} counts each client the same, and the selection"
@@ -269,7 +276,7 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
     return made
 
 
-def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
+def _require_losses(settings: RunSettings, aggregation: Aggregation, transform: Transform) -> None:
     """Raise SettingsError, naming both, where cohorts may not depend on what clients report of their loss."""
     instead = 'set [selection] name = "uniform"'
     if settings.privacy.examples is not None:
@@ -282,11 +289,13 @@ def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, and under"
             f" [secure] the server learns no single one's; {instead}"
         )
-    if aggregation.robust:
+    wary = f"the aggregation {settings.aggregation.name!r}" if aggregation.robust else ""
+    if transform.needs_each:
+        wary = f"the transform {', '.join(table.name for table in settings.transforms)!r}"
+    if wary:
         raise SettingsError(
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, which lets"
-            f" one that lies into every cohort, and the aggregation {settings.aggregation.name!r} is there"
-            f" because some may lie; {instead}"
+            f" one that lies into every cohort, and {wary} is there because some may lie; {instead}"
         )
 
 

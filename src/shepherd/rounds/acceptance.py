@@ -238,8 +238,8 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
     infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
-    # a late update comes after the cohort's, and is left out where they are too few for it; others rely on the
-    # cohort alone, since late ones may never come
+    # a late update comes after the cohort's, and is left out where they are too few for it; others rely on
+    # the cohort alone, since late ones may never come
     late = answer.client in request.at_work
     most = len(log.weights) + 1 if late else len(request.cohort)
     if fewest > most and not request.method.is_private:
