@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shepherd.core import (
     Adapter,
@@ -82,6 +83,8 @@ class RoundLog:
     carried: dict[str, int] = field(default_factory=dict)
     """Client whose update of an earlier round counts -> how many rounds late it is."""
     bytes_up: int = 0
+    counted: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Sums over the accepted updates of the tensors that a transform reads of each alike."""
     waited: float = 0.0
     """Seconds of waiting for answers."""
     merged: bool = False
@@ -163,6 +166,8 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
             if len(names) == 1:
                 log.metrics[update.client] = dict(update.metrics)
             log.merged |= len(names) > 1
+            for tensor in request.method.transform.counts:
+                log.counted[tensor] = log.counted.get(tensor, 0.0) + update.extra[tensor].astype(np.float64)
             yield update
             del update
         del answer
@@ -436,6 +441,12 @@ def _require_shares(honest: int, request: RoundRequest, log: RoundLog) -> None:
             f" usable update, and the shares of noise of at least {honest} (honest under [[transforms]]) hide"
             " one of them, so nothing of the round is released; resume to repeat it, or raise selection.share"
         )
+
+
+def with_counts(aggregate: Update, log: RoundLog) -> Update:
+    """The aggregate with plain means in place of the tensors that a transform reads of each update alike."""
+    means = {name: (total / len(log.weights)).astype(np.float32) for name, total in log.counted.items()}
+    return replace(aggregate, extra=Payload({**aggregate.extra, **means})) if means else aggregate
 
 
 def require_own_means(request: RoundRequest, aggregate: Update, log: RoundLog) -> None:
