@@ -410,11 +410,10 @@ def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Tra
             )
         checking = [t.name for t, p in zip(tables[:place], made[:place], strict=True) if p.checks]
         if part.adds and checking:
-            order = f"list {table.name} before {checking[-1]}"
+            order = f"list {table.name} before {checking[-1]}" if table.name not in checking else "keep one"
             raise SettingsError(
                 f"the transform {checking[-1]!r} checks each update, and would take what {table.name!r} adds"
-                f" to one for a part of the change; {order if table.name not in checking else 'keep one'} under"
-                " [[transforms]]"
+                f" to one for a part of the change; {order} under [[transforms]]"
             )
     for (before, one), (after, two) in pairwise(zip(tables, made, strict=True)):
         if two.relative is not None and one.relative is None:

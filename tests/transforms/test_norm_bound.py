@@ -163,5 +163,5 @@ def test_it_is_refused_beside_noise_and_before_a_clip_that_would_count_its_tenso
 
 
 def test_two_of_them_are_refused_since_only_one_could_read_its_tensor():
-    with pytest.raises(SettingsError, match="'norm_bound' adds to one .*; keep one under"):
+    with pytest.raises(SettingsError, match=r"'norm_bound' adds to one .*; keep one under"):
         plugins.transform([PartTable(name="norm_bound"), PartTable(name="norm_bound", factor=2.0)])
