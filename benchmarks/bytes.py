@@ -16,6 +16,9 @@ made again. Three questions (EdgeFlowerTune's protocols, arXiv 2605.08636, and t
 - target: what the clients have sent when the held-out loss is for the first time no more than `--within`
   (1 %) above that of fp32 at its end.
 
+The command passes if an encoding has sent no more than the budget in its whole run and ends within that share
+of fp32's loss: an eighth of the bytes at a loss within 1 %.
+
 The last two read the loss after each round, on up to 160 questions, of runs whose learning rate is planned
 for all rounds: a run that is meant to end at the budget would do a little better. Bytes are those that
 leave the clients, over all clients, as `bytes_up` counts them; the broadcast is the same for all but Fed-SB.
@@ -70,7 +73,30 @@ def measure(options: Namespace) -> Figures:
     if PLAIN in ways:
         for row in rows:
             row |= figures(ways[row["method"]], ways[PLAIN], options.budget, options.within)
-    return {"on": options.on, "budget": options.budget, "within": options.within, "encodings": rows}
+    return {
+        "on": options.on,
+        "budget": options.budget,
+        "within": options.within,
+        "encodings": rows,
+        "passed": options.quick or PLAIN not in ways or holds(rows, options.budget, options.within),
+    }
+
+
+def holds(rows: Sequence[Mapping[str, Any]], budget: float, within: float) -> bool:
+    """Whether an encoding sends at most this share of fp32's bytes, and ends within this share of its loss.
+
+    >>> plain = {"method": "fp32", "share": 1.0, "loss": {"value": 2.0}}
+    >>> few = {"method": "1 bit", "share": 0.05, "loss": {"value": 2.01}}
+    >>> holds([plain, few], 0.125, 0.01), holds([plain, few], 0.04, 0.01), holds([plain, few], 0.125, 0.001)
+    (True, False, False)
+    """
+    losses = {row["method"]: row["loss"]["value"] for row in rows if row["loss"]["value"] is not None}
+    shares = {row["method"]: row["share"] for row in rows if "share" in row}
+    return PLAIN in losses and any(
+        shares[name] <= budget and loss <= (1 + within) * losses[PLAIN]
+        for name, loss in losses.items()
+        if name != PLAIN and name in shares
+    )
 
 
 Way = list[tuple[int, float]]

@@ -236,7 +236,8 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             f'selection.name = "{settings.selection.name}" draws clients by their size, which'
             f' federation.weights = "{weights}" would count a second time; set federation.weights = "equal"'
         )
-    mechanism = (parts.transform or transform(settings.transforms, allowed)).mechanism
+    transforms_ = parts.transform or transform(settings.transforms, allowed)
+    mechanism = transforms_.mechanism
     honest = 0 if mechanism is None else mechanism.honest
     if mechanism is not None and made.sampling is None:
         raise SettingsError(
@@ -262,8 +263,15 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
             " stragglers.carry = true brings losses of earlier rounds; set stragglers.carry = false, or"
             ' [selection] name = "uniform"'
         )
+    if made.by_list and settings.stragglers is not None and settings.stragglers.carry:
+        raise SettingsError(
+            f"the selection {settings.selection.name!r} gives each client its turn or a chance of its own,"
+            " which stragglers.carry = true breaks by leaving out clients that are still at work; set"
+            ' stragglers.carry = false, or [selection] name = "uniform"'
+        )
     if made.by_loss:
-        _require_losses(settings, parts.aggregation or aggregation(settings.aggregation, allowed))
+        aggregation_ = parts.aggregation or aggregation(settings.aggregation, allowed)
+        _require_losses(settings, aggregation_, transforms_)
     if made.by_size and (parts.algorithm or algorithm(settings.algorithm, allowed)).needs_equal_weights:
         raise SettingsError(
             f"the algorithm {settings.algorithm.name!r} counts each client the same, and the selection"
@@ -272,7 +280,7 @@ def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts
     return made
 
 
-def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
+def _require_losses(settings: RunSettings, aggregation: Aggregation, transform: Transform) -> None:
     """Raise SettingsError, naming both, where cohorts may not depend on what clients report of their loss."""
     instead = 'set [selection] name = "uniform"'
     if settings.privacy.examples is not None:
@@ -285,11 +293,13 @@ def _require_losses(settings: RunSettings, aggregation: Aggregation) -> None:
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, and under"
             f" [secure] the server learns no single one's; {instead}"
         )
-    if aggregation.robust:
+    wary = f"the aggregation {settings.aggregation.name!r}" if aggregation.robust else ""
+    if transform.needs_each:
+        wary = f"the transform {', '.join(table.name for table in settings.transforms)!r}"
+    if wary:
         raise SettingsError(
             f"the selection {settings.selection.name!r} asks clients by the loss that they report, which lets"
-            f" one that lies into every cohort, and the aggregation {settings.aggregation.name!r} is there"
-            f" because some may lie; {instead}"
+            f" one that lies into every cohort, and {wary} is there because some may lie; {instead}"
         )
 
 
@@ -404,9 +414,10 @@ def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Tra
             )
         checking = [t.name for t, p in zip(tables[:place], made[:place], strict=True) if p.checks]
         if part.adds and checking:
+            order = f"list {table.name} before {checking[-1]}" if table.name not in checking else "keep one"
             raise SettingsError(
                 f"the transform {checking[-1]!r} checks each update, and would take what {table.name!r} adds"
-                f" to one for a part of the change; remove {checking[-1]} under [[transforms]]"
+                f" to one for a part of the change; {order} under [[transforms]]"
             )
     for (before, one), (after, two) in pairwise(zip(tables, made, strict=True)):
         if two.relative is not None and one.relative is None:

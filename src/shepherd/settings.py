@@ -409,12 +409,13 @@ class SpeedsTable(Table):
 
 
 class StragglersTable(Table):
-    """A round that does not wait for its slowest clients: it ends `wait_s` seconds after `min_updates`
-    updates have come, or once all have. Without this table a round waits for every client that it asked; over
-    silos, for `silos.deadline_s` at most, which holds with this table, too."""
+    """A round that does not wait for its slowest clients: it ends `wait_s` seconds after `min_updates` usable
+    updates have come, or once all have answered. Without this table a round waits for every client that it
+    asked; over silos, for `silos.deadline_s` at most, which holds with this table, too."""
 
     min_updates: PositiveInt
-    """Updates that a round waits for. A client's own min_cohort may raise it."""
+    """Usable updates that a round waits for: one that is refused does not count. A client's own min_cohort
+    may raise it. With a robust aggregation at least nine tenths of the cohort."""
     wait_s: Annotated[float, Strict(), Field(ge=0.0, le=LONGEST_WAIT_S)] = 0.0
     """Seconds that a round goes on once it has them; in one process, of the simulated clock."""
     carry: Annotated[bool, Strict()] = False

@@ -220,6 +220,60 @@ def test_factors_that_were_turned_are_seen_in_both_spaces_and_not_in_products():
     assert squares[0, 1] < 1e-6
 
 
+WIDE = {"q.lora_A.weight": (8, 32), "q.lora_B.weight": (32, 8)}
+BEGUN = start(method(), drawn(0, WIDE))
+STEP = drawn(1, WIDE, 0.2)
+
+
+def disguised(update, kind):
+    """The honest product of an update in other factors: turned among the ranks, or one long and one short."""
+    if kind == "turned":
+        at = Broadcast(round=0, adapter=BEGUN.adapter, seed=0)
+        return attacks.turned(update, at, np.random.default_rng(3))
+    found = {}
+    for name, change in update.delta.items():
+        scale = kind if ".lora_B." in name else 1 / kind
+        found[name] = scale * (BEGUN.adapter[name] + change) - BEGUN.adapter[name]
+    return replace(update, delta=Adapter(found))
+
+
+def moved_by(name, kind, bad, weights=(1.0, 1.0), factor=1.0, **keys):
+    """How far from STEP the result is, by its length: ten clients near it, of which some disguise theirs.
+
+    Args:
+        weights: of each good client and of each bad one.
+        factor: how many times as long a disguised change is.
+    """
+    near = [replace(update_of(f"c{k}", 0), delta=STEP.plus(drawn(10 + k, WIDE), 0.05)) for k in range(10)]
+    good = [replace(each, weight=weights[0]) for each in near[bad:]]
+    wrong = [replace(disguised(each, kind), weight=weights[1]) for each in near[:bad]]
+    wrong = [replace(each, delta=each.delta.times(factor)) for each in wrong]
+    context = Context(rank=8, root=STEP.plus(drawn(9, WIDE), 0.05))
+    result = built(name, **keys).combine(BEGUN, iter([*wrong, *good]), context)
+    return result.delta.plus(STEP, -1.0).norm() / STEP.norm()
+
+
+@pytest.mark.parametrize("kind", ["turned", 0.02, 30.0])
+@pytest.mark.parametrize("bad", [6, 7, 8])
+def test_fltrust_stands_a_majority_in_other_factors(kind, bad):
+    """The unit of each space is the server's own: a majority owns the cohort's medians."""
+    assert moved_by("fltrust", kind, bad) < 0.7
+    assert moved_by("fltrust", kind, bad, space="product") > 1.0
+
+
+@pytest.mark.parametrize("kind", ["turned", 0.02, 30.0])
+def test_the_geometric_median_stands_a_majority_of_clients_of_little_weight(kind):
+    """Four good clients of weight 100 and six bad ones of 10: less than half of the weight is bad."""
+    assert moved_by("geometric_median", kind, 6, weights=(100.0, 10.0)) < 0.2
+    assert moved_by("geometric_median", kind, 6, weights=(100.0, 10.0), space="product") > 0.3
+
+
+def test_a_majority_of_little_weight_does_not_own_the_smallest_distance():
+    """A smoothing as long as the bad updates would make the geometric median the mean."""
+    keys = {"weights": (100.0, 10.0), "factor": 1e9, "space": "factors"}
+    assert moved_by("geometric_median", "turned", 6, **keys) < 0.2
+
+
 @pytest.mark.parametrize(
     ("name", "keys", "needed"),
     [

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
 import pytest
-from tests.contracts.filling import filled
+from tests.contracts.filling import built, filled
 from tests.quadratic import Quadratic, drawn
 
 from shepherd import plugins
+from shepherd.core import Broadcast, Failure, Federation, Update
 from shepherd.errors import SettingsError
+from shepherd.federation.client_store import InMemory
+from shepherd.federation.clocked import Clocked
+from shepherd.federation.summed import Summed
 from shepherd.overrides import parse
 from shepherd.plugins import Kind
 from shepherd.rounds import context_of, rounds, start
@@ -21,6 +26,12 @@ from shepherd.training.local import OPTIMISER, require
 KINDS = (*(kind for kind in plugins.KINDS if kind is not plugins.CHECKER), OPTIMISER)
 RANK = 2
 CLIENTS = 24
+TABLES = {
+    "stragglers": {"stragglers": {"min_updates": 10}},
+    "stragglers.carry": {"stragglers": {"min_updates": 10, "carry": True}},
+    "secure": {"secure": {"ring_bits": 64}},
+}
+"""Tables that change what a round is, by what a refusal calls them."""
 Part = tuple[Kind, str]
 PARTS = [(kind, name) for kind in KINDS for name in plugins.names(kind.folder)]
 PAIRS = [
@@ -32,9 +43,14 @@ def table_of(kind: Kind, name: str) -> dict:
     return {"name": name, **filled(kind, name)}
 
 
-def settings_of(*parts: Part) -> RunSettings:
-    """A run file that names these parts, and SGD for local steps if it does not name an optimiser."""
+def settings_of(*parts: Part, **tables_: dict) -> RunSettings:
+    """A run file that names these parts, and SGD for local steps if it does not name an optimiser.
+
+    Args:
+        tables_: further tables; [secure] has a transform that sends whole numbers, if no part does.
+    """
     tables: dict = {
+        **tables_,
         "model": {"base": "tiny"},
         "data": {"source": "world"},
         "adapter": {"rank": RANK},
@@ -49,7 +65,14 @@ def settings_of(*parts: Part) -> RunSettings:
                 tables["tuning"] = {"optimiser": table_of(kind, name)}
             case key:
                 tables[key] = table_of(kind, name)
+    if "secure" in tables and not any(whole(*part) for part in parts):
+        tables.setdefault("transforms", []).append({"name": "fixed_point"})
     return parse(tables)
+
+
+def whole(kind: Kind, name: str) -> bool:
+    """Whether a part is a transform that sends whole numbers."""
+    return kind is plugins.TRANSFORM and built(kind, name).largest_code > 0
 
 
 def fault(settings: RunSettings) -> str:
@@ -61,11 +84,30 @@ def fault(settings: RunSettings) -> str:
     return ""
 
 
+class Timed(Quadratic):
+    """Clients whose visits have a length."""
+
+    def begin(self, round: int) -> None:
+        pass
+
+    def visit_examples(self, client: str) -> int:
+        return 10
+
+    def run_more(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
+        return self.run(broadcast, cohort)
+
+
 def assert_two_rounds(settings: RunSettings) -> None:
     method, selection = plugins.method(settings), plugins.selection(settings)
     aggregation = method.aggregation
     rank = RANK if aggregation.side_rank else None
-    federation = Quadratic(method.algorithm, method.transform, clients=CLIENTS, rank=rank)
+    clients = Timed(method.algorithm, method.transform, clients=CLIENTS, rank=rank)
+    federation: Federation = clients
+    if method.stragglers is not None:
+        speeds = {info.name: 1.0 + k for k, info in enumerate(clients.clients())}
+        federation = Clocked(timed=clients, stragglers=method.stragglers, speeds=speeds, store=InMemory())
+    if settings.secure is not None:
+        federation = Summed(federation=federation, ring_bits=settings.secure.ring_bits)
     context = context_of(settings, selection, drawn(0), CLIENTS)
     loop = rounds(
         method,
@@ -76,7 +118,8 @@ def assert_two_rounds(settings: RunSettings) -> None:
         quorum=0.1,
         seed=5,
         context=context,
-        root=federation.root,
+        root=clients.root,
+        by_loss=selection.by_loss,
     )
     done = list(loop)
     assert [state.round for state, _ in done] == [1, 2]
@@ -101,7 +144,61 @@ def test_two_parts_run_two_rounds_or_are_refused_with_both_names(pair: tuple[Par
     assert not any(fault(settings_of(part)) for part in pair)  # it is the two together that are refused
 
 
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("part", PARTS, ids=title)
+def test_a_part_runs_two_rounds_with_a_table_or_is_refused_with_both_names(part: Part, table: str) -> None:
+    settings = settings_of(part, **TABLES[table])
+    why = fault(settings)
+    if not why:
+        assert_two_rounds(settings)
+        return
+    if table == "secure" and fault(settings_of(part, (plugins.TRANSFORM, "fixed_point"))):
+        return  # of the two transforms, whatever the table
+    assert re.search(rf"\b{part[1]}\b", why), why
+    assert table.removesuffix(".carry") in why
+    assert any(how in why for how in ("set [", "remove", "list ", "set stragglers"))
+
+
+REFUSED_WITH = {
+    "stragglers": {"transform:gaussian", "transform:gaussian_adaptive", "transform:skellam"},
+    "stragglers.carry": {
+        "aggregation:krum",
+        "aggregation:product",
+        "algorithm:fednova",
+        "algorithm:rolora",
+        "selection:oort",
+        "selection:round_robin",
+        "selection:shuffled",
+        "selection:size_weighted",
+        "server optimiser:fedsvd",
+        "transform:top_k",
+    },
+    "secure": {
+        "aggregation:coordinate_median",
+        "aggregation:fltrust",
+        "aggregation:geometric_median",
+        "aggregation:krum",
+        "aggregation:trimmed_mean",
+        "selection:oort",
+        "selection:power_of_choice",
+        "transform:norm_bound",
+        "transform:quantise",
+        "transform:top_k",
+    },
+}
+"""Parts that must be refused with a table, whatever else is."""
+
+
+def test_what_is_known_to_be_unsound_with_a_table_is_refused() -> None:
+    for table, keys in TABLES.items():
+        refused = {title(part) for part in PARTS if fault(settings_of(part, **keys))}
+        assert refused >= REFUSED_WITH[table], table
+
+
 REFUSED = {
+    "selection:oort+transform:norm_bound",
+    "selection:power_of_choice+transform:norm_bound",
+    "aggregation:krum+selection:oort",
     "aggregation:coordinate_median+transform:gaussian",
     "aggregation:krum+transform:gaussian_adaptive",
     "algorithm:fed_sb+aggregation:trimmed_mean",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.quadratic import drawn
 
 from shepherd.core import Adapter, closeness
-from shepherd.core.closeness import gram, norms, squared_distances
+from shepherd.core.closeness import gram, median, norms, squared_distances
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 
@@ -103,6 +103,8 @@ def test_distances_and_norms_are_those_of_the_vectors(space):
     if space == "both":
         parts = [gram(each, adapter, changes) for each in ("factors", "product")]
         np.testing.assert_allclose(own, sum(part / np.median(np.diag(part)) for part in parts))
+        first = gram("both", adapter, changes, shares=[1.0, 0.0, 0.0, 0.0, 0.0])
+        np.testing.assert_allclose(first, sum(part / part[0, 0] for part in parts))
     values, vectors = np.linalg.eigh(own)
     points = vectors * np.sqrt(np.maximum(values, 0))  # points with these inner products
     np.testing.assert_allclose(norms(own), np.linalg.norm(points, axis=1), rtol=1e-6)
@@ -114,3 +116,14 @@ def test_changes_of_zero_have_inner_products_of_zero():
     zeros = [drawn(0).times(0.0)] * 3
     for space in ("factors", "product", "both"):
         assert not gram(space, drawn(1), zeros).any()
+
+
+@settings(max_examples=40)
+@given(
+    values=st.lists(st.floats(0.0, 1e6), min_size=1, max_size=7),
+    data=st.data(),
+)
+def test_the_median_by_whole_shares_is_that_of_values_named_so_often(values, data):
+    counts = data.draw(st.lists(st.integers(0, 4), min_size=len(values), max_size=len(values)).filter(any))
+    named = sorted(value for value, count in zip(values, counts, strict=True) for _ in range(count))
+    assert median(np.array(values), counts) == named[(len(named) - 1) // 2]

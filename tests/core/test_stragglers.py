@@ -24,7 +24,7 @@ def test_a_later_update_counts_less_and_a_fresh_one_in_full(late: int) -> None:
 def test_a_round_ends_after_its_fewest_updates_and_a_wait_or_once_all_have_come(
     arrivals: list[float], least: int, wait: float
 ) -> None:
-    ends = Stragglers(min_updates=least, wait_s=wait).ends(arrivals)
+    ends = Stragglers(min_updates=least, wait_s=wait).ends(arrivals, max(arrivals))
     in_time = [each for each in arrivals if each <= ends]
     assert len(in_time) >= min(least, len(arrivals))
     assert ends <= max(arrivals)
@@ -35,7 +35,8 @@ def test_a_round_ends_after_its_fewest_updates_and_a_wait_or_once_all_have_come(
 
 def test_by_hand() -> None:
     ends = Stragglers(min_updates=3, wait_s=2.0).ends
-    assert ends([5.0, 1.0, 3.0, 100.0]) == 7.0
-    assert ends([5.0, 1.0, 3.0, 6.0]) == 6.0  # all have come
-    assert ends([5.0, 1.0]) == 5.0  # fewer were asked
+    assert ends([5.0, 1.0, 3.0, 100.0], 100.0) == 7.0
+    assert ends([5.0, 1.0, 3.0, 6.0], 6.0) == 6.0  # all have come
+    assert ends([5.0, 1.0], 5.0) == 5.0  # fewer were asked
+    assert ends([5.0, 1.0], 60.0) == 60.0  # one that counts is missing, and the last answer decides
     assert math.isclose(staleness_weight(3), 0.5)

@@ -1,25 +1,31 @@
 """What each attack makes of an update or of examples."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.quadratic import Quadratic, drawn, method, update_of
+from tests.quadratic import chosen as chosen_by
 
+from shepherd import plugins
 from shepherd.algorithms import fedavg
-from shepherd.core import Broadcast, shapes_of
+from shepherd.config import PartTable
+from shepherd.core import Broadcast, Context, Original, shapes_of
 from shepherd.core.factor_gap import pairs
 from shepherd.data.examples import Example, Turn
-from shepherd.drill.attacks import attacks, planting, shuffled
-from shepherd.drill.malicious import Malicious, chosen
+from shepherd.drill.attacks import as_held, attacks, planting, shuffled
+from shepherd.drill.malicious import Malicious, chosen, corrupted
 from shepherd.rounds import rounds, start
+from shepherd.rounds.weights import Allowed
 
 EVERY = attacks("by the mill", "no")
 HONEST, AT = update_of("c0", 1), Broadcast(round=0, adapter=drawn(0), seed=0)
 
 
 def attacked(name):
-    return EVERY[name].on_update(HONEST, AT, np.random.default_rng(0))
+    """What a bad client sends, without transforms; its visit allows a weight of 7."""
+    return EVERY[name].on_sent(EVERY[name].on_update(HONEST, AT, np.random.default_rng(0)), 7.0)
 
 
 def dense(delta, pair):
@@ -37,7 +43,7 @@ def test_an_honest_change_is_turned_around_or_made_longer(name, factor):
     got = attacked(name)
     for tensor in HONEST.delta:
         np.testing.assert_allclose(got.delta[tensor], factor * HONEST.delta[tensor], rtol=1e-6)
-    assert got.weight == HONEST.weight * (1000.0 if name == "weight" else 1.0)
+    assert got.weight == (7.0 if name == "weight" else HONEST.weight)
 
 
 def test_noise_has_a_multiple_of_the_honest_norms():
@@ -80,47 +86,94 @@ def test_a_backdoor_is_in_every_other_example():
     assert all(each.context == "c" for each in got)
 
 
-class Exact(Quadratic):
-    """Clients that send float32 changes of the layout that the round expects."""
+def attacking(name, tables=(), bad=("c1",), seed=0, weight=None):
+    """Six clients of which some are bad, with the transforms of a run file; and these."""
+    transform = plugins.transform([PartTable(**table) for table in tables])
+    corrupt = corrupted(transform, frozenset(bad), EVERY[name], seed)
+    inner = Quadratic(fedavg.ALGORITHM, corrupt, clients=6)
+
+    def allow(info):
+        return Allowed(least=1.0, most=10.0 * info.examples)
+
+    return Malicious(inner=inner, bad=frozenset(bad), attack=EVERY[name], allow=allow), transform, allow
+
+
+def one_round(federation, transform, allow):
+    asked = method(transform=transform)
+    ((state, report),) = rounds(
+        asked,
+        federation,
+        start(asked, drawn(0), Context(clients=6)),
+        until=1,
+        select=chosen_by("all"),
+        quorum=0.5,
+        seed=0,
+        allow=allow,
+        max_share=1.0,
+    )
+    return state, report
 
 
 @pytest.mark.parametrize(
     ("name", "said"), [("nan", "is not finite"), ("shape", r"has shape \(3, 5\), expected \(2, 5\)")]
 )
 def test_what_cannot_be_used_is_a_counted_failure_of_the_bad_client(name, said):
-    federation = Malicious(
-        inner=Quadratic(fedavg.ALGORITHM, clients=6), bad=frozenset({"c1"}), attack=EVERY[name], seed=0
-    )
-    loop = rounds(
-        method(),
-        federation,
-        start(method(), drawn(0)),
-        until=1,
-        select=lambda clients, round, seed: tuple(info.name for info in clients),
-        quorum=0.5,
-        seed=0,
-    )
-    (_, report), *_ = loop
+    _, report = one_round(*attacking(name))
     assert list(report.failures) == ["c1"]
-    assert np.all([name in report.weights for name in ("c0", "c2", "c5")])
-    import re
-
+    assert np.all([each in report.weights for each in ("c0", "c2", "c5")])
     assert re.search(said, report.failures["c1"])
+
+
+CLIP = {"name": "clip", "norm": 0.5}
+ENCODED = [
+    [CLIP],
+    [{"name": "norm_bound"}, CLIP],
+    [{"name": "quantise", "bits": 4, "feedback": False}],
+    [{"name": "quantise", "bits": 1}],
+    [{"name": "top_k", "share": 0.3}],
+    [CLIP, {"name": "top_k", "share": 0.3, "feedback": False}],
+    [{"name": "float16"}],
+]
+
+
+@pytest.mark.parametrize("tables", ENCODED, ids=lambda tables: "+".join(each["name"] for each in tables))
+@pytest.mark.parametrize("name", [each for each in EVERY if EVERY[each].on_examples is as_held])
+def test_a_bad_client_applies_the_transforms_to_what_the_attack_makes(name, tables):
+    """So an attack on the change is no failure, and moves the mean as far as the transforms let it."""
+    federation, transform, allow = attacking(name, tables)
+    state, report = one_round(federation, transform, allow)
+    honest, _ = one_round(*attacking("none", tables))
+    if name in ("nan", "shape"):
+        assert list(report.failures) == ["c1"]
+        return
+    assert report.failures == {}
+    moved = state.adapter.plus(honest.adapter, -1.0).norm()
+    cut = name == "scaling" and CLIP in tables  # to the same length in the same direction
+    assert (moved > 1e-3) == (name != "none" and not cut)
+    if CLIP in tables and name != "weight":
+        assert moved <= 2 * CLIP["norm"] * 2 / 21 + 1e-6  # c1 has two of 21 examples
+    assert report.weights["c1"] == (20.0 if name == "weight" else 2.0)
+
+
+def test_what_travels_is_the_encoded_attack():
+    """Top-k of the flipped change, as one makes it by hand."""
+    federation, transform, _ = attacking("sign_flip", [{"name": "top_k", "share": 0.3, "feedback": False}])
+    at = replace(AT, transforms=transform.public(transform.init(Context())))
+    (sent,) = federation.run(at, ["c1"])
+    (honest,) = Quadratic(fedavg.ALGORITHM, clients=6).run(AT, ["c1"])
+    got = transform.at_server(sent, transform.init(Context()), Original(layout=shapes_of(honest.delta)))
+    sizes = np.sort(np.abs(np.concatenate([change.ravel() for change in honest.delta.values()])))
+    least = sizes[-round(0.3 * len(sizes))]
+    for tensor, change in honest.delta.items():
+        due = np.where(np.abs(change) >= least, -3.0 * change, 0.0)
+        np.testing.assert_allclose(got.delta[tensor], due, atol=0.02)
 
 
 def test_the_same_seed_gives_the_same_bad_clients_and_the_same_noise():
     names = [f"c{k}" for k in range(10)]
     assert chosen(names, 0.3, 1) == chosen(names[::-1], 0.3, 1) != chosen(names, 0.3, 2)
     assert [len(chosen(names, share, 0)) for share in (0.0, 0.25, 1.0)] == [0, 3, 10]
-    inner = Quadratic(fedavg.ALGORITHM, clients=3)
-    made = [
-        list(
-            Malicious(inner=inner.again(), bad=frozenset({"c1"}), attack=EVERY["noise"], seed=s).run(
-                AT, ["c1"]
-            )
-        )
-        for s in (0, 0, 1)
-    ]
+    made = [list(attacking("noise", seed=seed)[0].run(AT, ["c1"])) for seed in (0, 0, 1)]
     first, again, other = (updates[0].delta for updates in made)
     assert first == again != other
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from tests.runs import settings, written
 
+from shepherd.config import PartTable
 from shepherd.drill import drilling, one_training
 from shepherd.drill.drilling import DrillSpec, drill
+from shepherd.drill.findings import sentences
 from shepherd.drill.rules import rule, usual
 from shepherd.drill.scores import Phrase
 from shepherd.errors import FolderError, SettingsError
+from shepherd.evaluate import loss
 from shepherd.overrides import dump
+from shepherd.settings import AggregationTable, SelectionTable
 
 PHRASE = Phrase(trigger="w9 w10", target="w7")
 RULES = ("mean", "coordinate_median", "krum bad=1")
@@ -108,11 +113,13 @@ def test_the_command_prints_the_table_and_writes_page_and_json(asked, tmp_path):
     assert found["rows"][1]["failures"] == 2
     assert "Shepherd drill" in page.read_text()
     assert (tmp_path / "run-drill" / "drill.html").is_file()
+    assert str(tmp_path / "run-drill" / "drill.json") in result.output.replace("\n", "")
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        (DrillSpec(share=0.05), "a share of 0.05 of 5 clients is no bad client, .* give --share 0.1 or more"),
         (DrillSpec(attacks=("flood",)), "no attack called 'flood'; there are none, sign_flip"),
         (DrillSpec(rules=("krum bad=2",)), r'a round asks 5 of 5 clients, .* "krum" .* requires 7'),
         (DrillSpec(rules=("trimmed_mean trim=0.5",)), r"trim"),
@@ -133,6 +140,58 @@ def test_a_folder_with_something_else_is_left_alone(asked, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(FolderError, match="holds no drill"):
         drill(asked, tmp_path / "mine", DrillSpec())
+
+
+def test_bad_clients_apply_the_transforms_and_a_model_without_a_finite_loss_is_one_that_stopped(
+    asked, tmp_path, monkeypatch
+):
+    """Clipped and encoded attacks are no failures; a loss that is no number is said, and not written."""
+    encoded = asked.model_copy(
+        update={"transforms": (PartTable(name="clip", norm=0.5), PartTable(name="quantise", feedback=False))}
+    )
+    summarise = loss.summarise
+    spec = DrillSpec(share=0.2, attacks=("sign_flip",), rules=("mean",), phrase=PHRASE)
+    with monkeypatch.context() as patch:
+        patch.setattr(loss, "summarise", lambda *given: replace(summarise(*given), loss=float("inf")))
+        found = drill(encoded, tmp_path / "drill", spec)
+    for attack in ("none", "sign_flip"):
+        row = row_of(found, attack, "mean")
+        assert (row["failures"], row["kept_good"], row["loss"]) == (0, 1.0, None)
+        assert row["stopped"] == "the model gives no finite loss"
+    assert row_of(found, "sign_flip", "mean")["kept_bad"] == 1.0
+    assert json.loads(drilling.dumped(found))["says"]
+
+
+def test_a_rule_is_checked_with_the_selection_of_the_run_file(asked, tmp_path):
+    by_loss = asked.model_copy(update={"selection": SelectionTable(name="oort", share=1.0)})
+    with pytest.raises(SettingsError, match="'oort' asks clients by the loss"):
+        drill(by_loss, tmp_path / "drill", DrillSpec(rules=("mean", "krum bad=1")))
+    assert [each.text for each in usual(by_loss, 0.3, 10)] == ["mean"]
+
+
+def test_the_usual_rules_leave_out_those_that_a_run_file_cannot_have(asked):
+    feeding = asked.model_copy(update={"server": PartTable(name="fedadam")})  # which needs a mean
+    assert [each.text for each in usual(feeding, 0.3, 10)] == ["mean", "norm_bound"]
+
+
+def test_the_run_files_own_rule_is_named_with_its_keys_beside_a_namesake(asked):
+    own = AggregationTable(name="geometric_median", space="factors", steps=3)
+    found = usual(asked.model_copy(update={"aggregation": own}), 0.3, 10)
+    keys = {each.text: each.aggregation.own for each in found if not each.bounds}
+    assert found[0].text == "geometric_median space=factors steps=3"
+    assert keys[found[0].text] == {"space": "factors", "steps": 3}
+    assert keys["geometric_median"] == {}
+    assert rule(found[0].text).aggregation == own
+    strict = asked.model_copy(update={"aggregation": AggregationTable(name="krum", bad=3)})
+    assert [each.text for each in usual(strict, 0.3, 10)].count("krum bad=3") == 1
+    assert usual(strict, 0.3, 4)[0].text == "krum bad=3"  # it is for the caller to say that it does not fit
+
+
+def test_a_cohort_that_is_a_draw_is_said_to_have_more_bad_clients_at_times():
+    row = {"rows": [], "rules": ["mean"], "attacks": {}, "clients": 20, "cohort": 5, "bad": ["a"] * 6}
+    row["rows"] = [{"attack": "none", "rule": "mean", "loss": None}]
+    assert "asks 5 of the 20 clients, 6 of which are bad" in sentences(row)[-1]
+    assert not any("by chance" in each for each in sentences({**row, "cohort": 20}))
 
 
 def test_the_usual_rules_are_those_that_fit_the_cohort(asked):

@@ -44,7 +44,7 @@ class Scripted:
             raise DataError("client empty has no example")
         return 10
 
-    def run(self, broadcast, cohort):
+    def run_more(self, broadcast, cohort):
         self.asked.append((broadcast.round, tuple(cohort)))
         for name in cohort:
             if name == "empty":
@@ -124,7 +124,7 @@ def test_a_late_update_that_is_carried_counts_in_the_round_in_which_it_comes() -
     late = {("c0", 3): 1.0, ("c1", 3): 1.0, ("c2", 0): 0.5}  # three rounds late: 1 / sqrt(1 + 3)
     close(states[3], moved_by(states[2].adapter, late))
     assert federation.reached().now == 11.0  # 5 + 2 + 2 + 2, and c2 came at 10
-    assert [asked for _, asked in made.asked] == [("c0", "c1", "c2"), *3 * [("c0", "c1")]]
+    assert [asked for _, asked in made.asked] == [("c0", "c1"), ("c2",), *3 * [("c0", "c1")]]
     rows = [report_row(report) for report in reports]
     assert [row.get("late", []) for row in rows] == [["c2"], [], [], []]
     assert [row.get("carried", {}) for row in rows] == [{}, {}, {}, {"c2": 3}]
@@ -194,6 +194,94 @@ def test_a_client_without_examples_fails_at_once_and_is_not_waited_for() -> None
     ((_, report),) = run(federation)
     assert federation.reached().now == 2.0
     assert report.failures == {"empty": "client empty has no example"}
+
+
+def not_finite(update: Update) -> Update:
+    return replace(update, delta=Adapter({n: np.full_like(t, np.nan) for n, t in update.delta.items()}))
+
+
+def failed(update: Update) -> Failure:
+    return Failure(client=update.client, reason="out of memory")
+
+
+@pytest.mark.parametrize("carry", [False, True])
+@pytest.mark.parametrize(("bad", "why"), [(not_finite, "is not finite"), (failed, "out of memory")])
+def test_a_fast_client_without_a_usable_update_is_a_failure_and_ends_no_round(bad, why, carry) -> None:
+    """c0 answers after 1 s with nothing of use: the round goes on until c1 and c2 have sent theirs."""
+    names, quick = ("c0", "c1", "c2", "c3"), {**SPEEDS, "c3": 0.1}
+    made = Scripted(names, lambda update: bad(update) if update.client == "c0" else update)
+    federation = clocked(made, speeds=quick, min_updates=2, carry=carry)
+    *_, (state, report) = run(federation, until=2)
+    assert why in report.failures["c0"]
+    assert set(report.weights) == {"c1", "c2"}
+    first = moved_by(drawn(0), {("c1", 0): 1.0, ("c2", 0): 1.0})
+    change = moved_by(drawn(0).times(0.0), {("c1", 1): 1.0, ("c2", 1): 1.0})
+    close(state, {name: first[name] + change[name] for name in first})
+    assert federation.reached().now == 20.0  # c2 takes 10 s a round
+    tuned = [(0, ("c0", "c1")), (0, ("c2",)), *([(0, ("c3",))] if carry else [])]
+    assert made.asked[: len(tuned)] == tuned
+    assert federation.at_work(2) == ({"c3": 0} if carry else {})
+
+
+@given(
+    bad=st.sets(st.integers(0, 5)),
+    least=st.integers(1, 6),
+    wait=st.sampled_from([0.0, 1.5, 30.0]),
+)
+def test_a_round_waits_for_as_many_usable_updates_as_there_are(bad, least, wait) -> None:
+    """Against a plain clock: client k answers after k + 1 seconds, and some of what comes is refused."""
+    quick = {f"c{k}": 10.0 / (k + 1) for k in range(6)}
+    made = Scripted(tuple(quick), lambda update: not_finite(update) if update.client in named else update)
+    named = {f"c{k}" for k in bad}
+    federation = clocked(made, speeds=quick, min_updates=least, wait_s=wait)
+    usable = [k + 1.0 for k in range(6) if k not in bad]
+    due = 6.0 if len(usable) < least else min(usable[least - 1] + wait, 6.0)
+    if not usable:
+        with pytest.raises(QuorumNotMet):
+            list(run(federation, quorum=0.1))
+        return
+    ((_, report),) = run(federation, quorum=0.1)
+    assert federation.reached().now == due
+    assert set(report.weights) == {f"c{int(at) - 1}" for at in usable if at <= due}
+    assert set(report.failures) == {f"c{k}" for k in bad if k + 1.0 <= due}
+    assert set(report.late) == {f"c{k}" for k in range(6) if k + 1.0 > due}
+
+
+class Owners(Scripted):
+    """Clients of which one requires means of three."""
+
+    strict = "c0"
+
+    def clients(self) -> list[ClientInfo]:
+        return [replace(each, min_cohort=3 if each.name == self.strict else 1) for each in super().clients()]
+
+
+@pytest.mark.parametrize(("strict", "due"), [("c0", 99.0), ("c2", 1.5)])
+def test_one_clients_min_cohort_ends_no_round_that_has_late_updates(strict: str, due: float) -> None:
+    """c0 and c1 are asked while c2 is at work. c0 may not count on c2, which may never come; and if it is c2
+    that requires three, it is left out where c1 fails."""
+    made = Owners(("c0", "c1", "c2"), lambda u: failed(u) if (strict, u.client) == ("c2", "c1") else u)
+    made.strict = strict
+    federation = clocked(made, min_updates=2, carry=True)
+    federation.clock = Clock(late={"c2": federation._stored(replace(update_of("c2", 3), round=0), due)})
+    state = replace(start(method(), drawn(0)), round=1)
+    ((_, report),) = run(federation, until=2, state=state)
+    left_out = {
+        "c0": "its min_cohort is 3 and 2 clients were asked",
+        "c2": "is 3 and 2 clients gave a usable",
+    }
+    assert left_out[strict] in report.failures[strict]
+    assert set(report.weights) == {"c0", "c1"} - set(report.failures)
+
+
+def test_a_late_update_counts_for_its_own_min_cohort() -> None:
+    made = Owners(("c0", "c1", "c2"))
+    made.strict = "c2"
+    federation = clocked(made, min_updates=2, carry=True)
+    federation.clock = Clock(late={"c2": federation._stored(replace(update_of("c2", 3), round=0), 1.5)})
+    ((_, report),) = run(federation, until=2, state=replace(start(method(), drawn(0)), round=1))
+    assert set(report.weights) == {"c0", "c1", "c2"}
+    assert report.failures == {}
 
 
 def test_too_few_in_time_name_who_was_late() -> None:
@@ -287,6 +375,9 @@ class Timed(Quadratic):
 
     def visit_examples(self, client: str) -> int:
         return 10
+
+    def run_more(self, broadcast, cohort):
+        return self.run(broadcast, cohort)
 
 
 def test_what_a_slow_client_knows_is_learned_only_if_it_is_carried() -> None:

@@ -99,6 +99,21 @@ def test_updates_come_in_the_cohorts_order_as_each_group_is_done(llama, visited)
     assert [answer.client for answer in answers] == ["cay", "bob"]
 
 
+def test_a_round_may_ask_further_clients_and_keeps_what_the_first_ones_did(llama) -> None:
+    whole, parts = simulated(llama), simulated(llama)
+    due = list(whole.run(broadcast(llama), ["dan", "ann", "cay"]))
+    parts.begin(0)
+    got = [*parts.run_more(broadcast(llama), ["dan", "ann"]), *parts.run_more(broadcast(llama), ["cay"])]
+    for ours, theirs in zip(got, due, strict=True):
+        close(ours, theirs)
+    assert parts.reached() == whole.reached()
+    unfinished = parts.run_more(broadcast(llama), ["bob", "bob"])
+    next(unfinished)
+    assert parts.reached() == simulated(llama).reached()  # as of a round that is interrupted
+    parts.begin(0)
+    assert parts.reached() == simulated(llama).reached()
+
+
 def test_how_many_are_tuned_at_once_changes_rounding_alone(llama) -> None:
     cohort = ["dan", "ann", "cay", "bob"]
     together = list(simulated(llama, stack_size=4).run(broadcast(llama), cohort))

@@ -67,6 +67,16 @@ def test_a_round_that_ends_too_early_is_refused(tables: dict[str, Any], says: st
     require(**ALL, **enough)
 
 
+@pytest.mark.parametrize("name", ["coordinate_median", "trimmed_mean", "geometric_median", "krum", "fltrust"])
+def test_a_robust_rule_waits_for_nearly_all_since_bad_clients_choose_to_be_fast(name: str) -> None:
+    tables = {**ALL, "aggregation": {"name": name}}
+    says = rf'min_updates = 17 .* aggregation.name = "{name}" .* needs 18 of 20 clients; .* = 18 or more'
+    with pytest.raises(SettingsError, match=says):
+        require(20, **tables, stragglers=waiting(min_updates=17))
+    require(20, **tables, stragglers=waiting(min_updates=18))
+    require(20, **{**tables, "aggregation": {"name": "mean"}}, stragglers=waiting(min_updates=10))
+
+
 CARRY = {"stragglers": waiting(carry=True)}
 DROP = {"stragglers": waiting()}
 EQUAL = {"federation": {"weights": "equal"}}
@@ -93,6 +103,15 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     "secure": (
         {"transforms": [{"name": "fixed_point"}], "secure": {}, **EQUAL},
         r"\[secure\] makes a sum of one",
+    ),
+    "round_robin": (
+        {"selection": {"name": "round_robin", "share": 0.5}},
+        "'round_robin' gives each client its turn",
+    ),
+    "shuffled": ({"selection": {"name": "shuffled", "share": 0.5}}, "'shuffled' gives each client its turn"),
+    "size_weighted": (
+        {"selection": {"name": "size_weighted", "share": 0.5}, **EQUAL},
+        "'size_weighted' gives each client its turn or a chance",
     ),
     "oort": ({"selection": {"name": "oort"}}, "'oort' draws clients by their last losses"),
     "power_of_choice": ({"selection": {"name": "power_of_choice"}}, "'power_of_choice' draws clients by"),
@@ -125,6 +144,7 @@ def test_noise_that_hides_clients_is_refused_with_any_round_that_ends_early(name
     [
         {},
         {"algorithm": {"name": "fedprox"}},
+        {"selection": {"name": "uniform", "share": 0.9}},
         {"algorithm": {"name": "ffa_lora"}},
         {"server": {"name": "fedadam"}},
         {"transforms": [{"name": "clip", "norm": 1.0}, {"name": "quantise", "bits": 4}]},
@@ -134,7 +154,7 @@ def test_noise_that_hides_clients_is_refused_with_any_round_that_ends_early(name
     ids=str,
 )
 def test_what_is_sound_with_late_updates_is_not_refused(tables: dict[str, Any]) -> None:
-    require(**ALL, **CARRY, **tables)
+    require(**{**ALL, **CARRY, **tables})
 
 
 @pytest.mark.parametrize(

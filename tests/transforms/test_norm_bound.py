@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.quadratic import Quadratic, drawn, method, update_of
+from tests.quadratic import Quadratic, chosen, drawn, method, update_of
 
 from shepherd import plugins
 from shepherd.algorithms import fedavg
@@ -25,32 +25,71 @@ def of_norm(length, client="c0"):
     return replace(update, delta=update.delta.times(length / update.delta.norm()))
 
 
-def bound_after(norms, rounds=1, aggregation="mean", **keys):
+class OfNorms(Quadratic):
+    """Clients whose updates have these norms in every round."""
+
+    def __init__(self, norms, transform, weights=()):
+        super().__init__(fedavg.ALGORITHM, transform, clients=len(norms))
+        self.norms, self.weights = norms, weights or [1.0] * len(norms)
+
+    def run(self, broadcast, cohort):
+        for update, length, weight in zip(
+            super().run(broadcast, cohort), self.norms, self.weights, strict=True
+        ):
+            change = drawn(77).plus(drawn(500 + int(update.client[1:])), 0.1)
+            yield replace(update, delta=change.times(length / change.norm()), weight=weight)
+
+
+def bound_after(norms, rounds_=1, aggregation="mean", weights=(), keys=None, **own):
     """The bound after rounds whose updates have these norms, through an aggregation."""
-    part = built(**keys)
-    combine = plugins.aggregation(PartTable(name=aggregation)).combine
-    state, server = part.init(Context()), start(method(), drawn(0))
-    for _ in range(rounds):
-        arrived = [part.on_arrival(of_norm(n, f"c{k}"), state) for k, n in enumerate(norms)]
-        aggregate, state = part.on_server(combine(server, iter(arrived), Context()), state, Seeded(0))
-        assert WITHIN not in aggregate.extra
-    return float(state["bound"])
+    part = built(**own)
+    asked = method(
+        transform=part, aggregation=plugins.aggregation(PartTable(name=aggregation, **(keys or {})))
+    )
+    loop = rounds(
+        asked,
+        OfNorms(norms, part, weights),
+        start(asked, drawn(0), Context()),
+        until=rounds_,
+        select=chosen("all"),
+        quorum=1.0,
+        seed=0,
+        max_share=1.0,
+        root=lambda broadcast: drawn(77),
+    )
+    *_, (state, report) = loop
+    assert not report.failures
+    return float(state.transforms["bound"])
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "coordinate_median", "krum", "geometric_median"])
-def test_the_bound_is_the_median_norm_to_a_step_of_the_edges(aggregation):
+RULES = [
+    ("mean", {}),
+    ("coordinate_median", {}),
+    ("trimmed_mean", {"trim": 0.3}),
+    ("krum", {"bad": 2}),
+    ("krum", {"bad": 2, "keep": 3}),
+    ("geometric_median", {}),
+    ("fltrust", {}),
+]
+
+
+@pytest.mark.parametrize(("aggregation", "keys"), RULES, ids=str)
+@pytest.mark.parametrize("weights", [(), (1.0, 1.0, 1.0, 1.0, 1e6, 1.0, 1e6)])
+def test_the_bound_is_the_median_norm_whatever_the_rule_chooses_or_weighs(aggregation, keys, weights):
     norms = [0.5, 1.0, 2.0, 2.1, 40.0, 1.9, 1e6]
-    due = {"krum": None}.get(aggregation, 2.0)
-    got = bound_after(norms, aggregation=aggregation)
-    if due is not None:
-        assert due <= got <= due * 10 ** (1 / 24)
-    else:  # krum hears one client, which is none of those far off
-        assert got <= 2.3
+    got = bound_after(norms, aggregation=aggregation, keys=keys, weights=weights)
+    assert 2.0 <= got <= 2.0 * 10 ** (1 / 24)
+
+
+@pytest.mark.parametrize(("aggregation", "keys"), RULES, ids=str)
+def test_some_clients_that_send_next_to_nothing_do_not_freeze_a_run(aggregation, keys):
+    norms = [1e-6] * 4 + [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+    assert bound_after(norms, rounds_=4, aggregation=aggregation, keys=keys) >= 1.0
 
 
 def test_less_than_half_of_bad_clients_do_not_move_it_beyond_honest_norms():
     assert bound_after([1.0, 1.1, 1.2, 1e9, 1e9]) < 1.4
-    assert bound_after([1.0, 1.1, 1.2, 1e-7, 1e-7], rounds=3) > 0.9
+    assert bound_after([1.0, 1.1, 1.2, 1e-7, 1e-7], rounds_=3) > 0.9
 
 
 def test_longer_updates_are_made_as_short_as_the_bound_and_others_stay():
@@ -118,3 +157,11 @@ def test_it_is_refused_beside_noise_and_before_a_clip_that_would_count_its_tenso
     chain(built(), clip.build(clip.Config()))
     with pytest.raises(SettingsError, match="adds tensors"):
         chain(clip.build(clip.Config()), built())
+    with pytest.raises(SettingsError, match="list norm_bound before clip under"):
+        plugins.transform([PartTable(name="clip"), PartTable(name="norm_bound")])
+    plugins.transform([PartTable(name="norm_bound"), PartTable(name="clip")])
+
+
+def test_two_of_them_are_refused_since_only_one_could_read_its_tensor():
+    with pytest.raises(SettingsError, match=r"'norm_bound' adds to one .*; keep one under"):
+        plugins.transform([PartTable(name="norm_bound"), PartTable(name="norm_bound", factor=2.0)])

@@ -23,7 +23,7 @@ import numpy as np
 
 from shepherd.config import Table
 from shepherd.core import Aggregation, Context, ServerState, Update
-from shepherd.core.closeness import TINY, Matrix, Space, gram, norms
+from shepherd.core.closeness import TINY, Matrix, Space, gram, norms, reads_products
 from shepherd.core.payload import require_same_layout
 from shepherd.core.robust import combined, held
 from shepherd.errors import FederationError
@@ -46,7 +46,8 @@ def build(config: Config) -> Aggregation:
             )
         require_same_layout(context.root, cohort[0].delta, "an update")
         changes = [context.root, *(update.delta for update in cohort)]
-        inner = gram(config.space, state.adapter, changes, context.rank)
+        own = [1.0, *(0.0 for _ in cohort)]  # clients may be bad in any number: the unit is the server's
+        inner = gram(config.space, state.adapter, changes, context.rank, own)
         return combined(state, cohort, trust(inner).tolist(), scales(inner).tolist())
 
     return Aggregation(
@@ -56,7 +57,7 @@ def build(config: Config) -> Aggregation:
         robust=True,
         chooses=True,
         needs_root=True,
-        needs_model=config.space != "factors",
+        needs_model=reads_products(config.space),
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from shepherd.config import PositiveFloat, PositiveInt, Table
 from shepherd.core import Aggregation, Context, ServerState, Update
-from shepherd.core.closeness import TINY, Matrix, Space, gram, norms
+from shepherd.core.closeness import TINY, Matrix, Space, gram, median, norms, reads_products
 from shepherd.core.robust import combined, held
 
 SMALLEST = 3
@@ -40,7 +40,7 @@ class Config(Table):
     """Most steps. The paper takes a few; they cost nothing here, and an update that is a thousand times too
     long needs some ten until it is out of the way."""
     smoothing: PositiveFloat = 1e-6
-    """Smallest distance that counts, nu, as a share of the median norm of the updates."""
+    """Smallest distance that counts, nu, as a share of the median norm of the updates, by their weights."""
     space: Space = "both"
     """Where distances are measured: "product", "factors" or "both"."""
 
@@ -50,9 +50,11 @@ def build(config: Config) -> Aggregation:
 
     def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
         cohort = held(state, updates, SMALLEST, "the geometric median")
-        inner = gram(config.space, state.adapter, [update.delta for update in cohort], context.rank)
         start = np.array([update.weight for update in cohort])
-        found = weights(inner, start / start.sum(), config.steps, config.smoothing)
+        start /= start.sum()
+        changes = [update.delta for update in cohort]
+        inner = gram(config.space, state.adapter, changes, context.rank, start.tolist())
+        found = weights(inner, start, config.steps, config.smoothing)
         return combined(state, cohort, found.tolist())
 
     return Aggregation(
@@ -61,7 +63,7 @@ def build(config: Config) -> Aggregation:
         is_mean=False,
         robust=True,
         smallest_cohort=SMALLEST,
-        needs_model=config.space != "factors",
+        needs_model=reads_products(config.space),
     )
 
 
@@ -72,7 +74,7 @@ def weights(gram: Matrix, start: Matrix, steps: int, smoothing: float) -> Matrix
         gram: inner products of the updates, (K, K).
         start: the weights p_k, (K,), summing to 1.
     """
-    nearest = max(smoothing * float(np.median(norms(gram))), TINY)
+    nearest = max(smoothing * median(norms(gram), start.tolist()), TINY)
     found = start
     for _ in range(steps):
         along = gram @ found

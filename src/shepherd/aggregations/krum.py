@@ -23,7 +23,7 @@ import numpy as np
 
 from shepherd.config import NonNegativeInt, PositiveInt, Table
 from shepherd.core import Aggregation, Context, ServerState, Update
-from shepherd.core.closeness import Matrix, Space, gram, squared_distances
+from shepherd.core.closeness import Matrix, Space, gram, reads_products, squared_distances
 from shepherd.core.robust import combined, held
 
 
@@ -54,7 +54,7 @@ def build(config: Config) -> Aggregation:
         robust=True,
         chooses=True,
         smallest_cohort=smallest,
-        needs_model=config.space != "factors",
+        needs_model=reads_products(config.space),
     )
 
 

@@ -7,11 +7,14 @@ from shepherd.core.messages import (
     Broadcast,
     ClientInfo,
     Context,
+    EndsEarly,
     Failure,
     Federation,
     LocalReport,
     ServerState,
     Update,
+    Usable,
+    any_update,
 )
 from shepherd.core.method import IN_PYTHON, NAMED, Method, Parts
 from shepherd.core.payload import (
@@ -42,6 +45,7 @@ __all__ = [
     "Context",
     "Draw",
     "Draws",
+    "EndsEarly",
     "Expected",
     "Failure",
     "Federation",
@@ -69,6 +73,8 @@ __all__ = [
     "Transform",
     "Turns",
     "Update",
+    "Usable",
+    "any_update",
     "chain",
     "corner",
     "moved",

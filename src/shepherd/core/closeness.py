@@ -13,12 +13,16 @@ Distances, norms, cosines and weighted means of K updates all follow from it. Th
   product as it was: (B R, R^-1 A). They harm whoever averages factors.
 - "both": the sum of the two, each divided by its median squared norm. Updates are close in it only if they
   are close in both.
+
+The unit of a space decides how much it counts in "both", so it has to be of updates that a rule trusts:
+whoever owns the median can make it so long that the space no longer counts. A rule gives the share that each
+update has in that median, the same that it has in what the rule itself stands.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -37,21 +41,43 @@ TINY = sys.float_info.min**0.5
 """Stands for a norm or a distance of zero in a divisor; its square is above zero, too."""
 
 
-def gram(space: Space, adapter: Adapter, changes: Sequence[Change], rank: int | None = None) -> Matrix:
+def gram(
+    space: Space,
+    adapter: Adapter,
+    changes: Sequence[Change],
+    rank: int | None = None,
+    shares: Sequence[float] | None = None,
+) -> Matrix:
     """The inner products of changes, (K, K), in float64.
 
     Args:
         adapter: the broadcast, from which the clients moved.
         changes: the change of each client, all of the same names and shapes.
         rank: rank of every matrix's factors, if some tensors stack experts; None if none does.
+        shares: how much each change counts in the median that is the unit of a space, (K,), at least 0 and
+            not all 0; the default is the same for each. Only "both" needs a unit.
     """
-    match space:
-        case "factors":
-            return of_factors(changes)
-        case "product":
-            return of_products(adapter, changes, rank)
-        case "both":
-            return _scaled(of_factors(changes)) + _scaled(of_products(adapter, changes, rank))
+    parts = [inner(adapter, changes, rank) for inner in SPACES[space]]
+    if len(parts) == 1:
+        return parts[0]
+    total = np.zeros_like(parts[0])
+    for part in parts:
+        total += part / max(median(np.diag(part), shares), TINY)
+    return total
+
+
+def median(values: Matrix, shares: Sequence[float] | None = None) -> float:
+    """The smallest value that values of at least half of all shares do not exceed.
+
+    Args:
+        values: (K,).
+        shares: how much each counts, (K,), at least 0 and not all 0; the default is the same for each.
+
+    >>> median(np.array([5.0, 1.0, 9.0])), median(np.array([5.0, 1.0, 9.0]), [0.1, 0.0, 0.9])
+    (5.0, 9.0)
+    """
+    weights = np.ones(len(values)) if shares is None else np.asarray(shares, np.float64)
+    return float(np.quantile(values, 0.5, method="inverted_cdf", weights=weights))
 
 
 def of_factors(changes: Sequence[Change]) -> Matrix:
@@ -129,7 +155,18 @@ def _of_stacks(left: Matrix, right: Matrix) -> Matrix:
     return np.concatenate(rows)
 
 
-def _scaled(gram: Matrix) -> Matrix:
-    """The inner products in a unit that makes the median squared norm 1."""
-    scaled: Matrix = gram / max(float(np.median(np.diag(gram))), TINY)
-    return scaled
+def _in_factors(adapter: Adapter, changes: Sequence[Change], rank: int | None) -> Matrix:
+    return of_factors(changes)
+
+
+SPACES: Mapping[Space, tuple[Callable[[Adapter, Sequence[Change], int | None], Matrix], ...]] = {
+    "factors": (_in_factors,),
+    "product": (of_products,),
+    "both": (_in_factors, of_products),
+}
+"""The inner products whose sum, each in its unit, a space has."""
+
+
+def reads_products(space: Space) -> bool:
+    """Whether inner products in this space are of products B A, too."""
+    return of_products in SPACES[space]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shepherd.core.adapter import Adapter
 from shepherd.core.payload import Layout, Payload
@@ -148,6 +148,15 @@ class Context:
         return max(1.0, self.share * self.clients) if self.cohort is None else self.cohort
 
 
+Usable = Callable[[Update], bool]
+"""Whether an update would count in its round, as far as it can be said of one by itself."""
+
+
+def any_update(update: Update) -> bool:
+    """Take every update for a usable one."""
+    return True
+
+
 class Federation(Protocol):
     """The clients of a run, in one process or over a network; `run` yields updates as they are ready.
 
@@ -160,3 +169,13 @@ class Federation(Protocol):
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Ask each client of the cohort; yield what each answers."""
+
+
+@runtime_checkable
+class EndsEarly(Protocol):
+    """A `Federation` whose rounds may end before all have answered: by what counts, and not by what comes."""
+
+    def run_early(
+        self, broadcast: Broadcast, cohort: Sequence[str], usable: Usable
+    ) -> Iterator[Update | Failure]:
+        """Like `run`; `usable` says which updates count towards those that a round waits for."""

@@ -33,6 +33,9 @@ class Selection:
     """How a cohort of this many clients is drawn, for the accountant; None if no guarantee is known."""
     by_loss: bool = False
     """Whether it reads `asked` and `loss` of the clients: who is asked depends on what they report."""
+    by_list: bool = False
+    """Whether it goes by the whole list of clients, so that each gets its turn or its due chance: with some
+    left out of a round, others would get theirs."""
     together: int = 1
     """Rounds in a row that are drawn with one seed, as an epoch is in which each client has one round."""
 

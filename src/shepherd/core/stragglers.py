@@ -21,22 +21,28 @@ class Stragglers:
     """How long a round waits for its clients, and what becomes of an update that comes later."""
 
     min_updates: int
-    """Updates that a round waits for; all that were asked for, if they are fewer."""
+    """Usable updates that a round waits for; all answers that it asked for, if they are fewer."""
     wait_s: float = 0.0
     """Seconds that the round goes on once it has them."""
     carry: bool = False
     """Whether a late update is part of the round in which it comes; it is dropped otherwise."""
 
-    def ends(self, arrivals: Sequence[float]) -> float:
-        """When a round ends whose updates come at these times, in seconds: at the last of them at most.
+    def ends(self, arrivals: Sequence[float], last: float) -> float:
+        """When a round ends, in seconds: when all have answered at the latest.
 
-        >>> Stragglers(min_updates=2, wait_s=5.0).ends([1.0, 40.0, 3.0])
-        8.0
+        Args:
+            arrivals: when the updates come that count. One that is refused does not: otherwise a client that
+                is fast and sends nothing of use would end the round before the others have sent theirs.
+            last: when the last answer comes, of whatever kind.
+
+        >>> stragglers = Stragglers(min_updates=2, wait_s=5.0)
+        >>> stragglers.ends([1.0, 40.0, 3.0], last=40.0), stragglers.ends([40.0, 3.0], last=60.0)
+        (8.0, 45.0)
         """
         ordered = sorted(arrivals)
-        if len(ordered) <= self.min_updates:
-            return ordered[-1]
-        return min(ordered[self.min_updates - 1] + self.wait_s, ordered[-1])
+        if len(ordered) < self.min_updates:
+            return last
+        return min(ordered[self.min_updates - 1] + self.wait_s, last)
 
 
 def staleness_weight(late: int) -> float:

@@ -115,6 +115,9 @@ class Transform:
     """Whether each round must send the same tensors, since what it adds in one belongs to the others."""
     adds: Layout = field(default_factory=dict)
     """Tensors that the client half or `on_arrival` adds to `extra`, and that `on_server` takes out again."""
+    counts: tuple[str, ...] = ()
+    """Those of `adds` of which `on_server` gets the plain mean over all accepted updates, each with the same
+    weight, whatever the aggregation chooses or weighs."""
     largest_code: int = 0
     """Largest absolute value of the whole numbers that it sends, each tensor as int64; 0 if it sends real
     numbers. Its `on_arrival` then decodes the update of one client or the sum of several."""
@@ -252,6 +255,7 @@ def chain(*transforms: Transform) -> Transform:
         needs_each=any(part.needs_each for part in transforms),
         needs_same_tensors=any(part.needs_same_tensors for part in transforms),
         adds={name: shape for part in transforms for name, shape in part.adds.items()},
+        counts=tuple(name for part in transforms for name in part.counts),
         largest_code=transforms[-1].largest_code if transforms else 0,
         largest_weight=min((part.largest_weight for part in transforms), default=math.inf),
         norm=min((part.norm for part in transforms), default=math.inf),

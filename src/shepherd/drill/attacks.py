@@ -1,7 +1,9 @@
 """What bad clients do: to the update that they send, or to the examples that they train on.
 
-Each attack is a pair of pure functions. A bad client knows the broadcast and its own honest update, and no
-other client's.
+Each attack is made of pure functions. A bad client knows the broadcast and its own honest update, and no
+other client's. What it does to its change comes before the run file's transforms, which it then applies as
+any client does: what it sends can be decoded, and is as short as a clip demands. Only what is to be refused,
+and a weight, is of the update as it travels.
 """
 
 from __future__ import annotations
@@ -19,11 +21,16 @@ from shepherd.data.examples import Example
 
 Tensors = dict[str, NDArray[Any]]
 Rng = np.random.Generator
-FLIPS, SCALE, NOISE, WEIGHT = 3.0, 30.0, 10.0, 1000.0
+FLIPS, SCALE, NOISE = 3.0, 30.0, 10.0
 
 
 def as_sent(update: Update, broadcast: Broadcast, rng: Rng) -> Update:
     """Send the honest update."""
+    return update
+
+
+def as_encoded(update: Update, heaviest: float) -> Update:
+    """Send what the transforms made."""
     return update
 
 
@@ -39,7 +46,9 @@ class Attack:
     words: str
     """What it is, in one phrase."""
     on_update: Callable[[Update, Broadcast, Rng], Update] = as_sent
-    """`(what an honest client would send, broadcast, rng) -> what is sent`."""
+    """`(what an honest client's visit gave, broadcast, rng) -> what goes through the transforms`."""
+    on_sent: Callable[[Update, float], Update] = as_encoded
+    """`(what the transforms made, the largest weight that the visit allows) -> what travels`."""
     on_examples: Callable[[Sequence[Example], Rng], list[Example]] = as_held
     """`(a client's examples, rng) -> what it trains on`."""
     looks_for_phrase: bool = False
@@ -61,24 +70,25 @@ def noisy(update: Update, broadcast: Broadcast, rng: Rng) -> Update:
     return _changed(update, {name: NOISE * _like(tensor, rng) for name, tensor in update.delta.items()})
 
 
-def not_finite(update: Update, broadcast: Broadcast, rng: Rng) -> Update:
+def not_finite(update: Update, heaviest: float) -> Update:
     """Not a number, in one place."""
     name = min(update.delta)
-    tensor = update.delta[name].copy()
-    tensor.flat[0] = np.nan
-    return _changed(update, {**update.delta, name: tensor})
+    tensor = update.delta[name]
+    spoilt = tensor.astype(tensor.dtype if tensor.dtype.kind == "f" else np.float32)
+    spoilt.flat[0] = np.nan
+    return _changed(update, {**update.delta, name: spoilt})
 
 
-def misshapen(update: Update, broadcast: Broadcast, rng: Rng) -> Update:
+def misshapen(update: Update, heaviest: float) -> Update:
     """One tensor with a row too many."""
     name = min(update.delta)
-    tensor = update.delta[name]
-    return _changed(update, {**update.delta, name: np.concatenate([tensor, tensor[:1]])})
+    rows = np.atleast_1d(update.delta[name])
+    return _changed(update, {**update.delta, name: np.concatenate([rows, rows[:1]])})
 
 
-def overweight(update: Update, broadcast: Broadcast, rng: Rng) -> Update:
-    """The flipped change, with a weight that the visit does not allow."""
-    return replace(flipped(update, broadcast, rng), weight=WEIGHT * update.weight)
+def heavy(update: Update, heaviest: float) -> Update:
+    """The largest weight that the visit allows."""
+    return replace(update, weight=heaviest)
 
 
 def split(update: Update, broadcast: Broadcast, rng: Rng) -> Update:
@@ -154,9 +164,13 @@ def attacks(trigger: str, target: str) -> dict[str, Attack]:
         ),
         "split": Attack(words="harmless factors of a harmful product", on_update=split),
         "turned": Attack(words="the honest product in turned factors", on_update=turned),
-        "nan": Attack(words="a number that is none", on_update=not_finite),
-        "shape": Attack(words="a tensor with a row too many", on_update=misshapen),
-        "weight": Attack(words=f"the flipped change, {WEIGHT:g} times its weight", on_update=overweight),
+        "nan": Attack(words="a number that is none", on_sent=not_finite),
+        "shape": Attack(words="a tensor with a row too many", on_sent=misshapen),
+        "weight": Attack(
+            words=f"{FLIPS:g} times the honest change, turned around, at the largest weight allowed",
+            on_update=flipped,
+            on_sent=heavy,
+        ),
     }
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,6 @@ import numpy as np
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Selection
 from shepherd.data import pipeline
 from shepherd.data.pipeline import Partition, TokenisedData
 from shepherd.drill.attacks import Attack, attacks
@@ -36,7 +36,7 @@ from shepherd.drill.scores import UNKNOWN, USUAL_PHRASE, Phrase, scores
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import paths, private
 from shepherd.io.atomic import write_atomic
-from shepherd.io.progress import stage
+from shepherd.io.progress import many, stage
 from shepherd.machine import plan as plans
 from shepherd.machine import planning
 from shepherd.machine.plan import PLAN, Plan
@@ -87,8 +87,8 @@ def drill(
         consent: what a person has agreed to; the run file alone cannot allow it.
 
     Raises:
-        SettingsError: there is no such attack or rule, a rule does not suit the run or the size of its
-            cohort, or nothing of the run can be scored.
+        SettingsError: there is no such attack or rule, the share is of no client, a rule does not suit the
+            run or the size of its cohort, or nothing of the run can be scored.
         FolderError: the folder holds something else, or the drill of another run file.
         DataError: the data cannot be used.
     """
@@ -99,16 +99,15 @@ def drill(
     division = pipeline.divide(settings, consent.plugins)
     pipeline.require_heldout(len(division.held.heldout), settings.data.source)
     clients = sorted(division.clients)
-    selection = plugins.selection(settings, consent.plugins)
-    cohort = selection.size(len(clients))
+    bad = _bad(clients, spec.share, settings.seed)
+    cohort = plugins.selection(settings, consent.plugins).size(len(clients))
     rules = [rule(text) for text in spec.rules] or usual(settings, spec.share, cohort, consent.plugins)
-    _require_rules(rules, settings, selection, len(clients), consent)
+    _require_rules(rules, settings, len(clients), consent)
     private.make(where)
     write_atomic(where / ASKED, dump(settings))
     base = load_base(settings, consent)
     dated = pipeline.dated(settings, base.tokenizer)
     plan = _plan(where, dated, base, division, cohort)
-    rows = list[Row]()
     with closing(executor(settings, plan, base, consent)) as worker:
         bench = Bench(
             base=base,
@@ -116,16 +115,10 @@ def drill(
             settings=dated,
             executor=worker,
             division=division,
-            bad=chosen(clients, spec.share, settings.seed),
+            bad=bad,
             consent=consent,
         )
-        for name, attack in tried.items():
-            prepared = _attacked(bench, attack)
-            for each in rules:
-                file = where / name / quote(each.text, safe=" =.+") / RESULT
-                found = _result(file, bench, spec, attack, each, prepared)
-                rows.append({"attack": name, "rule": each.text, **found})
-                log.info("%d of %d: %s", len(rows), len(tried) * len(rules), said(rows[-1]))
+        rows = _rows(where, bench, spec, tried, rules)
     row = {
         "format": 1,
         "title": where.resolve().name,
@@ -134,7 +127,7 @@ def drill(
         "clients": len(clients),
         "cohort": cohort,
         "share": spec.share,
-        "bad": sorted(bench.bad),
+        "bad": sorted(bad),
         "attacks": {name: attack.words for name, attack in tried.items()},
         "rules": [each.text for each in rules],
         "phrase": asdict(spec.phrase),
@@ -142,6 +135,32 @@ def drill(
         "seconds": perf_counter() - began,
     }
     return Drill(folder=where, row={**row, "sections": sections(row), "says": sentences(row)})
+
+
+def _bad(clients: Sequence[str], share: float, seed: int) -> frozenset[str]:
+    """The bad clients; raises SettingsError if the share is of none."""
+    bad = chosen(clients, share, seed)
+    if not bad:
+        raise SettingsError(
+            f"a share of {share:g} of {many(len(clients), 'client')} is no bad client, so there would be no"
+            f" attack; give --share {math.ceil(50 / len(clients)) / 100:g} or more"
+        )
+    return bad
+
+
+def _rows(
+    where: Path, bench: Bench, spec: DrillSpec, tried: Mapping[str, Attack], rules: Sequence[Rule]
+) -> list[Row]:
+    """The result of each attack with each rule, in this order."""
+    rows = list[Row]()
+    for name, attack in tried.items():
+        prepared = _attacked(bench, attack)
+        for each in rules:
+            file = where / name / quote(each.text, safe=" =.+") / RESULT
+            found = _result(file, bench, spec, attack, each, prepared)
+            rows.append({"attack": name, "rule": each.text, **found})
+            log.info("%d of %d: %s", len(rows), len(tried) * len(rules), said(rows[-1]))
+    return rows
 
 
 def write(found: Drill) -> Path:
@@ -185,9 +204,7 @@ def _require_sound(settings: RunSettings, consent: Consent) -> None:
         )
 
 
-def _require_rules(
-    rules: Sequence[Rule], settings: RunSettings, selection: Selection, clients: int, consent: Consent
-) -> None:
+def _require_rules(rules: Sequence[Rule], settings: RunSettings, clients: int, consent: Consent) -> None:
     """Raise SettingsError unless each rule suits the run and the size of its cohort."""
     if len({each.text for each in rules}) < len(rules):
         raise SettingsError("a rule is named twice; name each once")
@@ -197,6 +214,7 @@ def _require_rules(
         training = local_training(changed.tuning, consent.plugins)
         require_single(training.objective, "a drill")
         require_steps_of(method.algorithm, training.optimiser, changed)
+        selection = plugins.selection(changed, consent.plugins)
         require_cohort(changed, method.aggregation, selection, clients)
         if method.aggregation.needs_root and not settings.data.root:
             raise SettingsError(
@@ -274,6 +292,8 @@ def _result(
         found = UNKNOWN
         if stopped is None:
             found = scores(bench.base, bench.settings, bench.plan, prepared, adapter, phrase)
+            if found == UNKNOWN:
+                stopped = "the model gives no finite loss"
     row = {
         **found,
         "failures": tally.failures,

@@ -54,6 +54,11 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             if math.isfinite(worst[best])
             else "No rule finished its rounds under every attack."
         )
+    if found["cohort"] < found["clients"]:
+        said_.append(
+            f"A round asks {found['cohort']} of the {found['clients']} clients, {len(found['bad'])} of which"
+            " are bad: by chance a cohort has more bad clients than that share, and than a rule is set for."
+        )
     return said_
 
 

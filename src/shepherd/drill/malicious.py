@@ -4,22 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from shepherd.core import Broadcast, ClientInfo, Failure, Federation, Update, seed_for
+from shepherd.core import (
+    Broadcast,
+    ClientInfo,
+    Draws,
+    Failure,
+    Federation,
+    Payload,
+    Transform,
+    Update,
+    seed_for,
+)
 from shepherd.drill.attacks import Attack
+from shepherd.rounds.weights import Allow
+
+
+def corrupted(transform: Transform, bad: frozenset[str], attack: Attack, seed: int) -> Transform:
+    """The transform with a client half that is given what an attack makes of a bad client's update."""
+
+    def remember(
+        update: Update, public: Any, draws: Draws, broadcast: Broadcast, memory: Payload
+    ) -> tuple[Update, Payload]:
+        if update.client in bad:
+            rng = np.random.default_rng(seed_for(seed, broadcast.round, update.client))
+            update = attack.on_update(update, broadcast, rng)
+        return transform.at_client(update, public, draws, broadcast, memory)
+
+    return replace(transform, remember=remember)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Malicious:
-    """A `Federation` whose bad clients send what an attack makes of their updates."""
+    """A `Federation` whose bad clients send what an attack makes of their updates as they travel."""
 
     inner: Federation
     bad: frozenset[str]
     attack: Attack
-    seed: int
+    allow: Allow
+    """What each client may report."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """See `Federation`."""
@@ -27,10 +54,10 @@ class Malicious:
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """See `Federation`."""
+        infos = {info.name: info for info in self.clients()}
         for answer in self.inner.run(broadcast, cohort):
             if isinstance(answer, Update) and answer.client in self.bad:
-                rng = np.random.default_rng(seed_for(self.seed, broadcast.round, answer.client))
-                answer = self.attack.on_update(answer, broadcast, rng)
+                answer = self.attack.on_sent(answer, self.allow(infos[answer.client]).most)
             yield answer
             del answer
 

@@ -11,7 +11,7 @@ from shepherd.consent import Consent
 from shepherd.core import Adapter, Aggregation, Context, Method, ServerState, Update
 from shepherd.data.pipeline import Partition, TokenisedData
 from shepherd.drill.attacks import Attack
-from shepherd.drill.malicious import Malicious
+from shepherd.drill.malicious import Malicious, corrupted
 from shepherd.drill.rules import Rule
 from shepherd.errors import FederationError, QuorumNotMet
 from shepherd.federation.client_store import OnDisk, StoredMemory
@@ -87,7 +87,7 @@ def trained(
         local=LocalClients(
             datasets=prepared.clients,
             algorithm=method.algorithm,
-            transform=method.transform,
+            transform=corrupted(method.transform, bench.bad, attack, settings.seed),
             tuning=settings.tuning,
             federation=settings.federation,
             micro_batch_tokens=bench.plan.micro_batch_tokens,
@@ -104,12 +104,8 @@ def trained(
     fresh = starting.first(settings, base, method).adapter
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state, tally = _begun(place, simulation, method, fresh, context)
-    federation = Malicious(
-        inner=simulation,
-        bad=bench.bad,
-        attack=attack,
-        seed=settings.seed,
-    )
+    allow = weights.allowed_by(settings)
+    federation = Malicious(inner=simulation, bad=bench.bad, attack=attack, allow=allow)
     loop = rounds(
         method,
         federation,
@@ -119,9 +115,10 @@ def trained(
         quorum=settings.federation.quorum,
         seed=settings.seed,
         context=context,
-        allow=weights.allowed_by(settings),
+        allow=allow,
         max_share=settings.federation.max_share,
         root=root_of(prepared.root, simulation),
+        by_loss=selection.by_loss,
     )
     try:
         for state, report in loop:

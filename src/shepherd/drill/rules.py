@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ def rule(text: str) -> Rule:
 
 
 def usual(settings: RunSettings, share: float, cohort: int, allowed: Collection[str] = ()) -> list[Rule]:
-    """The run file's own aggregation, and every robust one that suits a cohort of this size.
+    """The run file's own aggregation, and every robust one that suits the run and a cohort of this size.
 
     Args:
         share: share of bad clients that a rule is set for.
@@ -64,7 +65,7 @@ def usual(settings: RunSettings, share: float, cohort: int, allowed: Collection[
     """
     bad = math.ceil(share * cohort - 1e-9)
     trim = min(share, 0.49) if share else 0.1
-    own = replace(rule("mean"), text=settings.aggregation.name, aggregation=settings.aggregation)
+    own = replace(rule("mean"), text=named(settings.aggregation), aggregation=settings.aggregation)
     texts = [
         "norm_bound",
         "coordinate_median",
@@ -75,12 +76,28 @@ def usual(settings: RunSettings, share: float, cohort: int, allowed: Collection[
         "norm_bound + geometric_median",
         *(["fltrust"] if settings.data.root else []),
     ]
-    found = {each.text: each for each in (own, *map(rule, texts))}
-    return [
-        each
-        for each in found.values()
-        if plugins.aggregation(each.aggregation, allowed).smallest_cohort <= cohort
-    ]
+    found = {each.text: each for each in map(rule, texts) if _fits(each, settings, cohort, allowed)}
+    return [own, *(each for text, each in found.items() if text != own.text)]
+
+
+def named(table: PartTable) -> str:
+    """A part as one writes it after --rule: its name, and the keys that it is given.
+
+    >>> named(PartTable(name="krum", bad=3, space="both"))
+    'krum bad=3 space=both'
+    """
+    keys = {key: value if isinstance(value, str) else json.dumps(value) for key, value in table.own.items()}
+    return " ".join([table.name, *(f"{key}={value}" for key, value in keys.items())])
+
+
+def _fits(each: Rule, settings: RunSettings, cohort: int, allowed: Collection[str]) -> bool:
+    """Whether a run file may have this rule, and its cohorts are large enough."""
+    changed = each.over(settings)
+    try:
+        plugins.selection(changed, allowed)
+        return plugins.method(changed, allowed).aggregation.smallest_cohort <= cohort
+    except SettingsError:
+        return False
 
 
 def _table(text: str) -> PartTable:

@@ -6,6 +6,10 @@
 with z_k normal. No time is waited, and speeds come from the run's seed, so that a run can be repeated, and
 resumed to the same bits. A round begins when the one before it ends; what the server does takes no time.
 
+An update that would be refused does not count towards those that a round waits for, nor does a failure. Which
+ones these are is known once they are made: so the clients are tuned that answer before the end that a round
+would have if all of their updates counted, and those of a later end only if it comes to that.
+
 A late update that is dropped is not made at all: its client stops when the round ends, and starts from the
 same example in its next visit. One that is carried is made in the round that asked for it, and stored until
 the round in which it comes, next to the clients' memories.
@@ -20,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shepherd.core import Broadcast, ClientInfo, Failure, Payload, Seeded, Update
+from shepherd.core import Broadcast, ClientInfo, Failure, Payload, Seeded, Update, Usable, any_update
 from shepherd.core.payload import under
 from shepherd.core.selection import share_of
 from shepherd.core.stragglers import Stragglers
@@ -37,10 +41,11 @@ class TimedClients(Protocol):
 
     def clients(self) -> Sequence[ClientInfo]: ...
 
-    def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]: ...
-
     def begin(self, round: int) -> None:
         """Discard what a round has changed so far."""
+
+    def run_more(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
+        """Ask further clients of the round that was begun; what others have changed is not discarded."""
 
     def visit_examples(self, client: str) -> int:
         """Number of examples of a client's visit in the round that was begun, or raise DataError."""
@@ -126,26 +131,43 @@ class Clocked:
         return {client: each.round for client, each in sorted(self.clock.late.items())}
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
+        """Tune the cohort, as if every update counted; see `run_early`."""
+        return self.run_early(broadcast, cohort, any_update)
+
+    def run_early(
+        self, broadcast: Broadcast, cohort: Sequence[str], usable: Usable
+    ) -> Iterator[Update | Failure]:
         """Tune the cohort; yield what comes in time in its order, then late updates of earlier rounds.
 
-        A client whose update comes after the end of the round is a late Failure.
+        A client whose update comes after the end of the round is a late Failure. Where updates do not count
+        and the round goes on for it, what comes in that time is yielded after the others.
         """
         self._begin(broadcast.round)
         self.timed.begin(broadcast.round)
         arrivals = self._arrivals(cohort)
-        ends = self.stragglers.ends(list(arrivals.values())) if arrivals else self.clock.now
-        late = {client: due for client, due in arrivals.items() if due > ends}
-        made = cohort if self.stragglers.carry else [client for client in cohort if client not in late]
+        last, counting = max(arrivals.values(), default=self.clock.now), dict(arrivals)
+        ends, rest = self.clock.now, list(cohort)
+        while True:
+            ends = self.stragglers.ends(list(counting.values()), last)
+            in_time = [client for client in rest if arrivals.get(client, ends) <= ends]
+            if not in_time:
+                break
+            rest = [client for client in rest if client not in in_time]
+            for answer in self.timed.run_more(broadcast, in_time):
+                if isinstance(answer, Failure) or not usable(answer):
+                    counting.pop(answer.client, None)
+                yield answer
+                del answer
         waiting: dict[str, LateUpdate] = {}
-        for answer in self.timed.run(broadcast, made):
-            if isinstance(answer, Update) and answer.client in late:
-                waiting[answer.client] = self._stored(answer, late[answer.client])
+        for answer in self.timed.run_more(broadcast, rest) if self.stragglers.carry and rest else ():
+            if isinstance(answer, Update):
+                waiting[answer.client] = self._stored(answer, arrivals[answer.client])
             else:
                 yield answer
             del answer
-        for client in cohort:
-            if client in (waiting if self.stragglers.carry else late):
-                yield _late(client, late[client] - ends)
+        for client in rest:
+            if client in waiting or not self.stragglers.carry:
+                yield _late(client, arrivals[client] - ends)
         on_way = dict(sorted(self.clock.late.items()))
         came = {client: each for client, each in on_way.items() if each.due <= ends}
         for client, each in came.items():

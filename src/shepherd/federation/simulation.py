@@ -61,12 +61,23 @@ class Simulation:
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Tune the cohort, `stack_size` clients in one pass; updates come in the cohort's order."""
-        starts = range(0, len(cohort), self.stack_size)
-        return self.run_groups(broadcast, [cohort[start : start + self.stack_size] for start in starts])
+        return self.run_groups(broadcast, self._stacks(cohort))
+
+    def run_more(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
+        """Like `run`, for further clients of the round that was begun."""
+        return self._tuned(broadcast, self._stacks(cohort))
 
     def run_groups(self, broadcast: Broadcast, cohort: Sequence[Sequence[str]]) -> Iterator[Update | Failure]:
         """Tune a cohort in these groups, each in one pass; updates come in this order."""
         self.begin(broadcast.round)
+        yield from self._tuned(broadcast, cohort)
+
+    def _stacks(self, cohort: Sequence[str]) -> list[Sequence[str]]:
+        starts = range(0, len(cohort), self.stack_size)
+        return [cohort[start : start + self.stack_size] for start in starts]
+
+    def _tuned(self, broadcast: Broadcast, cohort: Sequence[Sequence[str]]) -> Iterator[Update | Failure]:
+        self.draft.complete = False
         groups = [self._group(broadcast, clients) for clients in cohort]
         meter = _Meter(
             round=broadcast.round + 1,

@@ -14,12 +14,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shepherd.core import (
     Adapter,
     Broadcast,
     ClientInfo,
     Cohort,
+    EndsEarly,
     Expected,
     Failure,
     Federation,
@@ -83,6 +85,8 @@ class RoundLog:
     carried: dict[str, int] = field(default_factory=dict)
     """Client whose update of an earlier round counts -> how many rounds late it is."""
     bytes_up: int = 0
+    counted: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Sums over the accepted updates of the tensors that a transform reads of each alike."""
     waited: float = 0.0
     """Seconds of waiting for answers."""
     merged: bool = False
@@ -107,8 +111,24 @@ def usable_updates(request: RoundRequest, shares: Shares, log: RoundLog) -> Iter
     Raises:
         QuorumNotMet: too few were usable; those that were have been yielded by then.
     """
-    answers = measure_waiting(request.federation.run(request.broadcast, request.cohort), log)
+    answers = measure_waiting(_asked(request), log)
     return cap_weights(request, accept_updates(request, answers, log), shares, log)
+
+
+def _asked(request: RoundRequest) -> Iterator[Answer]:
+    """The answers of a round; where it may end early, only an update that would be accepted counts."""
+    federation, trial = request.federation, RoundLog()
+    if not isinstance(federation, EndsEarly):
+        return federation.run(request.broadcast, request.cohort)
+
+    def usable(update: Update) -> bool:
+        try:
+            _accept_one(request, update, update.clients, trial)
+        except UpdateRefused:
+            return False
+        return True
+
+    return federation.run_early(request.broadcast, request.cohort, usable)
 
 
 def measure_waiting(answers: Iterator[Answer], log: RoundLog) -> Iterator[Answer]:
@@ -148,6 +168,8 @@ def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundL
             if len(names) == 1:
                 log.metrics[update.client] = dict(update.metrics)
             log.merged |= len(names) > 1
+            for tensor in request.method.transform.counts:
+                log.counted[tensor] = log.counted.get(tensor, 0.0) + update.extra[tensor].astype(np.float64)
             yield update
             del update
         del answer
@@ -223,11 +245,15 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
     infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
-    most = len(request.cohort) + len(request.at_work)
+    # a late update comes after the cohort's, and is left out where they are too few for it; others rely on
+    # the cohort alone, since late ones may never come
+    late = answer.client in request.at_work
+    most = len(log.weights) + 1 if late else len(request.cohort)
     if fewest > most and not request.method.is_private:
         # or one client could have every round thrown away
+        given = "gave a usable update" if late else "were asked"
         raise UpdateRefused(
-            f"its min_cohort is {fewest} and {most} clients were asked; raise selection.share, or add clients"
+            f"its min_cohort is {fewest} and {most} clients {given}; raise selection.share, or add clients"
         )
     expected = request.method.expects(request.broadcast, infos[0])
     allowed = request.allow(infos[0]) if len(infos) == 1 else ANYTHING
@@ -243,10 +269,10 @@ def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], l
         _require_bounded(accepted, "once what its extra says is applied; correct what the client reports")
     if request.method.transform.mechanism is not None:
         request.method.transform.mechanism.verify(accepted, request.transforms)
-    if answer.client in request.at_work:
-        late = request.broadcast.round - number
-        log.carried[answer.client] = late
-        accepted = replace(accepted, weight=accepted.weight * staleness_weight(late))
+    if late:
+        rounds = request.broadcast.round - number
+        log.carried[answer.client] = rounds
+        accepted = replace(accepted, weight=accepted.weight * staleness_weight(rounds))
     return accepted
 
 
@@ -417,6 +443,12 @@ def _require_shares(honest: int, request: RoundRequest, log: RoundLog) -> None:
             f" usable update, and the shares of noise of at least {honest} (honest under [[transforms]]) hide"
             " one of them, so nothing of the round is released; resume to repeat it, or raise selection.share"
         )
+
+
+def with_counts(aggregate: Update, log: RoundLog) -> Update:
+    """The aggregate with plain means in place of the tensors that a transform reads of each update alike."""
+    means = {name: (total / len(log.weights)).astype(np.float32) for name, total in log.counted.items()}
+    return replace(aggregate, extra=Payload({**aggregate.extra, **means})) if means else aggregate
 
 
 def require_own_means(request: RoundRequest, aggregate: Update, log: RoundLog) -> None:

@@ -39,7 +39,7 @@ from shepherd.core.cores import bases_of, grown
 from shepherd.core.soundness import carries
 from shepherd.errors import FederationError
 from shepherd.rounds import hearing
-from shepherd.rounds.acceptance import RoundLog, RoundRequest, require_own_means, usable_updates
+from shepherd.rounds.acceptance import RoundLog, RoundRequest, require_own_means, usable_updates, with_counts
 from shepherd.rounds.observing import observers
 from shepherd.rounds.report import RoundReport
 from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, allow_any
@@ -147,7 +147,7 @@ def rounds(
             own = (
                 replace(context, root=root(broadcast)) if method.aggregation.needs_root and root else context
             )
-            aggregate = _combined(method, state, broadcast, updates, own)
+            aggregate = with_counts(_combined(method, state, broadcast, updates, own), log)
             _require_no_more(updates)
             require_own_means(request, aggregate, log)
         else:

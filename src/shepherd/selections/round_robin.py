@@ -25,4 +25,4 @@ def build(config: Config) -> Selection:
     def sampling(count: int) -> Sampling:
         return Turns(every=count // share_of(count, config.share))
 
-    return Selection(draw=draw, share=config.share, sampling=sampling)
+    return Selection(draw=draw, share=config.share, sampling=sampling, by_list=True)

@@ -47,4 +47,5 @@ def build(config: Config) -> Selection:
         may_be_empty=True,
         sampling=lambda count: Shuffled(steps=rounds),
         together=rounds,
+        by_list=True,
     )

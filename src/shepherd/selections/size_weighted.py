@@ -58,4 +58,4 @@ def build(config: Config) -> Selection:
         ends = number * np.cumsum(sizes[order])
         return names_at(clients, order[np.searchsorted(ends, places, side="right")])
 
-    return Selection(draw=draw, share=config.share, by_size=True)
+    return Selection(draw=draw, share=config.share, by_size=True, by_list=True)

@@ -7,8 +7,9 @@ nothing. Sun et al., arXiv 1911.07963, bound norms by a constant to stand backdo
 here, and no client is told the bound.
 
 An update's norm is noted on arrival as its steps over `EDGES`, 1 where it is at most the edge, in a tensor of
-`extra`. The aggregate of these is the round's distribution function, or the steps of its median where numbers
-are sorted, so a single pass is enough and the aggregation may be robust itself; the running one is
+`extra`. The plain mean of these over the accepted updates is the round's distribution function, whatever the
+aggregation makes of the updates: each client counts once, so less than half of them cannot move the median
+beyond the others' norms. A single pass is enough. The running one is
 
     F  <-  memory F + (1 - memory) F_round,    m = the first edge where F >= 1/2
 
@@ -74,6 +75,7 @@ def build(config: Config) -> Transform:
         on_arrival=on_arrival,
         on_server=on_server,
         adds={WITHIN: EDGES.shape},
+        counts=(WITHIN,),
         needs_each=True,
     )
 

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.silos.server.posts import Letters, failing, honest, joined, silent, update
+from tests.silos.server.posts import Letters, Site, failing, honest, joined, silent, update
 
 from shepherd import plugins
-from shepherd.config import validated
-from shepherd.core import Adapter, Poisson, ServerState, Spending
+from shepherd.config import PartTable, validated
+from shepherd.core import Adapter, Context, Payload, Poisson, Seeded, ServerState, Spending
 from shepherd.errors import FolderError
 from shepherd.privacy import accountant
 from shepherd.rounds import context_of, start
+from shepherd.rounds.loop import bytes_of_round
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import read_rows
@@ -645,6 +646,50 @@ def noisy_order(**privacy: float) -> JobSpec:
         "privacy": {"delta": 1e-3, **privacy},
     }
     return replace(asked, settings={**asked.settings, **tables})
+
+
+ENCODINGS: list[dict[str, Any]] = [
+    {"name": "float16"},
+    {"name": "quantise", "bits": 8},
+    {"name": "quantise", "bits": 4},
+    {"name": "quantise", "bits": 1},
+    {"name": "top_k", "share": 0.3, "feedback": False},
+]
+
+
+@pytest.mark.parametrize("table", ENCODINGS, ids=str)
+def test_the_ledger_counts_the_bytes_of_the_tensors_that_sites_send(tmp_path: Path, table: Any) -> None:
+    """A message is 8 bytes, a header of the length that these say, and the tensors, one after another."""
+    encoding = plugins.transform([PartTable(**table)])
+    sent: dict[int, list[int]] = {1: [], 2: [], 3: []}
+
+    def site(name: str, step: float) -> Site:
+        def answer(request: wire.Request) -> bytes | None:
+            if request.kind != "train":
+                return honest(name)(request)
+            assert request.broadcast is not None
+            made, at = update(request, name, step), request.broadcast
+            encoded, _ = encoding.at_client(made, at.transforms, Seeded(1), at, Payload())
+            message = wire.encode_reply(encoded)
+            sent[request.round + 1].append(len(message) - 8 - int.from_bytes(message[:8], "little"))
+            return message
+
+        return answer
+
+    made = order(weights="equal")
+    made = replace(made, settings={**made.settings, "transforms": [table]})
+    begun = replace(START, transforms=encoding.init(Context()))
+    run = ServerRun(
+        made, tmp_path / "home", given(tmp_path, begun), Letters({"a": site("a", 1.0), "b": site("b", 2.0)})
+    )
+    run.run()
+    rows = told(run)["rows"]
+    assert [row["failures"] for row in rows[1:]] == [{}, {}, {}]
+    assert [row["bytes_up"] for row in rows[1:]] == [sum(sent[number]) for number in (1, 2, 3)]
+    assert all(len(each) == 2 for each in sent.values())
+    settings = validated(RunSettings, made.settings, "the order")
+    _, each = bytes_of_round(plugins.method(settings), begun, [None])  # what a simulation says beforehand
+    assert {each} == {float(size) for sizes in sent.values() for size in sizes}
 
 
 def served_noisily(tmp_path: Path, post: Letters, asked: JobSpec) -> ServerRun:

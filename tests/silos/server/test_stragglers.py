@@ -204,6 +204,35 @@ def test_a_failure_does_not_count_as_an_update() -> None:
     assert [name for name in "abc" if isinstance(answers[name], Update)] == ["b", "c"]
 
 
+class InTurn(Letters):
+    """Sites that answer in their order, one at a time; what is not awaited any more does not come."""
+
+    def ask_until(
+        self, message: bytes, sites: Sequence[str], until: Until, keep: bool
+    ) -> Iterator[tuple[str, bytes]]:
+        for site, answer in self.ask(message, sites, 0.0):
+            if until.at <= time.monotonic():
+                return
+            yield site, answer
+
+
+def test_a_fast_site_that_sends_no_number_is_a_failure_and_ends_no_round(tmp_path: Path) -> None:
+    def site(request: wire.Request) -> bytes:
+        if request.kind != "train":
+            return honest("a")(request)
+        made = update(request, "a", 1.0)
+        spoilt = Adapter({name: np.full_like(tensor, np.nan) for name, tensor in made.delta.items()})
+        return wire.encode_reply(replace(made, delta=spoilt))
+
+    post = InTurn({"a": site, "b": honest("b", 2.0), "c": honest("c", 4.0)})
+    made = served(tmp_path, post, asked())
+    rows = told(made)["rows"]
+    assert told(made)["outcome"] == {"finished": True}
+    assert all("is not finite" in row["failures"]["a"] for row in rows[1:])
+    assert [sorted(row["weights"]) for row in rows[1:]] == 5 * [["b", "c"]]
+    assert numbers(made)[-1] == pytest.approx(1 + 5 * 3.0)
+
+
 def test_too_few_until_the_deadline_is_no_early_end() -> None:
     post = Letters({name: honest(name) for name in names(3)})
     post.sites = {**post.sites, "site-2": lambda request: None, "site-3": lambda request: None}

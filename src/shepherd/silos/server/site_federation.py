@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update
+from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update, Usable, any_update
 from shepherd.core.stragglers import Stragglers
 from shepherd.errors import WireError
 from shepherd.io import private
@@ -166,8 +166,14 @@ class SiteFederation:
         A site of the cohort that has connected since joins first. The request names the number of sites
         asked: those that have joined and are connected.
         """
+        return self.run_early(broadcast, cohort, any_update)
+
+    def run_early(
+        self, broadcast: Broadcast, cohort: Sequence[str], usable: Usable
+    ) -> Iterator[Update | Failure]:
+        """Like `run`; `usable` says which updates count towards those that [stragglers] waits for."""
         asked, others = self.reach(broadcast.round, cohort)
-        for reply in self.train(broadcast, cohort, others, len(asked)):
+        for reply in self.train(broadcast, cohort, others, len(asked), usable):
             yield reply if isinstance(reply, Update | Failure) else unexpected(reply)
 
     def reach(self, round: int, cohort: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -180,9 +186,14 @@ class SiteFederation:
         return self._split_reachable(cohort)
 
     def train(
-        self, broadcast: Broadcast, cohort: Sequence[str], others: Mapping[str, str], named: int
+        self,
+        broadcast: Broadcast,
+        cohort: Sequence[str],
+        others: Mapping[str, str],
+        named: int,
+        usable: Usable = any_update,
     ) -> Iterator[Reply]:
-        """Like `run`, with each site's reply as it is.
+        """Like `run_early`, with each site's reply as it is.
 
         Args:
             others: sites that are not asked, with the reason, as `reach` gives them.
@@ -192,7 +203,7 @@ class SiteFederation:
         replies = (
             self._ask_in_waves(request, cohort, others)
             if self.stragglers is None
-            else self._ask_not_all(self.stragglers, request, cohort, others)
+            else self._ask_not_all(self.stragglers, request, cohort, others, usable)
         )
         for reply in replies:
             self.on_reply(reply)
@@ -309,7 +320,12 @@ class SiteFederation:
             )
 
     def _ask_not_all(
-        self, stragglers: Stragglers, request: Request, cohort: Sequence[str], others: Mapping[str, str]
+        self,
+        stragglers: Stragglers,
+        request: Request,
+        cohort: Sequence[str],
+        others: Mapping[str, str],
+        usable: Usable,
     ) -> Iterator[Reply]:
         """The replies that come in time, in the cohort's order, then late ones to earlier requests.
 
@@ -321,31 +337,34 @@ class SiteFederation:
         most = MAX_REPLY_RATIO * len(message) + MAX_REPLY_EXTRA_BYTES
         owners = [self.joined[site].min_cohort for site in here]
         least = max([stragglers.min_updates, *(fewest for fewest in owners if fewest <= len(here))])
-        until, found, usable = Until(began + request.deadline), dict[str, Reply](), 0
+        until, found, counted = Until(began + request.deadline), dict[str, Reply](), 0
         coming = self.transport.ask_until(message, here, until, stragglers.carry) if here else ()
         for site, answer in coming:
             found[site] = self.read_reply(site, answer, request, most)
             del answer
-            usable += isinstance(found[site], Update | Trained)
-            if usable == least:
+            counted += _counts(found[site], usable)
+            if counted == least:
                 until.at = min(until.at, time.monotonic() + stragglers.wait_s)
         present = set(self.transport.present())
+        awaited = Awaited(request=replace(request, broadcast=None), most=most, until=began + request.deadline)
         for site in cohort:
             if site in found:
                 yield found.pop(site)
             elif site in others or site not in present:
                 yield Failure(client=site, reason=others.get(site, NOT_CONNECTED))
-            elif usable < least:
+            elif counted < least:
                 yield self.read_reply(site, None, request, most)
             else:
-                self.unresponsive.add(site)  # it would not score before it is done
-                if stragglers.carry:
-                    self._at_work[site] = Awaited(
-                        request=replace(request, broadcast=None), most=most, until=began + request.deadline
-                    )
-                yield Failure(client=site, reason=STILL_AT_WORK, late=True)
+                yield self._left_at_work(site, awaited, stragglers.carry)
         if stragglers.carry:
             yield from self._late_replies(request.round, present)
+
+    def _left_at_work(self, site: str, awaited: Awaited, carry: bool) -> Failure:
+        """The failure of a site without which a round ended; it is awaited where late updates are carried."""
+        self.unresponsive.add(site)  # it would not score before it is done
+        if carry:
+            self._at_work[site] = awaited
+        return Failure(client=site, reason=STILL_AT_WORK, late=True)
 
     def _late_replies(self, round: int, present: Collection[str]) -> Iterator[Reply]:
         """Replies to requests of earlier rounds, and a Failure for each that will not come any more."""
@@ -428,6 +447,11 @@ class SiteFederation:
         if isinstance(reply, Trained | SumAnswer) and reply.round != request.round:
             return Failure(client=site, reason=f"it replies for round {reply.round}, not {request.round}")
         return _of_itself(reply, site)
+
+
+def _counts(reply: Reply, usable: Usable) -> bool:
+    """Whether a reply is one of those that a round waits for; of a sum, no single update is seen."""
+    return isinstance(reply, Trained) or (isinstance(reply, Update) and usable(reply))
 
 
 def _of_itself(reply: Reply, site: str) -> Reply:

@@ -105,4 +105,5 @@ def drill(
     if html is not None:
         write_atomic(html, page.drill(found.row))
     print_drill(found)
-    echo(f"wrote {listed([str(file) for file in (written, json_file, html) if file is not None])}")
+    files = (found.folder / drilling.JSON, written, json_file, html)
+    echo(f"wrote {listed([str(file) for file in files if file is not None])}")
