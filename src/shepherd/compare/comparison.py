@@ -104,7 +104,7 @@ def compare(
     _require_data(last, spec, consent)
     began = perf_counter()
     if earlier:
-        stages.begin(settings)
+        stages.begin(settings, consent)
     for stage in earlier:
         train_run(stage, train, consent=consent)
         stages.require_model(Path(stage.output))
