@@ -20,7 +20,7 @@ from shepherd.model import files, licences
 from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import card, folder, ledger, release, score_file, starting
+from shepherd.run import card, folder, ledger, lineage, release, score_file, starting
 from shepherd.run.answerer import adapter_of, own_adapter_of, own_adapters
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
@@ -198,6 +198,7 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
         privacy=ledger.read(path),
         revision=files.named(base)[1],
         start=starting.source(path),
+        before=lineage.before(path),
     )
 
 

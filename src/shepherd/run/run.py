@@ -58,7 +58,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run import card, checkpoint, folder, ledger, measured, starting, tracking
+from shepherd.run import card, checkpoint, folder, ledger, lineage, measured, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.log import read_rows
@@ -445,6 +445,7 @@ class Run(HeldRun):
             privacy=ledger.read(self.folder),
             revision=files.named(self.base)[1],
             start=starting.source(self.folder),
+            before=lineage.before(self.folder),
         )
 
 

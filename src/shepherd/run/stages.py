@@ -87,7 +87,7 @@ def _place(settings: RunSettings, number: int) -> Path:
 
 
 def begin(settings: RunSettings, consent: Consent = NOTHING) -> None:
-    """Write the run file with its stages into the run folder: new, of the same stages, or where none has begun.
+    """Write the run file with its stages into the run folder: new, of the same stages, or with none begun.
 
     Raises:
         SettingsError: as `required`.

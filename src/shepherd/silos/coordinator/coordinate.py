@@ -50,7 +50,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
-from shepherd.run import card, changes, checkpoint, folder, ledger, starting, tracking
+from shepherd.run import card, changes, checkpoint, folder, ledger, lineage, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -160,6 +160,7 @@ class SilosRun(HeldRun):
             privacy=ledger.read(self.folder),
             revision=files.named(self.base)[1],
             start=starting.source(self.folder),
+            before=lineage.before(self.folder),
         )
         self._record_end(scores)
         return {"adapter": self.holder.adapter, "answers": scores}
