@@ -45,6 +45,7 @@ from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
+from shepherd.run.score_file import WEIGHTS, digest_of
 from shepherd.settings import RunSettings
 from shepherd.training.local import GivenTraining, local_training, require_single
 from shepherd.visible import shown_json
@@ -91,6 +92,10 @@ class Audit:
     settings: RunSettings
     rounds: int
     found: Attacked
+    adapter: str = ""
+    """Digest of the released adapter that was attacked, of an audit of a run folder; see `score_file`."""
+    data: str = ""
+    """Digest of the data before canaries were planted in them, of an audit of a run file."""
 
     def __repr__(self) -> str:
         """The run, and no text of any example."""
@@ -105,6 +110,8 @@ class Audit:
             "base": paths.short(self.settings.model.base),
             "algorithm": self.settings.algorithm.name,
             "rounds": self.rounds,
+            "adapter": self.adapter,
+            "data": self.data,
             "claim": {"epsilon": claim.epsilon, "delta": claim.delta} if claim else None,
             "contradicted": found.contradicted,
             "membership": {name: each.row() for name, each in found.membership.items()},
@@ -162,6 +169,7 @@ def audit_folder(
             extra=tuple(extra),
             remarks=tuple(_remarks(prepared, rows)),
         ),
+        adapter=digest_of(where / "adapter") if (where / "adapter" / WEIGHTS).is_file() else "",
     )
 
 
@@ -247,6 +255,7 @@ def audit_run_file(
             extra=(*([update] if update else []), *extra),
             remarks=(*_remarks(prepared, rows), WITH_CANARIES),
         ),
+        data=pipeline.digest(prepared),
     )
 
 

@@ -20,7 +20,7 @@ from shepherd.model import files, licences
 from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import card, folder, ledger, lineage, release, score_file, starting
+from shepherd.run import card, folder, ledger, lineage, release, score_file
 from shepherd.run.answerer import adapter_of, own_adapter_of, own_adapters
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
@@ -197,7 +197,7 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
         clients=sizes,
         privacy=ledger.read(path),
         revision=files.named(base)[1],
-        start=starting.source(path),
+        start=lineage.source(path),
         before=lineage.before(path),
     )
 

@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -49,6 +50,8 @@ SILOS = "silos.json"
 """File of a run over silos that names its server."""
 TRAINED_WITH = "trained-with.toml"
 """File of the settings that a run's rounds were trained with; the run file may be edited, this is not."""
+WITHDRAWN = ".withdrawn-adapter"
+"""Name of the final adapter's folder while it is deleted."""
 STAGES, STAGES_FILE = "stages", "stages.toml"
 """Folder of a run's earlier stages, and file of the run file that names them; see `run.stages`."""
 OWN_FILES = (
@@ -123,6 +126,20 @@ class RunFolder:
     def reconcile(self, upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
         """Make the log agree with the checkpoint of round `upto_round`; see `log.reconciled`."""
         return log.reconciled(self.path, upto_round, row)
+
+    def withdraw(self) -> None:
+        """Remove the final adapter of a run that goes on; its rounds and checkpoints stay.
+
+        Until it is finished again, the run gives the adapter of its last checkpoint.
+        """
+        doomed = self.path / WITHDRAWN
+        with disk_errors(self.path):
+            if doomed.is_dir():
+                shutil.rmtree(doomed)
+            if self.adapter.is_dir():
+                self.adapter.rename(doomed)  # a half-deleted folder must not look like an adapter
+                shutil.rmtree(doomed)
+            (self.path / FINISHED).unlink(missing_ok=True)  # last, so that a kill before it is put right
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -243,11 +260,16 @@ def is_finished(path: str | Path) -> bool:
     Raises:
         FolderError: the folder holds no run, or its run file is damaged.
     """
+    done = ended(path)
+    return done is not None and done == read_settings(path).federation.rounds
+
+
+def ended(path: str | Path) -> int | None:
+    """The round after which a run's adapter was written; None if that was not done."""
     try:
-        done = json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["round"]
+        return int(json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["round"])
     except (OSError, ValueError, TypeError, KeyError):
-        return False
-    return bool(done == read_settings(path).federation.rounds)
+        return None
 
 
 def is_over_silos(path: str | Path) -> bool:

@@ -80,6 +80,22 @@ def of_run(path: Path) -> tuple[Training, ...]:
     return (*before(path), training(named, read_rows(path), ledger.read(path)))
 
 
+def source(path: Path) -> Mapping[str, str]:
+    """The `file` that a run began with, and its `sha256`; empty if it began with a new adapter.
+
+    Raises:
+        FolderError: the file that says so is damaged.
+    """
+    file = path / START / SOURCE
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf8"))
+        return {"file": str(found["file"]), "sha256": str(found["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
+
+
 def before(path: Path) -> tuple[Training, ...]:
     """The trainings that led to the adapter that the run in `path` began with; empty if nothing is known.
 

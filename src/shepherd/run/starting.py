@@ -127,28 +127,12 @@ def before(path: Path, settings: RunSettings, base: Base) -> Adapter | None:
     return kept(path, settings.adapter, base, settings.seed) if settings.adapter.start else None
 
 
-def source(path: Path) -> Mapping[str, str]:
-    """The `file` that a run began with, and its `sha256`; empty if it began with a new adapter.
-
-    Raises:
-        FolderError: the file that says so is damaged.
-    """
-    file = path / START / SOURCE
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf8"))
-        return {"file": str(found["file"]), "sha256": str(found["sha256"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
-
-
 def change(path: Path, settings: RunSettings) -> str:
     """Say that `adapter.start` now holds another adapter than the one that the run in `path` began with.
 
     "" if it is the same, or if nothing is left there to compare.
     """
-    before = source(path)
+    before = lineage.source(path)
     if not before:
         return ""
     try:
