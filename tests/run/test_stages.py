@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from shepherd.errors import FolderError, SettingsError
 from shepherd.overrides import dump, parse, plain
 from shepherd.run import folder, stages
+from shepherd.run.inspection import inspect_data
 from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
@@ -108,3 +109,30 @@ def test_a_run_file_may_be_put_right_until_a_stage_has_begun(table, tmp_path) ->
     told = CliRunner().invoke(main, ["run", written(tmp_path, settings)])
     assert told.exit_code == 2
     assert "holds a run with stages that has begun" in told.stderr
+
+
+def test_the_data_of_every_stage_are_shown(table, tmp_path) -> None:
+    fewer = runs.written(tmp_path / "fewer.jsonl", runs.rows(12))
+    settings = staged(table, {"name": "all"}, {"data": {"source": str(fewer)}})
+    for command in (["check", "--samples", "0"], ["split", "--plot", str(tmp_path / "who.png")]):
+        told = CliRunner().invoke(main, ["data", command[0], written(tmp_path, settings), *command[1:]])
+        assert told.exit_code == 0, told.output
+        first, second = told.output.split("Stage 2 of 2\n")
+        assert first.startswith("Stage 1 of 2: all\n")
+        assert "30 examples to train on, 6 held out" in first
+        assert "10 examples to train on, 2 held out" in second
+    assert (tmp_path / "who-1.png").is_file()
+    assert (tmp_path / "who-2.png").is_file()
+
+
+@pytest.mark.parametrize("command", ["plan", "drill", "audit", "privacy plan"])
+def test_what_takes_one_run_refuses_stages_and_writes_nothing(table, tmp_path, command) -> None:
+    settings = staged(table, {}, {})
+    told = CliRunner().invoke(main, [*command.split(), written(tmp_path, settings)])
+    assert told.exit_code == 2
+    verb = command.split()[-1]
+    said = f"[[stages]] are runs of their own; {verb} each of them from a file of its own, without stages"
+    assert said in told.stderr
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["rows.jsonl", "run.toml"]
+    with pytest.raises(SettingsError, match="inspect each of them"):
+        inspect_data(settings)

@@ -36,7 +36,7 @@ from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import stage
 from shepherd.machine import plan as plans
 from shepherd.model.base import Base
-from shepherd.overrides import dump, read_kept
+from shepherd.overrides import dump, read_kept, require_one_stage
 from shepherd.run import checkpoint, folder, starting
 from shepherd.run.answerer import adapter_of
 from shepherd.run.changes import NO_DIFFERENCE, differing
@@ -201,6 +201,10 @@ def audit_run_file(
         SettingsError: too few canaries, or scipy is missing.
     """
     estimate.require()
+    require_one_stage(settings, "audit")
+    given = GivenTraining(**{name: parts[name] for name in OF_TRAINING if name in parts})
+    training = local_training(settings.tuning, consent.plugins, given)
+    require_single(training.objective, "an audit")
     where = Path(place)
     settings = _own(settings, where / RUN)
     kept = _kept(where, settings, planted)
@@ -208,9 +212,6 @@ def audit_run_file(
     write_atomic(where / ASKED, dump(settings))
     base = load_base(settings, consent)
     dated = pipeline.dated(settings, base.tokenizer)
-    given = GivenTraining(**{name: parts[name] for name in OF_TRAINING if name in parts})
-    training = local_training(settings.tuning, consent.plugins, given)
-    require_single(training.objective, "an audit")
     prepared = pipeline.prepare(dated, base.tokenizer, consent.plugins)
     candidates = _candidates(prepared, examples, settings)
     method = _method(settings, consent, parts)

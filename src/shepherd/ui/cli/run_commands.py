@@ -160,15 +160,14 @@ def plan(
 
     Any key can be overridden: adapter.rank=16 machine.workers=1
     """
-    from shepherd.overrides import read
+    from shepherd.overrides import read, require_one_stage
 
     settings = read(run_file, wished(overrides, remote_code))
     from shepherd.run.forecast import forecast  # torch takes seconds
     from shepherd.ui.terminal.forecast_table import print_forecast
     from shepherd.ui.terminal.running import plain_lines
 
-    if settings.stages:
-        raise SettingsError("[[stages]] are runs of their own; plan each of them from a file of its own")
+    require_one_stage(settings, "plan")
     available = None if gigabytes is None else int(gigabytes * 1e9)
     with plain_lines(sys.stderr):
         found = forecast(settings, agreed(remote_code, plugins), available=available)
