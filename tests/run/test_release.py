@@ -48,10 +48,14 @@ def gated(run: Path, gate: str) -> None:
 
 
 def scored(run: Path, name: str, base: float, federated: float, **more: Any) -> None:
+    score_file.add(run, [row_of(run, name, base, federated, **more)])
+
+
+def row_of(run: Path, name: str, base: float, federated: float, **more: Any) -> dict[str, Any]:
     def bounds(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
-    row = {
+    return {
         "name": name,
         "label": name,
         "kind": "task",
@@ -66,7 +70,16 @@ def scored(run: Path, name: str, base: float, federated: float, **more: Any) -> 
         "says": {},
         **more,
     }
-    score_file.add(run, [row])
+
+
+def test_what_is_no_number_passes_no_gate(run) -> None:
+    """Not a number is above no threshold, and a base of infinite loss is worse than anything."""
+    gated(run, "{drops = {quiz = 0.05}}")
+    rows = json.dumps({"scores": [row_of(run, "quiz.acc", 0.5, 0.5)]})
+    for wrong in ("NaN", "Infinity"):
+        (run / score_file.FILE).write_text(rows.replace('"value": 0.5', f'"value": {wrong}'))
+        (reason,) = of_run(run).reasons
+        assert reason.startswith("quiz is no number for the base or for this adapter")
 
 
 def test_without_a_gate_everything_is_released(run) -> None:
@@ -265,6 +278,7 @@ def test_terminal_and_report_say_it(run, tmp_path) -> None:
     stream = StringIO()
     print_scores(score_file.read(run), of_run(run), stream)
     assert "NOT RELEASED: quiz is 10.0 points worse" in stream.getvalue()
+    assert "\n- " not in stream.getvalue()  # what repeats the table is for the report
     report = collect(run)
     assert report["release"]["released"] is False
     assert "<strong>Not released.</strong> quiz is 10.0 points worse" in html(report)

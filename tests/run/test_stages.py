@@ -136,3 +136,12 @@ def test_what_takes_one_run_refuses_stages_and_writes_nothing(table, tmp_path, c
     assert sorted(each.name for each in tmp_path.iterdir()) == ["rows.jsonl", "run.toml"]
     with pytest.raises(SettingsError, match="inspect each of them"):
         inspect_data(settings)
+
+
+def test_before_the_last_stage_the_others_are_named(table, tmp_path) -> None:
+    settings = staged(table, {"name": "a"}, {"name": "b"})
+    first_trained(settings)
+    for command in ("report", "chat"):
+        told = CliRunner().invoke(main, [command, str(tmp_path / "run")])
+        assert told.exit_code == 2
+        assert f"has not begun; name one of those that have, {tmp_path / 'run/stages/01-a'}" in told.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,9 @@ def _read_results(file: Path) -> Mapping[str, Any]:
         for measure in row["measures"]:
             numbers = [measure["run"][key] for key in ("value", "low", "high")] + [measure["base"]["value"]]
             texts = [row["data"], measure["name"], measure["label"]]
-            whole = all(isinstance(each, float | int | None) for each in numbers)
+            whole = all(
+                each is None or (isinstance(each, float | int) and math.isfinite(each)) for each in numbers
+            )
             if not (
                 whole and all(isinstance(each, str) for each in texts) and type(measure["share"]) is bool
             ):

@@ -36,6 +36,7 @@ from typing import Any, Self
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors, leftovers, write_atomic
+from shepherd.io.phrases import listed
 from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.overrides import dump, read_kept
@@ -289,6 +290,12 @@ def read_settings(path: str | Path) -> RunSettings:
     if _folder_identity(path) not in _searched:
         _search_for_links(path)
     if not is_run(path):
+        begun = [str(each.parent) for each in sorted(path.glob(f"{STAGES}/*/{RUN_FILE}"))]
+        if begun and (path / STAGES_FILE).is_file():
+            raise FolderError(
+                f"the last stage of the run in {path} has not begun; name one of those that have,"
+                f" {listed(begun)}, or go on with `shepherd resume {shlex.quote(str(path))}`"
+            )
         raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
     try:
         return read_kept(path / RUN_FILE)

@@ -7,6 +7,7 @@ the gate names and nobody measured is a reason, too.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -141,6 +142,8 @@ def _reasons(run: Path, gate: GateTable) -> Iterator[str]:
         found = _score(run, name)
         if found is None:
             yield f"{name} is not measured for this adapter: {_how(name)}"
+        elif not math.isfinite(found.drop):
+            yield f"{name} is no number for the base or for this adapter ({found.base} and {found.run})"
         elif found.drop > most:
             yield _dropped(name, found, most)
     if gate.audit or gate.membership is not None:
