@@ -1,5 +1,6 @@
 # make demo       install into .venv, train the embedded demo and compare it with its rivals
-# make demo-real  the same on a real base, SmolLM2-135M, which is downloaded once (93 MB); half an hour
+# make demo-real  the same on a real base, SmolLM2-135M, which is downloaded once (93 MB), and a chat with it at
+#                 the end, until Ctrl-C; half an hour (CHAT= leaves the chat out)
 # make test       format, lint, types, documents, tests, in .venv-dev
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
@@ -35,6 +36,7 @@ NO_GPU := $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/versi
 TORCH ?= $(if $(NO_GPU),cpu,default)
 
 # the pins hold for the build backend too, which -c alone does not reach
+CHAT = --chat
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
@@ -72,7 +74,7 @@ demo: $(DEMO)
 	$(VENV)/bin/shepherd demo
 
 demo-real: $(REAL)
-	$(VENV)/bin/shepherd demo --base smollm2
+	$(VENV)/bin/shepherd demo --base smollm2 $(CHAT)
 
 test: format lint types docs tests
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import pytest
+from matplotlib.text import Text
 
 from shepherd import drawing
 
@@ -39,3 +43,27 @@ def test_dots_leave_out_what_is_not_known() -> None:
     figure = drawing.dots(["one", "two"], {"a": [1.0, None], "b": [2.0, 3.0]}, title="T", label="nats")
     found = [line.get_xydata().tolist() for line in figure.axes[0].get_lines()]
     assert found == [[[1.0, 0.0]], [[2.0, 0.0], [3.0, 1.0]]]
+
+
+@pytest.mark.parametrize("name", ["a $_$ b", "$", "$x$", "_hidden", r"\$1 to $2", "__"])
+def test_names_of_others_are_drawn_as_they_are(name: str) -> None:
+    """Two dollar signs would be mathematics, or an error; a legend leaves out what begins with _."""
+    assert _drawn(drawing._plain(name)) == name
+    counts = np.array([[1, 2], [3, 4]])
+    for figure in (
+        drawing.lines([("nats", {name: [(0, 1.0)], "b": [(0, 2.0)]})], f"run {name}"),
+        drawing.heat_map([name, "b"], [name, "d"], counts, title=name, label=name),
+        drawing.dots([name, "b"], {name: [1.0, 2.0], "d": [3.0, 4.0]}, title=name, label=name),
+    ):
+        figure.savefig(io.BytesIO(), format="png")
+        legend = figure.axes[0].get_legend()
+        if legend is not None:
+            assert _drawn(legend.get_texts()[0].get_text()) == name
+            assert legend.get_texts()[0].get_window_extent().width > 1
+
+
+def _drawn(text: str) -> str:
+    """What matplotlib makes of a text, which must not be mathematics."""
+    found, is_math = Text(0, 0, text)._preprocess_math(text)
+    assert not is_math
+    return found

@@ -106,24 +106,23 @@ def lines(panels: Sequence[Panel], title: str) -> Figure:
 
     with fonts_for("".join((title, *(name for _, series in panels for name in series))), title):
         figure = _empty(7.0, 0.6 + 2.8 * len(panels))
-        figure.suptitle(title)
+        figure.suptitle(_plain(title))
         for place, (label, series) in enumerate(panels):
             axes = figure.add_subplot(len(panels), 1, place + 1)
-            for style, (name, points) in enumerate(series.items()):
+            for style, points in enumerate(series.values()):
                 axes.plot(
                     [x for x, _ in points],
                     [y for _, y in points],
-                    label=_short(name),
                     color=_COLOURS[style % len(_COLOURS)],
                     marker=_MARKERS[style % len(_MARKERS)],
                     markevery=max(1, len(points) // _MAX_MARKERS),
                     markersize=4,
                 )
-            axes.set_ylabel(label)
+            axes.set_ylabel(_plain(label))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             if len(series) > 1:
-                axes.legend()
+                _add_legend(axes, series)
         axes.set_xlabel("round")
         return figure
 
@@ -147,8 +146,8 @@ def heat_map(
         few = len(rows) <= MAX_ANNOTATED_ROWS
         labels = [f"{_short(rows[k])}  ({values[k].sum():,})" for k in kept]
         axes.set_yticks(kept, labels, fontsize=9 if few else 6)
-        axes.set_title(title)
-        figure.colorbar(image, ax=axes, label=label, shrink=0.6)
+        axes.set_title(_plain(title))
+        figure.colorbar(image, ax=axes, label=_plain(label), shrink=0.6)
         if few:
             _annotate(axes, values)
         return figure
@@ -166,22 +165,21 @@ def dots(
     with fonts_for("".join((title, *rows, *columns)), title):
         figure = _empty(7.0, min(1.6 + 0.3 * len(rows), 40.0))
         axes = figure.add_subplot()
-        for style, (name, values) in enumerate(columns.items()):
+        for style, values in enumerate(columns.values()):
             known = [(x, place) for place, x in enumerate(values) if x is not None]
             axes.plot(
                 [x for x, _ in known],
                 [place for _, place in known],
-                label=_short(name),
                 color=_COLOURS[style % len(_COLOURS)],
                 marker=_MARKERS[style % len(_MARKERS)],
                 linestyle="none",
             )
         axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
         axes.invert_yaxis()
-        axes.set_xlabel(label)
-        axes.set_title(title)
+        axes.set_xlabel(_plain(label))
+        axes.set_title(_plain(title))
         axes.grid(alpha=0.3)
-        axes.legend()
+        _add_legend(axes, columns)
         return figure
 
 
@@ -195,7 +193,20 @@ def _empty(width: float, height: float) -> Figure:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 28 else f"{name[:27]}…"
+    return _plain(name if len(name) <= 28 else f"{name[:27]}…")
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib draws as it is: between two dollar signs it would read mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _add_legend(axes: Any, names: Iterable[str]) -> None:
+    """A legend of the lines, in order; matplotlib leaves out lines whose own label begins with `_`."""
+    lines = axes.get_lines()
+    legend = axes.legend(lines, [str(place) for place in range(len(lines))])
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(_short(name))
 
 
 def _annotate(axes: Any, values: NDArray[Any]) -> None:

@@ -117,6 +117,18 @@ def require_settings(settings: Any) -> None:
         )
 
 
+def require_one_stage(settings: RunSettings, doing: str) -> None:
+    """Raise SettingsError if the settings have stages.
+
+    Args:
+        doing: what is to be done with a run file, as a verb.
+    """
+    if settings.stages:
+        raise SettingsError(
+            f"[[stages]] are runs of their own; {doing} each of them from a file of its own, without stages"
+        )
+
+
 def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
     """Settings with `key=value` overrides applied; paths in them are relative to the current directory.
 

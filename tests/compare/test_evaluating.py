@@ -190,6 +190,25 @@ def test_a_comparison_asks_its_harmful_prompts_once(compared, monkeypatch) -> No
     comparison.compare(settings, SPEC)
 
 
+@pytest.mark.parametrize(
+    ("tables", "error", "said"),
+    [
+        ({"evaluation": {"harmful": "/nowhere/prompts.csv"}}, DataError, r"/nowhere/prompts\.csv"),
+        ({"judge": {"model": "m", "base_url": "http://elsewhere/v1"}}, JudgeError, "settings alone may not"),
+    ],
+)
+def test_harmful_prompts_and_the_judge_are_asked_for_before_any_training(
+    llama_folder, harmful, tmp_path, tables, error, said
+) -> None:
+    from shepherd.compare.comparison import compare
+
+    source = runs.written(tmp_path / "rows.jsonl")
+    tables = {"evaluation": {"harmful": str(harmful)}, **tables}
+    with pytest.raises(error, match=said):
+        compare(runs.settings(llama_folder, source, tmp_path / "run", **tables), SPEC, train=pytest.fail)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_arms_of_a_comparison_are_evaluated_in_one_call(compared, tasks) -> None:
     from shepherd.evaluate.harness import Asked
 

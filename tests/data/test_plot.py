@@ -1,14 +1,18 @@
 """The picture of who holds what."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from shepherd import drawing
 from shepherd.data.examples import Example, Turn
 from shepherd.data.plot import draw, holdings
 from shepherd.errors import DataError
+from shepherd.ui.cli.main import main
+from tests import runs
 
 
 def many(*categories):
@@ -66,3 +70,15 @@ def test_a_font_is_found_for_other_scripts_and_missing_glyphs_are_named(
     monkeypatch.setattr(drawing, "_installed", lambda: iter([("Thai", {"ก"})]))
     draw(many("要約"), {"東京ก": [0]}, tmp_path / "c.png")
     assert "glyphs of 京東約要, which are drawn as boxes" in caplog.text
+
+
+def test_a_category_with_dollar_signs_is_a_picture(tmp_path) -> None:
+    rows = [{**row, "category": "a $_$ b"} for row in runs.rows(12)]
+    runs.written(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "run.toml").write_text(
+        '[model]\nbase = "tiny"\n[data]\nsource = "rows.jsonl"\n[split]\nclients = 2\n'
+    )
+    picture = str(tmp_path / "split.png")
+    told = CliRunner().invoke(main, ["data", "split", str(tmp_path / "run.toml"), "--plot", picture])
+    assert told.exit_code == 0, told.output
+    assert Path(picture).is_file()

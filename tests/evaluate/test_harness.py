@@ -16,6 +16,7 @@ from tests.model import bases
 
 from shepherd.consent import Consent
 from shepherd.errors import DataError
+from shepherd.evaluate import harness
 from shepherd.evaluate.harness import Asked, opened
 from shepherd.model import files
 
@@ -316,3 +317,36 @@ def test_a_long_context_loses_its_beginning(llama, tmp_path) -> None:
     task_folder.task(tmp_path, "cut", [{**short[0], "question": "w9 w8 " + "w5 " * 63}])
     found = opened(Asked(tasks=("fits", "cut"), include=(tmp_path,))).measure(llama, [None], 256)
     assert found[0].means[0] == found[2].means[0]
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_task_that_repeats_a_prompt_gets_as_many_samples(llama, tmp_path, monkeypatch, sampled) -> None:
+    """Each repeat is a sample of its own, the same for every model; without sampling there is one answer."""
+    how = {"do_sample": True, "temperature": 1.0} if sampled else {"do_sample": False}
+    task_folder.task(
+        tmp_path,
+        "write",
+        ROWS[:2],
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="{{choices[answer]}}",
+        generation_kwargs={"max_gen_toks": 8, "until": ["\n\n"], **how},
+        repeats=4,
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+    seen: list[list[str]] = []
+    write = harness._Model.generate_until
+
+    def kept(self, requests, **options):
+        seen.append(write(self, requests, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(harness._Model, "generate_until", kept)
+    opened(Asked(tasks=("write",), include=(tmp_path,))).measure(llama, [None, None], micro_batch=256)
+    one, other = seen
+    assert one == other
+    assert len(one) == 8
+    assert len(set(one)) == (8 if sampled else 2)
+    seen.clear()
+    opened(Asked(tasks=("write",), include=(tmp_path,))).measure(llama, [None], micro_batch=256)
+    assert seen == [one]  # the samples are those of their numbers

@@ -249,7 +249,7 @@ def test_a_prompt_without_room_for_an_answer_is_refused_by_name(llama: Base) -> 
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "mend"),
+    ("option", "value", "said"),
     [
         ("temperature", float("nan"), "0 is greedy"),
         ("temperature", float("inf"), "0 is greedy"),
@@ -260,9 +260,9 @@ def test_a_prompt_without_room_for_an_answer_is_refused_by_name(llama: Base) -> 
         ("max_new_tokens", 0, "at least 1"),
     ],
 )
-def test_numbers_out_of_their_range_are_refused(llama: Base, option: str, value: float, mend: str) -> None:
+def test_numbers_out_of_their_range_are_refused(llama: Base, option: str, value: float, said: str) -> None:
     options: dict[str, Any] = {"max_new_tokens": 4, option: value}
-    with pytest.raises(BaseError, match=mend):
+    with pytest.raises(BaseError, match=said):
         generation.generate(llama, [None], [[5]], stop=[2], **options)
 
 

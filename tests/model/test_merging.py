@@ -111,3 +111,20 @@ def test_a_weight_that_would_not_be_finite_is_named(llama: Base) -> None:
     huge = Adapter({name: 1e4 * values for name, values in drawn(llama).items()})
     with pytest.raises(AdapterError, match=r"q_proj\.weight would not be finite in float16; .*dtype=float32"):
         merging.merged(trained(llama, huge), torch.float16)
+
+
+def test_a_weight_of_the_base_that_would_not_be_finite_is_named(
+    llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that no adapter changes: a norm of 1e5 is more than float16 can hold."""
+    load = merging.bases.load_network
+
+    def loaded(*args: Any, **options: Any) -> Any:
+        network = load(*args, **options)
+        network.model.norm.weight.data.fill_(1e5)
+        return network
+
+    monkeypatch.setattr(merging.bases, "load_network", loaded)
+    with pytest.raises(AdapterError, match=r"cannot be written in float16: model\.norm\.weight would not"):
+        merging.merged(trained(llama, drawn(llama)), torch.float16)
+    merging.merged(trained(llama, drawn(llama)), torch.float32)

@@ -148,9 +148,12 @@ def test_results_of_an_evaluation_are_in_the_card_with_their_intervals(run: Path
     assert (own.dataset_split, own.metric_type) == ("held-out", "loss")
     assert (measured.dataset_name, measured.metric_value) == ("test.jsonl", whole["run"]["value"])
     assert measured.metric_args["interval_95"] == [whole["run"]["low"], whole["run"]["high"]]
-    (tmp_path / "no.json").write_text("{}")
-    with pytest.raises(DataError, match=r"no\.json holds no result of an evaluation; write one with"):
-        export(run, tmp_path / "other", results=[tmp_path / "no.json"])
+    number = json.loads(found.stdout)
+    number["measures"][0]["run"]["value"] = float("nan")  # which Python's reader of JSON accepts
+    for wrong in ("{}", json.dumps(number)):
+        (tmp_path / "no.json").write_text(wrong)
+        with pytest.raises(DataError, match=r"no\.json holds no result of an evaluation; write one with"):
+            export(run, tmp_path / "other", results=[tmp_path / "no.json"])
     assert not (tmp_path / "other").exists()
 
 

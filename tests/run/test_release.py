@@ -11,17 +11,23 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
+from shepherd.audit.auditing import Planted, audit_folder, audit_run_file
 from shepherd.errors import FolderError, NotReleased, SettingsError
 from shepherd.model import files
 from shepherd.overrides import dump, overridden
-from shepherd.run import folder, score_file
+from shepherd.run import folder, release, score_file
+from shepherd.run.answerer import adapter_of
 from shepherd.run.export import export
 from shepherd.run.log import read_rows
+from shepherd.run.opening import open_run, resume
 from shepherd.run.release import of_run, settled
+from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
 from shepherd.ui.report.gather import collect
 from shepherd.ui.report.page import html
+from shepherd.ui.report.writing import write_audit
 from tests import runs
+from tests.model import bases
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +48,14 @@ def gated(run: Path, gate: str) -> None:
 
 
 def scored(run: Path, name: str, base: float, federated: float, **more: Any) -> None:
+    score_file.add(run, [row_of(run, name, base, federated, **more)])
+
+
+def row_of(run: Path, name: str, base: float, federated: float, **more: Any) -> dict[str, Any]:
     def bounds(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
-    row = {
+    return {
         "name": name,
         "label": name,
         "kind": "task",
@@ -60,7 +70,16 @@ def scored(run: Path, name: str, base: float, federated: float, **more: Any) -> 
         "says": {},
         **more,
     }
-    score_file.add(run, [row])
+
+
+def test_what_is_no_number_passes_no_gate(run) -> None:
+    """Not a number is above no threshold, and a base of infinite loss is worse than anything."""
+    gated(run, "{drops = {quiz = 0.05}}")
+    rows = json.dumps({"scores": [row_of(run, "quiz.acc", 0.5, 0.5)]})
+    for wrong in ("NaN", "Infinity"):
+        (run / score_file.FILE).write_text(rows.replace('"value": 0.5', f'"value": {wrong}'))
+        (reason,) = of_run(run).reasons
+        assert reason.startswith("quiz is no number for the base or for this adapter")
 
 
 def test_without_a_gate_everything_is_released(run) -> None:
@@ -126,7 +145,7 @@ def test_what_was_not_measured_of_this_adapter_is_a_reason(run) -> None:
     assert "quiz is not measured for this adapter: run `shepherd evaluate RUN_FOLDER --tasks quiz`" in said
     assert any("--harmful FILE" in reason for reason in said)
     assert any("shepherd compare" in reason for reason in said)
-    assert any("there is no leak audit of its 1 rounds" in reason for reason in said)
+    assert any("there is no leak audit of this adapter" in reason for reason in said)
     scored(run, "quiz.acc", 0.5, 0.5, adapters={"base": ["base"], "federated": ["another"]})
     assert any(reason.startswith("quiz is not measured") for reason in of_run(run).reasons)
 
@@ -146,22 +165,25 @@ def test_a_comparison_is_read_where_its_scores_are_of_this_adapter(run) -> None:
         assert said in reason
 
 
-def audit(run: Path, place: Path, *, contradicted: bool = False, auc: float = 0.5, rounds: int = 1) -> None:
-    place.mkdir(parents=True, exist_ok=True)
+def audit(run: Path, *, contradicted: bool = False, auc: float = 0.5) -> None:
+    """An audit of the adapter of the run, with these figures."""
+    (run / "audit").mkdir(exist_ok=True)
     scores = {"reference": {"auc": {"value": auc, "low": auc, "high": auc}}}
-    found = {"rounds": rounds, "contradicted": contradicted, "membership": {"released": {"scores": scores}}}
-    (place / "audit.json").write_text(json.dumps(found))
+    found = {
+        "adapter": score_file.digest_of(run / "adapter"),
+        "contradicted": contradicted,
+        "membership": {"released": {"scores": scores}},
+    }
+    (run / "audit" / "audit.json").write_text(json.dumps(found))
 
 
 def test_a_leak_audit_that_fails_is_a_reason(run) -> None:
     gated(run, "{audit = true, membership = 0.6}")
-    audit(run, run / "audit", auc=0.58)
+    audit(run, auc=0.58)
     assert of_run(run).released
-    audit(run, run / "audit", auc=0.7)
+    audit(run, auc=0.7)
     assert "with AUC 0.700, and at most 0.600 is allowed" in of_run(run).reasons[0]
-    audit(run, run / "audit", rounds=7)
-    assert "there is no leak audit" in of_run(run).reasons[0]
-    audit(run, run.parent / "run-audit", contradicted=True)  # of the run file, with canaries
+    audit(run, contradicted=True)
     assert of_run(run).reasons == ("the leak audit contradicts the epsilon that the run claims",)
 
 
@@ -181,6 +203,7 @@ def test_the_audit_is_read_as_it_is_written(run) -> None:
             settings=folder.read_settings(run),
             rounds=1,
             found=Attacked(membership={RELEASED: found}, remembered={}),
+            adapter=score_file.digest_of(run / "adapter"),
         )
     )
     for most, released in ((0.94, True), (0.93, False)):
@@ -255,6 +278,7 @@ def test_terminal_and_report_say_it(run, tmp_path) -> None:
     stream = StringIO()
     print_scores(score_file.read(run), of_run(run), stream)
     assert "NOT RELEASED: quiz is 10.0 points worse" in stream.getvalue()
+    assert "\n- " not in stream.getvalue()  # what repeats the table is for the report
     report = collect(run)
     assert report["release"]["released"] is False
     assert "<strong>Not released.</strong> quiz is 10.0 points worse" in html(report)
@@ -299,3 +323,132 @@ def marked_part(card: str) -> str:
 
 def test_the_adapters_file_has_one_name() -> None:
     assert score_file.WEIGHTS == files.WEIGHTS
+
+
+# --- of real audits and runs: whose audit, whose loss
+
+
+@pytest.fixture(scope="module")
+def audited(llama_folder, tmp_path_factory) -> Path:
+    """A folder with a run of two rounds and a gate, its audit, and an audit of its run file."""
+    place = tmp_path_factory.mktemp("audited")
+    write_audit(audit_folder(trained(asked(llama_folder, place))))
+    (place / "run" / "audit").rename(place / "audit-of-the-folder")
+    planted = Planted(count=20, copies=(1,))
+    found = audit_run_file(asked(llama_folder, place), place / "run-audit", train=go, planted=planted)
+    write_audit(found)
+    (place / "run-audit").rename(place / "audit-of-the-file")
+    return place
+
+
+def asked(base: Path, place: Path, **tables: Any) -> RunSettings:
+    usual = {
+        "adapter": {"dropout": 0.0},
+        "data": {"holdout": 0.4},
+        "federation": {"rounds": 2},
+        "evaluation": {"gate": {"audit": True}},
+        **tables,
+    }
+    source = place / "rows.jsonl"
+    return runs.settings(base, source if source.exists() else runs.written(source), place / "run", **usual)
+
+
+def go(opening: Any) -> None:
+    with opening() as run:
+        for _ in run.rounds():
+            pass
+        run.finish(answer=False)
+
+
+def trained(settings: RunSettings) -> Path:
+    go(lambda: open_run(settings))
+    return Path(settings.output)
+
+
+NO_AUDIT = ("there is no leak audit of this adapter: run `shepherd audit RUN_FOLDER`",)
+
+
+def test_an_audit_of_the_folder_counts_for_the_adapter_that_it_attacked(
+    audited, llama_folder, tmp_path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(audited / "run", run)
+    assert of_run(run).reasons == NO_AUDIT
+    shutil.copytree(audited / "audit-of-the-folder", run / "audit")
+    assert of_run(run).released
+    # another run with as many rounds, in the same place
+    shutil.rmtree(run)
+    trained(asked(llama_folder, tmp_path, tuning={"learning_rate": 0.02}))
+    shutil.copytree(audited / "audit-of-the-folder", run / "audit")
+    assert of_run(run).reasons == NO_AUDIT
+
+
+def test_an_audit_of_the_run_file_counts_for_its_settings_and_its_data(
+    audited, llama_folder, tmp_path
+) -> None:
+    """The folder of the audit outlives the run; one with other settings or data is not what was audited."""
+    run = tmp_path / "run"
+    shutil.copytree(audited / "audit-of-the-file", tmp_path / "run-audit")
+    shutil.copytree(audited / "run", run)
+    assert of_run(run).released
+    shutil.rmtree(run)
+    trained(asked(llama_folder, tmp_path, tuning={"learning_rate": 0.02}))
+    assert of_run(run).reasons == NO_AUDIT
+    shutil.rmtree(run)
+    same = {"source": str(audited / "rows.jsonl"), "holdout": 0.4}
+    trained(asked(llama_folder, tmp_path, data=same))
+    assert of_run(run).released
+    shutil.rmtree(run)
+    before = (audited / "rows.jsonl").read_bytes()
+    runs.written(audited / "rows.jsonl", runs.rows(seed=1))
+    trained(asked(llama_folder, tmp_path, data=same))
+    (audited / "rows.jsonl").write_bytes(before)
+    assert of_run(run).reasons == NO_AUDIT
+
+
+def test_a_claimed_epsilon_asks_for_an_audit_with_canaries(audited, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(audited / "run", run)
+    shutil.copytree(audited / "audit-of-the-folder", run / "audit")
+    row = {**read_rows(run)[-1], "round": 3, "example_privacy": {"epsilon": 1.0, "delta": 0.01}}
+    with open(run / "rounds.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    (reason,) = of_run(run).reasons
+    assert "claims an epsilon, which only an audit with canaries tests" in reason
+    shutil.copytree(audited / "audit-of-the-file", tmp_path / "run-audit")
+    assert of_run(run).released
+
+
+def test_the_loss_is_that_of_the_adapter_that_is_given(llama_folder, tmp_path) -> None:
+    """Two rounds, then an extension to four that is stopped after one of them."""
+    run = trained(asked(llama_folder, tmp_path, evaluation={"gate": {"drops": {"loss": 0.0}}}))
+    base = bases.load(llama_folder, rank=2, alpha=16)
+    second = adapter_of(run, base)
+    with resume(run, overrides=["federation.rounds=4"]) as longer:
+        assert not (run / "adapter").exists()
+        assert not folder.is_finished(run)
+        assert adapter_of(run, base) == second  # of the checkpoint
+        next(longer.rounds())
+    losses = [row["heldout"]["loss"] for row in read_rows(run)]
+    third = adapter_of(run, base)
+    assert third != second
+    export(run, tmp_path / "out", unreleased=True)
+    assert files.read(tmp_path / "out", base) == third
+    score = release._score(run, "loss")
+    assert (score.base, score.run) == (losses[0], losses[3])
+    # as an earlier version left it: the adapter of round two, and a log of three rounds
+    shutil.copytree(tmp_path / "out", run / "adapter")
+    (run / "finished.json").write_text('{"round": 2}')
+    assert release._score(run, "loss").run == losses[2]
+    go(lambda: resume(run))
+    assert folder.is_finished(run)
+    assert release._score(run, "loss").run == read_rows(run)[4]["heldout"]["loss"]
+
+
+def test_a_run_that_ends_says_its_verdict_and_marks_its_card(llama_folder, tmp_path) -> None:
+    runs.written(tmp_path / "rows.jsonl")
+    (tmp_path / "run.toml").write_text(dump(asked(llama_folder, tmp_path)))
+    told = CliRunner().invoke(main, ["run", str(tmp_path / "run.toml")])
+    assert told.exit_code == 0, told.output
+    assert f"NOT RELEASED: {NO_AUDIT[0]}." in told.output
+    assert "NOT RELEASED: there is no leak audit" in (tmp_path / "run" / "adapter" / "README.md").read_text()

@@ -28,7 +28,7 @@ from shepherd.model.answer import Answer
 from shepherd.overrides import overridden, read
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import rehearse
-from shepherd.run import checkpoint, folder, starting
+from shepherd.run import checkpoint, folder, lineage, starting
 from shepherd.run import run as run_module
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
@@ -152,7 +152,7 @@ def test_the_path_is_relative_to_the_run_file(
 def test_what_it_began_with_is_in_the_card_by_name_and_digest(table: Any, done: Path) -> None:
     path = finish(open_run(table(federation={"rounds": 1})))
     card = (path / "adapter" / "README.md").read_text()
-    assert f"| started from | `run`, whose weights have SHA-256 `{starting.source(path)['sha256']}` |" in card
+    assert f"| started from | `run`, whose weights have SHA-256 `{lineage.source(path)['sha256']}` |" in card
     assert str(done) not in card
     assert "started from" not in (done / "adapter" / "README.md").read_text()
 
@@ -423,7 +423,7 @@ def test_without_it_a_run_begins_as_before(llama_folder: Path, source: Path, tmp
         new = lora.fresh(run.base.targets, 2, seed_for(0, "adapter"))
         assert same(run.state.adapter, new)
         assert not (run.folder / "start").exists()
-        assert starting.source(run.folder) == {}
+        assert lineage.source(run.folder) == {}
         assert starting.change(run.folder, run.settings) == ""
     assert checkpoint.latest(run.folder / "checkpoints") is None
 

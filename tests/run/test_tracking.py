@@ -178,10 +178,12 @@ class FakeService:
     """Stands in for accelerate's WandBTracker; keeps what it is told."""
 
     said: list[Any] = []  # noqa: RUF012  (one list for all, emptied by the test)
+    filed = 0
+    """The next step of the run at the service, which it has as its first once it is resumed."""
 
     def __init__(self, project: str, **options: Any) -> None:
         self.said.append((project, options))
-        self.tracker = SimpleNamespace(id="run-77")
+        self.tracker = SimpleNamespace(id="run-77", starting_step=self.filed)
 
     def start(self) -> None:
         pass
@@ -205,6 +207,7 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.
     settings = asking("wandb")
     made = folder.create(tmp_path / "flock", settings)
     tracking.start(settings, made).log(ROW)
+    monkeypatch.setattr(FakeService, "filed", 3)
     tracking.start(settings, made, [{"round": 2, "loss": 3.0}, ROW])
     options = {"name": "flock", "dir": str(made.path), "settings": {"console": "off"}}
     again = {**options, "id": "run-77", "resume": "must"}
@@ -213,6 +216,34 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.
     assert first == [("sheep", options), 32, (3, 2.5), clients]
     assert second == [("sheep", again), (3, 2.5), clients]
     assert json.loads((made.path / "tracking.json").read_text()) == {"wandb": "run-77"}
+
+
+@pytest.mark.parametrize("filed", [0, 2, 4])
+def test_wandb_gets_every_row_that_its_service_lacks(tmp_path: Path, monkeypatch, filed: int) -> None:
+    """A kill may have kept more than the last from it."""
+    from accelerate import tracking as theirs
+
+    FakeService.said.clear()
+    monkeypatch.setattr(theirs, "WandBTracker", FakeService)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    made = folder.create(tmp_path / "flock", asking("wandb"))
+    tracking.start(asking("wandb"), made)
+    monkeypatch.setattr(FakeService, "filed", filed)
+    FakeService.said.clear()
+    tracking.start(asking("wandb"), made, [{"round": number, "loss": 3.0} for number in range(4)])
+    assert FakeService.said[1:] == [(number, 3.0) for number in range(filed, 4)]
+
+
+def test_contributions_are_summed_up_and_not_a_figure_for_each_client() -> None:
+    shares = {"a": 1.0, "b": 3.0}
+    found = tracking.flatten({"round": 1, "contribution": {"leave_one_out": shares, "projection": shares}})
+    for name in ("leave_one_out", "projection"):
+        assert {key: found[f"contribution/{name}/{key}"] for key in ("mean", "min", "max")} == {
+            "mean": 2.0,
+            "min": 1.0,
+            "max": 3.0,
+        }
+    assert not [key for key in found if key.endswith(("/a", "/b"))]
 
 
 @pytest.mark.parametrize("filed", [2, 3])

@@ -36,7 +36,7 @@ from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import stage
 from shepherd.machine import plan as plans
 from shepherd.model.base import Base
-from shepherd.overrides import dump, read_kept
+from shepherd.overrides import dump, read_kept, require_one_stage
 from shepherd.run import checkpoint, folder, starting
 from shepherd.run.answerer import adapter_of
 from shepherd.run.changes import NO_DIFFERENCE, differing
@@ -45,6 +45,7 @@ from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
+from shepherd.run.score_file import WEIGHTS, digest_of
 from shepherd.settings import RunSettings
 from shepherd.training.local import GivenTraining, local_training, require_single
 from shepherd.visible import shown_json
@@ -91,6 +92,10 @@ class Audit:
     settings: RunSettings
     rounds: int
     found: Attacked
+    adapter: str = ""
+    """Digest of the released adapter that was attacked, of an audit of a run folder; see `score_file`."""
+    data: str = ""
+    """Digest of the data before canaries were planted in them, of an audit of a run file."""
 
     def __repr__(self) -> str:
         """The run, and no text of any example."""
@@ -105,6 +110,8 @@ class Audit:
             "base": paths.short(self.settings.model.base),
             "algorithm": self.settings.algorithm.name,
             "rounds": self.rounds,
+            "adapter": self.adapter,
+            "data": self.data,
             "claim": {"epsilon": claim.epsilon, "delta": claim.delta} if claim else None,
             "contradicted": found.contradicted,
             "membership": {name: each.row() for name, each in found.membership.items()},
@@ -162,6 +169,7 @@ def audit_folder(
             extra=tuple(extra),
             remarks=tuple(_remarks(prepared, rows)),
         ),
+        adapter=digest_of(where / "adapter") if (where / "adapter" / WEIGHTS).is_file() else "",
     )
 
 
@@ -193,6 +201,10 @@ def audit_run_file(
         SettingsError: too few canaries, or scipy is missing.
     """
     estimate.require()
+    require_one_stage(settings, "audit")
+    given = GivenTraining(**{name: parts[name] for name in OF_TRAINING if name in parts})
+    training = local_training(settings.tuning, consent.plugins, given)
+    require_single(training.objective, "an audit")
     where = Path(place)
     settings = _own(settings, where / RUN)
     kept = _kept(where, settings, planted)
@@ -200,9 +212,6 @@ def audit_run_file(
     write_atomic(where / ASKED, dump(settings))
     base = load_base(settings, consent)
     dated = pipeline.dated(settings, base.tokenizer)
-    given = GivenTraining(**{name: parts[name] for name in OF_TRAINING if name in parts})
-    training = local_training(settings.tuning, consent.plugins, given)
-    require_single(training.objective, "an audit")
     prepared = pipeline.prepare(dated, base.tokenizer, consent.plugins)
     candidates = _candidates(prepared, examples, settings)
     method = _method(settings, consent, parts)
@@ -247,6 +256,7 @@ def audit_run_file(
             extra=(*([update] if update else []), *extra),
             remarks=(*_remarks(prepared, rows), WITH_CANARIES),
         ),
+        data=pipeline.digest(prepared),
     )
 
 

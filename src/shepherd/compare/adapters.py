@@ -9,7 +9,7 @@ from shepherd.compare.folders import arm_folder
 from shepherd.core import Adapter
 from shepherd.model import files
 from shepherd.model.base import Base
-from shepherd.run import starting
+from shepherd.run import lineage
 from shepherd.run.answerer import adapter_of
 from shepherd.run.score_file import digest_of
 
@@ -21,7 +21,7 @@ def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
         case "base":
             return None
         case "start":
-            return files.read(run / starting.START, base)
+            return files.read(run / lineage.START, base)
         case "federated" | "variant":
             return adapter_of(path, base)
         case _:
@@ -33,6 +33,6 @@ def digest(run: Path, number: int, arm: Arm) -> str:
     if arm.name == BASE:
         return BASE
     if arm.name == START:
-        return digest_of(run / starting.START)
+        return digest_of(run / lineage.START)
     path = arm_folder(run, number, arm)
     return digest_of(path / "adapter" if arm.kind in ("federated", "variant") else path)

@@ -88,7 +88,8 @@ def compare(
 
     Raises:
         SettingsError: an arm cannot be read.
-        DataError: no example could be held out.
+        DataError: no example could be held out, or `evaluation.harmful` cannot be read.
+        JudgeError: nobody agreed to send answers to the judge.
         FolderError: the folder holds another run, or a comparison made another way, or another process is
             working in it.
     """
@@ -102,9 +103,10 @@ def compare(
     for stage in (*earlier, last):
         _require_arms(stage, spec if stage is last else CompareSpec(), consent)
     _require_data(last, spec, consent)
+    evaluating.required_prompts(last, consent)
     began = perf_counter()
     if earlier:
-        stages.begin(settings)
+        stages.begin(settings, consent)
     for stage in earlier:
         train_run(stage, train, consent=consent)
         stages.require_model(Path(stage.output))

@@ -134,6 +134,20 @@ def evaluate_folder(
         return score_file.add(run, rows)
 
 
+def required_prompts(settings: RunSettings, consent: Consent) -> list[tuple[Turn, ...]]:
+    """The prompts of `evaluation.harmful`; empty if there is no such file.
+
+    Raises:
+        DataError: the file cannot be read, or a row has no prompt.
+        JudgeError: the run names a judge, and nobody agreed to send answers there.
+    """
+    if not settings.evaluation.harmful:
+        return []
+    if settings.judge.model:
+        require_agreed(settings.judge, consent)
+    return _harmful(Path(settings.evaluation.harmful), settings.data)
+
+
 def probe(
     run: Path,
     base: Base,
@@ -150,9 +164,7 @@ def probe(
     Raises:
         ShepherdError: as for `evaluate_folder`.
     """
-    prompts = _harmful(Path(settings.evaluation.harmful), settings.data)
-    if settings.judge.model:
-        require_agreed(settings.judge, consent)
+    prompts = required_prompts(settings, consent)
     found = models(run, base, arms, seeds)
     names = {"refusal", *(["refusal_judged"] if settings.judge.model else [])}
     wanted = [row for row in score_file.read(run) if row["name"] in names]

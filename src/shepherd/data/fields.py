@@ -19,6 +19,8 @@ CHATS, CONTEXTS, RESPONSES = ("messages", "conversations"), ("context", "input")
 """Field names that "auto" reads for each part: the first of them that a row fills."""
 SYSTEMS, HISTORIES = ("system", "system_prompt"), ("history",)
 """Field names of a row's system prompt, and of the exchanges before its own."""
+CONTEXT = ("context",)
+"""Context of a prompt that is a list of turns; `input` is often that prompt once more."""
 CHOSEN, REJECTED = ("chosen",), ("rejected",)
 """Field names that "auto" reads for the better and the worse answer of a pair."""
 PROMPTS = ("prompt", "question")

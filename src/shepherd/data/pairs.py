@@ -17,6 +17,7 @@ from shepherd.data.chats import ROLE_KEYS, ROLES, Chat, Turn, chat
 from shepherd.data.fields import (
     CHATS,
     CHOSEN,
+    CONTEXT,
     PROMPTS,
     REJECTED,
     RESPONSES,
@@ -213,6 +214,9 @@ def _asked(row: Mapping[str, Any], field: str, table: DataTable, where: str) -> 
         fault = f"field {field} ends with the assistant's turn"
         raise bad(where, f"{fault}; end the prompt with the user's", fault)
     turns, used, changed = read.turns, {field}, list(read.changed)
+    if context := next(iter(filled(row, known_names(table.fields.context, CONTEXT))), ""):
+        turns = (*turns[:-1], replace(turns[-1], context=text_of(row[context], where, f"field {context}")))
+        used.add(context)
     system, name = system_of(row, table, where)
     if system and turns[0].role != "system":
         turns, used = (Turn(role="system", text=system), *turns), {field, name}

@@ -13,6 +13,7 @@ data/
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -539,6 +540,18 @@ def save(folder: Path, prepared: TokenisedData) -> None:
         "example_categories": _numbered(prepared.example_categories),
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
+
+
+def digest(prepared: TokenisedData) -> str:
+    """SHA-256 of what each client trains on and of what is held out, by their tokens."""
+    found = hashlib.sha256()
+    worse = [] if prepared.heldout_rejected is None else [prepared.heldout_rejected]
+    named = {**prepared.trained_on, **{f"\0held {n}": p for n, p in enumerate([prepared.heldout, *worse])}}
+    for name, part in named.items():
+        found.update(f"{name}\0{len(part)}\0".encode())
+        for array in (part.ids, part.loss_mask, part.offsets):
+            found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def load(folder: Path) -> TokenisedData:

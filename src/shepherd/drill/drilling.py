@@ -41,7 +41,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine import planning
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model.base import Base
-from shepherd.overrides import dump, read_kept
+from shepherd.overrides import dump, read_kept, require_one_stage
 from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.loading import load_base
 from shepherd.run.opening import require_cohort
@@ -93,6 +93,7 @@ def drill(
         DataError: the data cannot be used.
     """
     spec, where, began = spec or DrillSpec(), Path(place), perf_counter()
+    require_one_stage(settings, "drill")
     tried = _attacks(spec)
     _require_sound(settings, consent)
     _require_kept(where, settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -339,7 +340,8 @@ class Answered:
     likelihoods: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[float, bool]]] = field(
         default_factory=dict
     )
-    texts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    texts: dict[tuple[str, str, int], list[str]] = field(default_factory=dict)
+    """By prompt, options, and which sample of them it is, from 0."""
 
     def score(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         """Score the pairs of context and continuation that are new, for all models in one pass."""
@@ -357,9 +359,18 @@ class Answered:
                 (float(log), bool(hit)) for log, hit in zip(logs[:, place], greedy[:, place], strict=True)
             ]
 
-    def write(self, prompts: Sequence[tuple[str, list[int]]], options: str) -> None:
-        """Have all models answer the new prompts; `options` is lm-eval's generation options as JSON."""
-        new = {text: ids for text, ids in prompts if (text, options) not in self.texts}
+    def write(self, prompts: Mapping[tuple[str, int], list[int]], options: str) -> None:
+        """Have all models answer the new prompts.
+
+        Args:
+            prompts: token ids of each, by its text and which sample of its answers is asked for.
+            options: lm-eval's generation options as JSON.
+        """
+        new = {
+            (text, draw): ids
+            for (text, draw), ids in prompts.items()
+            if (text, options, draw) not in self.texts
+        }
         if not new:
             return
         tokenizer = self.base.tokenizer
@@ -380,11 +391,12 @@ class Answered:
             stop=_ends(self.base),
             temperature=float(how.get("temperature") or 0) if how.get("do_sample") else 0.0,
             top_p=float(how.get("top_p") or 1),
+            draws=[draw for _, draw in new],
             until=[text for text in until if text],
         )
-        for place, text in enumerate(new):
+        for place, (text, draw) in enumerate(new):
             written = [tokenizer.decode(rows[place], skip_special_tokens=True) for rows in found]
-            self.texts[(text, options)] = [
+            self.texts[(text, options, draw)] = [
                 postprocess_generated_text(generation=each, stop=until, think_end_token=None)
                 for each in written
             ]
@@ -485,10 +497,17 @@ class _Model(TemplateLM):  # type: ignore[misc]
         return [sum(log for log, _ in self._loglikelihood_tokens(each)) for each in windows]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        asked = [(request.args[0], json.dumps(request.args[1], sort_keys=True)) for request in requests]
-        for options in dict.fromkeys(options for _, options in asked):
-            prompts = [(text, self.tok_encode(text)) for text, each in asked if each == options]
-            self.answered.write(prompts, options)
+        times = Counter[tuple[str, str]]()
+        asked: list[tuple[str, str, int]] = []
+        for (
+            request
+        ) in requests:  # one that a task repeats is answered anew each time, where answers are drawn
+            text, options = request.args[0], json.dumps(request.args[1], sort_keys=True)
+            asked.append((text, options, times[text, options]))
+            times[text, options] += bool(request.args[1].get("do_sample"))
+        for options in dict.fromkeys(options for _, options, _ in asked):
+            encoded = {(text, n): self.tok_encode(text) for text, each, n in asked if each == options}
+            self.answered.write(encoded, options)
         return [self.answered.texts[key][self.number] for key in asked]
 
 

@@ -55,7 +55,7 @@ def merged(trained: Trained, dtype: torch.dtype) -> Any:
 
     Raises:
         BaseError: the base is quantised, or cannot be loaded again.
-        AdapterError: the adapter does not fit, or a merged weight would not be finite.
+        AdapterError: the adapter does not fit, or a weight would not be finite.
     """
     base = trained.base
     require_whole(base)
@@ -79,8 +79,13 @@ def merged(trained: Trained, dtype: torch.dtype) -> Any:
                     )
             weights[name].data = changed[name]
             progress.advance()
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             parameter.data = parameter.data.to(dtype)
+            if not bool(parameter.data.isfinite().all()):
+                raise AdapterError(
+                    f"{base.name} cannot be written in {str(dtype).removeprefix('torch.')}: {name} would not"
+                    " be finite; merge it with dtype=float32"
+                )
     return network
 
 

@@ -20,8 +20,11 @@ from shepherd.data.examples import Turn
 from shepherd.data.template_pieces import Template, styled
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
+from shepherd.io.phrases import listed
 from shepherd.io.progress import many
 from shepherd.overrides import dump
+from shepherd.run import lineage
+from shepherd.run.lineage import SFT, Training, training
 from shepherd.run.release import NO_GATE, Release, inert, marked
 from shepherd.run.score_file import BASE, FEDERATED
 from shepherd.run.versions import versions
@@ -44,6 +47,7 @@ def write(
     privacy: Mapping[str, Any] = {},
     revision: str | None = None,
     start: Mapping[str, str] = {},
+    before: Sequence[Training] = (),
 ) -> Path:
     """Write the model card as `README.md` into an adapter's folder; see `text` for the arguments.
 
@@ -59,6 +63,7 @@ def write(
         privacy=privacy,
         revision=revision,
         start=start,
+        before=before,
     )
     return write_atomic(folder / "README.md", card)
 
@@ -73,6 +78,7 @@ def text(
     privacy: Mapping[str, Any] = {},
     revision: str | None = None,
     start: Mapping[str, str] = {},
+    before: Sequence[Training] = (),
 ) -> str:
     """Compose the model card as Markdown, with the metadata that the hub reads.
 
@@ -85,28 +91,50 @@ def text(
         privacy: the run's ledger, if noise hides its clients; the card then counts no examples.
         revision: commit of the base that was loaded; None takes the one in the run file.
         start: the `file` and `sha256` of the adapter that the run began with; empty if it was a new one.
+        before: the trainings that led to that adapter, as far as they are known.
     """
     whole, settings = settings, published(settings)  # a card is read on other machines
     revision = revision or settings.model.revision
     on_hub = _id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
     sections = (
-        _intro(settings, rows, clients),
+        _intro(settings, rows, clients, bool(start)),
         _use(settings, _id(whole.model.base, TINY), revision),
         "## Data\n\n"
         + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy), part)),
         "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start)),
-        _privacy(privacy, start),
+        _trainings((*before, training(whole, rows, privacy))) if before else "",
+        _privacy(privacy, start, before),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
         "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
     )
-    metadata = _metadata(whole, _results(whole, rows, answers))
+    metadata = _metadata(whole, _results(whole, rows, answers), before)
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
 
-def _privacy(kept: Mapping[str, Any], start: Mapping[str, str]) -> str:
+def _trainings(found: Sequence[Training]) -> str:
+    """What each training that led to the adapter was, one row each."""
+    said = lineage.spent_before(found[:-1])
+    parts = (
+        "## Trainings",
+        "One after another, each from the adapter of the one before.",
+        _table(_OF_TRAININGS, [_as_row(each) for each in found]),
+        f"{inert(said[0].upper() + said[1:])}." if said else "",
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+_OF_TRAININGS = ("run", "data", "objective", "rounds", "privacy")
+
+
+def _as_row(found: Training) -> tuple[str, ...]:
+    data, objective = inert(found.data), inert(found.objective)
+    return f"`{inert(found.run)}`", f"`{data}`", objective, str(found.rounds), found.spent or "no claim"
+
+
+def _privacy(kept: Mapping[str, Any], start: Mapping[str, str], before: Sequence[Training]) -> str:
     """What the run spent of each client's privacy, from its ledger; nothing if noise hides nobody."""
     if not kept:
         return ""
@@ -118,6 +146,7 @@ def _privacy(kept: Mapping[str, Any], start: Mapping[str, str]) -> str:
             f" with noise multiplier {kept['noise']:.4g}.",
             *kept["says"],
             *([_BEFORE] if start else []),
+            *([_UNPROTECTED] if any(not each.spent for each in before) else []),
         )
     ]
     return "## Privacy\n\nDifferential privacy of each client.\n\n" + "\n".join(lines)
@@ -126,6 +155,9 @@ def _privacy(kept: Mapping[str, Any], start: Mapping[str, str]) -> str:
 _BEFORE = (
     "The run began with an adapter that was tuned before: what that tuning spent is not counted here, and"
     " adds to this where the same clients took part."
+)
+_UNPROTECTED = (
+    "A training before it claims no privacy: of the examples of that one, nothing that is said here holds."
 )
 _LICENCE = (
     "The adapter holds no part of the base and no example, but it was made from both: "
@@ -226,7 +258,7 @@ def mixed(
     name: str,
     *,
     base: ModelTable,
-    parts: Sequence[tuple[str, float, str]],
+    parts: Sequence[tuple[str, float, str, Sequence[Training]]],
     how: Mapping[str, object],
     release: Release,
 ) -> str:
@@ -235,7 +267,8 @@ def mixed(
     Args:
         name: the title.
         base: what the base was loaded by.
-        parts: name, weight and SHA-256 of the weights' file of each.
+        parts: of each, name, weight, SHA-256 of the weights' file, and the trainings that led to it, empty
+            where nothing is known of them.
         how: the way, and its keys.
         release: what speaks against its parts.
     """
@@ -244,14 +277,24 @@ def mixed(
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "merge"],
+        datasets=sorted({each.dataset for *_, found in parts for each in found} - {""}) or None,
     )
     told = ", ".join(f"{key} {value}" for key, value in how.items())
-    shown_parts = [(f"`{inert(each)}`", f"{weight:g}", f"`{digest}`") for each, weight, digest in parts]
+    shown_parts = [(f"`{inert(each)}`", f"{weight:g}", f"`{digest}`") for each, weight, digest, _ in parts]
+    made = [each for *_, found in parts for each in found]
+    unknown = [inert(name) for name, _, _, found in parts if not found]
+    told_of_them = (
+        _table(_OF_TRAININGS, [_as_row(each) for each in made]) if made else "",
+        "What they have spent of privacy adds up where the same clients took part."
+        if any(each.spent for each in made)
+        else "",
+        f"Of how {listed(unknown)} was trained, nothing is known here." if unknown else "",
+    )
     text = (
         f"# {inert(name)}\n\n"
         f"A LoRA adapter for `{paths.short(base.base)}`, combined of others ({told}). Nothing was tuned.\n\n"
         + _table(("adapter", "weight", "SHA-256 of its weights"), shown_parts)
-        + f"\n\n## Licence\n\n{_LICENCE}"
+        + "\n\n".join(["", "## Trainings", *filter(None, told_of_them), "## Licence", _LICENCE])
     )
     text = marked(text, release, _ALL_THE_SAME)
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
@@ -310,16 +353,23 @@ def _measured(row: Row) -> Iterator[EvalResult]:
         )
 
 
-def _metadata(settings: RunSettings, results: list[EvalResult]) -> ModelCardData:
-    data = _id(settings.data.source, WORLD, MEMORY)
+def _metadata(settings: RunSettings, results: list[EvalResult], before: Sequence[Training]) -> ModelCardData:
+    named = [*(each.dataset for each in before), _id(settings.data.source, WORLD, MEMORY)]
+    objectives = {settings.tuning.objective.name, *(each.objective for each in before)}
     return ModelCardData(
         eval_results=results or None,
         model_name=Path(settings.output).name if results else None,
         base_model=_id(settings.model.base, TINY),
-        datasets=[data] if data else None,
+        datasets=list(dict.fromkeys(filter(None, named))) or None,
         library_name="peft",
         pipeline_tag="text-generation",
-        tags=["lora", "federated-learning", "instruction-tuning", settings.algorithm.name],
+        tags=[
+            "lora",
+            "federated-learning",
+            *["instruction-tuning"] * (SFT in objectives),
+            *sorted(objectives - {SFT}),
+            settings.algorithm.name,
+        ],
     )
 
 
@@ -328,13 +378,15 @@ def _id(name: str, *embedded: str) -> str | None:
     return name if paths.is_hub_id(name) and name not in embedded else None
 
 
-def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:
+def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int], goes_on: bool) -> str:
+    objective = settings.tuning.objective.name
+    tuned = "instruction-tuned" if objective == SFT else f"tuned with the objective {objective}"
     side = settings.aggregation.own.get("side_rank", 0)
     more = f", and at most {side} side ranks that no client trained," if side else ""
     return (
         f"# {Path(settings.output).name}\n\n"
         f"A LoRA adapter of rank {settings.adapter.rank}{more} for `{settings.model.base}`,"
-        f" instruction-tuned by {settings.algorithm.name}"
+        f" {tuned}{', from another adapter,' if goes_on else ''} by {settings.algorithm.name}"
         f" over {many(len(clients), 'client')} in {many(_rounds(rows), 'round')}."
         " Clients sent changes of the adapter, and no example."
     )

@@ -65,8 +65,11 @@ def continued(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
 def keep(holder: RunFolder, settings: RunSettings) -> None:
     """Write the settings with which a run continues into its folder, the run file first.
 
-    A kill between the two leaves a run file with more rounds, which is what a person may write as well.
+    The adapter of a finished run that gets more rounds is withdrawn first. A kill between the two files
+    leaves a run file with more rounds, which is what a person may write as well.
     """
+    if folder.ended(holder.path) not in (None, settings.federation.rounds):
+        holder.withdraw()
     if settings != folder.read_settings(holder.path):
         holder.write(RUN_FILE, dump(settings))
     if settings != _trained_with(holder.path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from shepherd.model import files, licences
 from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import card, folder, ledger, release, score_file, starting
+from shepherd.run import card, folder, ledger, lineage, release, score_file
 from shepherd.run.answerer import adapter_of, own_adapter_of, own_adapters
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
@@ -197,7 +198,8 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
         clients=sizes,
         privacy=ledger.read(path),
         revision=files.named(base)[1],
-        start=starting.source(path),
+        start=lineage.source(path),
+        before=lineage.before(path),
     )
 
 
@@ -208,7 +210,9 @@ def _read_results(file: Path) -> Mapping[str, Any]:
         for measure in row["measures"]:
             numbers = [measure["run"][key] for key in ("value", "low", "high")] + [measure["base"]["value"]]
             texts = [row["data"], measure["name"], measure["label"]]
-            whole = all(isinstance(each, float | int | None) for each in numbers)
+            whole = all(
+                each is None or (isinstance(each, float | int) and math.isfinite(each)) for each in numbers
+            )
             if not (
                 whole and all(isinstance(each, str) for each in texts) and type(measure["share"]) is bool
             ):

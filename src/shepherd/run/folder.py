@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ from typing import Any, Self
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors, leftovers, write_atomic
+from shepherd.io.phrases import listed
 from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.overrides import dump, read_kept
@@ -49,6 +51,8 @@ SILOS = "silos.json"
 """File of a run over silos that names its server."""
 TRAINED_WITH = "trained-with.toml"
 """File of the settings that a run's rounds were trained with; the run file may be edited, this is not."""
+WITHDRAWN = ".withdrawn-adapter"
+"""Name of the final adapter's folder while it is deleted."""
 STAGES, STAGES_FILE = "stages", "stages.toml"
 """Folder of a run's earlier stages, and file of the run file that names them; see `run.stages`."""
 OWN_FILES = (
@@ -123,6 +127,20 @@ class RunFolder:
     def reconcile(self, upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
         """Make the log agree with the checkpoint of round `upto_round`; see `log.reconciled`."""
         return log.reconciled(self.path, upto_round, row)
+
+    def withdraw(self) -> None:
+        """Remove the final adapter of a run that goes on; its rounds and checkpoints stay.
+
+        Until it is finished again, the run gives the adapter of its last checkpoint.
+        """
+        doomed = self.path / WITHDRAWN
+        with disk_errors(self.path):
+            if doomed.is_dir():
+                shutil.rmtree(doomed)
+            if self.adapter.is_dir():
+                self.adapter.rename(doomed)  # a half-deleted folder must not look like an adapter
+                shutil.rmtree(doomed)
+            (self.path / FINISHED).unlink(missing_ok=True)  # last, so that a kill before it is put right
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -243,11 +261,16 @@ def is_finished(path: str | Path) -> bool:
     Raises:
         FolderError: the folder holds no run, or its run file is damaged.
     """
+    done = ended(path)
+    return done is not None and done == read_settings(path).federation.rounds
+
+
+def ended(path: str | Path) -> int | None:
+    """The round after which a run's adapter was written; None if that was not done."""
     try:
-        done = json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["round"]
+        return int(json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["round"])
     except (OSError, ValueError, TypeError, KeyError):
-        return False
-    return bool(done == read_settings(path).federation.rounds)
+        return None
 
 
 def is_over_silos(path: str | Path) -> bool:
@@ -267,6 +290,12 @@ def read_settings(path: str | Path) -> RunSettings:
     if _folder_identity(path) not in _searched:
         _search_for_links(path)
     if not is_run(path):
+        begun = [str(each.parent) for each in sorted(path.glob(f"{STAGES}/*/{RUN_FILE}"))]
+        if begun and (path / STAGES_FILE).is_file():
+            raise FolderError(
+                f"the last stage of the run in {path} has not begun; name one of those that have,"
+                f" {listed(begun)}, or go on with `shepherd resume {shlex.quote(str(path))}`"
+            )
         raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
     try:
         return read_kept(path / RUN_FILE)

@@ -9,7 +9,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.data import lint, pipeline
 from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
-from shepherd.overrides import require_settings
+from shepherd.overrides import require_one_stage, require_settings
 from shepherd.settings import RunSettings
 
 
@@ -42,11 +42,13 @@ def inspect_data(
         rows: the data where data.source is "memory", as for `open_run`.
 
     Raises:
+        SettingsError: the settings have stages; see `run.stages.settings_of`.
         DataError: a row, a file or the split cannot be used.
         TemplateError: the template cannot render with this tokenizer.
         BaseError: the base has no usable tokenizer, or needs to run code without consent.
     """
     require_settings(settings)
+    require_one_stage(settings, "inspect")
     from shepherd.model.base import load_tokenizer
     from shepherd.run.loading import placed  # brings torch: not for `data split`
 

@@ -16,7 +16,7 @@ from shepherd.model import files, lora, mixing
 from shepherd.model.base import Base
 from shepherd.model.mixing import Mixture, Part
 from shepherd.overrides import parse
-from shepherd.run import card, folder, release, starting
+from shepherd.run import card, folder, lineage, release, starting
 from shepherd.run.export import CARD
 from shepherd.run.loading import adapter_at, load_base
 from shepherd.run.release import Release, require_released
@@ -65,6 +65,7 @@ def mix(
     if density is not None and not 0 < density <= 1:
         raise SettingsError(f"density is {density:g}; give a share above 0 and at most 1, such as 0.5")
     sources = [starting.source_of(path) for path in paths]
+    trainings = [lineage.of_run(path) for path in paths]
     settings = _settings(paths, base)
     output = Path(output)
     folder.require_free(output)
@@ -77,11 +78,11 @@ def mix(
     stop = stop_ids(Template.of(settings.data), loaded.tokenizer)
     files.write_tokenizer(output, loaded, stop)
     said = {"how": how, "rank": rank, "density": density}
-    named = zip(paths, shares, sources, strict=True)
+    named = zip(paths, shares, sources, trainings, strict=True)
     text = card.mixed(
         output.name,
         base=settings.model,
-        parts=[(path.name, share, source["sha256"]) for path, share, source in named],
+        parts=[(path.name, share, source["sha256"], made) for path, share, source, made in named],
         how={name: value for name, value in said.items() if value is not None},
         release=verdict,
     )

@@ -15,6 +15,7 @@ from shepherd.data import pipeline
 from shepherd.data.split import SPLIT
 from shepherd.errors import SettingsError
 from shepherd.io.progress import many
+from shepherd.overrides import require_one_stage
 from shepherd.privacy import client_level
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.settings import RunSettings
@@ -62,9 +63,10 @@ def plan(
             data.
 
     Raises:
-        SettingsError: nothing of the run adds noise, or its guarantee would not hold.
+        SettingsError: nothing of the run adds noise, its guarantee would not hold, or it has stages.
         DataError: the data have to be read to count the clients, and cannot be.
     """
+    require_one_stage(settings, "plan")
     method = plugins.method(settings, consent.plugins)
     selection = plugins.selection(settings, consent.plugins)
     if not method.is_private:

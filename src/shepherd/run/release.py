@@ -7,15 +7,18 @@ the gate names and nobody measured is a reason, too.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shepherd.data import pipeline
 from shepherd.errors import FolderError, NotReleased
 from shepherd.io.atomic import disk_errors, write_atomic
-from shepherd.run import folder, score_file
+from shepherd.run import checkpoint, folder, lineage, score_file
+from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.log import read_rows
 from shepherd.run.score_file import BASE, FEDERATED, WEIGHTS, digest_of
 from shepherd.settings import GateTable
@@ -139,6 +142,8 @@ def _reasons(run: Path, gate: GateTable) -> Iterator[str]:
         found = _score(run, name)
         if found is None:
             yield f"{name} is not measured for this adapter: {_how(name)}"
+        elif not math.isfinite(found.drop):
+            yield f"{name} is no number for the base or for this adapter ({found.base} and {found.run})"
         elif found.drop > most:
             yield _dropped(name, found, most)
     if gate.audit or gate.membership is not None:
@@ -222,17 +227,25 @@ def _compared(run: Path, name: str) -> _Score | None:
 
 
 def _held_out(run: Path) -> _Score | None:
-    """The held-out loss that the run's own rounds measured, before the first and after the last.
+    """The held-out loss that the run's own rounds measured, of the base and of the adapter that it gives.
 
     None for a run that began with an adapter: its first loss is that adapter's, and not the base's.
     """
     if folder.read_settings(run).adapter.start:
         return None
-    scored = [(row["round"], row["heldout"].get("loss")) for row in read_rows(run) if "heldout" in row]
-    known = [(number, loss) for number, loss in scored if loss is not None]
-    if len(known) < 2 or known[0][0] != 0:
+    losses = {row["round"]: row["heldout"].get("loss") for row in read_rows(run) if "heldout" in row}
+    base, after = losses.get(0), losses.get(_round_of(run))
+    if base is None or after is None:
         return None
-    return _Score(base=known[0][1], run=known[-1][1], lower_is_better=True, share=False)
+    return _Score(base=base, run=after, lower_is_better=True, share=False)
+
+
+def _round_of(run: Path) -> int:
+    """The round of the adapter that the run gives: the final one, else that of its last checkpoint."""
+    ended = folder.ended(run)
+    if ended is not None and (run / "adapter" / WEIGHTS).is_file():
+        return ended
+    return max(checkpoint.kept(run / "checkpoints"), default=0)
 
 
 def _digest(run: Path) -> str | None:
@@ -240,15 +253,17 @@ def _digest(run: Path) -> str | None:
 
 
 def _audited(run: Path, gate: GateTable) -> Iterator[str]:
-    rounds = max((int(row["round"]) for row in read_rows(run)), default=0)
-    places = (run / "audit" / "audit.json", run.parent / f"{run.name}{SUFFIX}" / "audit.json")
-    kept = [_json(place) for place in places]
-    audits = [each for each in kept if each.get("rounds") == rounds]
+    audits = list(_audits(run))
     if not audits:
-        yield f"there is no leak audit of its {rounds} rounds: run `shepherd audit RUN_FOLDER`"
+        yield "there is no leak audit of this adapter: run `shepherd audit RUN_FOLDER`"
         return
     if any(each.get("contradicted") for each in audits):
         yield "the leak audit contradicts the epsilon that the run claims"
+    if gate.audit and _claims(run) and not any(each.get("canaries") for each in audits):
+        yield (
+            "the run claims an epsilon, which only an audit with canaries tests: run `shepherd audit"
+            " RUN.toml` with its run file"
+        )
     if gate.membership is None:
         return
     found = [auc for each in audits if (auc := _auc(each)) is not None]
@@ -259,6 +274,32 @@ def _audited(run: Path, gate: GateTable) -> Iterator[str]:
             f"the leak audit tells training examples from held-out ones with AUC {worst:.3f}, and at most"
             f" {gate.membership:.3f} is allowed"
         )
+
+
+def _audits(run: Path) -> Iterator[Row]:
+    """The audits of the run's adapter, and of a training like it with canaries in its data."""
+    of_adapter = _json(run / "audit" / "audit.json")
+    if of_adapter.get("adapter") and of_adapter["adapter"] == _digest(run):
+        yield of_adapter
+    other = run.parent / f"{run.name}{SUFFIX}"
+    of_file = _json(other / "audit.json")
+    alike = folder.is_run(other / "run") and _same_training(other / "run", run)
+    if alike and of_file.get("data") == pipeline.digest(pipeline.load(run / "data")):
+        yield of_file
+
+
+def _same_training(one: Path, other: Path) -> bool:
+    """Whether two runs were asked to train the same, from the same adapter; not whether on the same data."""
+    first, second = (
+        folder.planned(each).model_dump(mode="json", exclude={*NO_DIFFERENCE, "evaluation"})
+        for each in (one, other)
+    )
+    return first == second and lineage.source(one).get("sha256") == lineage.source(other).get("sha256")
+
+
+def _claims(run: Path) -> bool:
+    """Whether the log of a run says what it has spent of privacy."""
+    return any("privacy" in row or "example_privacy" in row for row in read_rows(run))
 
 
 def _auc(audit: Row) -> Row | None:

@@ -58,7 +58,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run import card, checkpoint, folder, ledger, measured, starting, tracking
+from shepherd.run import card, checkpoint, folder, ledger, lineage, measured, release, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.log import read_rows
@@ -231,7 +231,8 @@ class Run(HeldRun):
             self.holder.write(measured.MEASURED, measured.text(memory_bytes=memory.peak_bytes()))
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
-        said = pipeline.remarks(self.prepared)
+        verdict = release.settled(self.folder).sentence()
+        said = [*pipeline.remarks(self.prepared), *([verdict] if verdict else [])]
         if self.method.algorithm.personal:
             said = [*said, PERSONAL.format(folder=shlex.quote(str(self.folder)))]
         written = self.holder.adapter if is_model else None
@@ -444,7 +445,8 @@ class Run(HeldRun):
             clients={name: len(data) for name, data in self.prepared.clients.items()},
             privacy=ledger.read(self.folder),
             revision=files.named(self.base)[1],
-            start=starting.source(self.folder),
+            start=lineage.source(self.folder),
+            before=lineage.before(self.folder),
         )
 
 

@@ -17,11 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shepherd import plugins
 from shepherd.config import validated
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
+from shepherd.io.phrases import listed
 from shepherd.overrides import dump, plain, read_kept
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import STAGES, STAGES_FILE
@@ -84,29 +86,58 @@ def _place(settings: RunSettings, number: int) -> Path:
     return Path(settings.output) / STAGES / (f"{number:02d}-{tail}" if tail else f"{number:02d}")
 
 
-def begin(settings: RunSettings) -> None:
-    """Write the run file with its stages into the run folder, which must be new, or have the same stages.
+def begin(settings: RunSettings, consent: Consent = NOTHING) -> None:
+    """Write the run file with its stages into the run folder: new, of the same stages, or with none begun.
 
     Raises:
-        SettingsError: as `settings_of`.
+        SettingsError: as `required`.
         FolderError: the folder holds another run, or cannot be written.
     """
-    settings_of(settings)
+    required(settings, consent)
     kept = of_folder(settings.output)
-    if kept is None:
-        folder.require_free(settings.output)
-        with disk_errors(Path(settings.output)):
-            private.make(Path(settings.output))
-        write_atomic(Path(settings.output) / STAGES_FILE, dump(settings))
-    elif kept != settings:
+    if kept is not None and kept != settings and has_begun(kept):
         raise FolderError(
             f"{settings.output} holds a run with other stages; continue that with `shepherd resume"
             f" {settings.output}`, or set output to a new folder"
         )
+    if kept != settings:
+        folder.require_free(settings.output)
+        with disk_errors(Path(settings.output)):
+            private.make(Path(settings.output))
+        write_atomic(Path(settings.output) / STAGES_FILE, dump(settings))
+
+
+def has_begun(settings: RunSettings) -> bool:
+    """Whether a stage of the run has begun; before that, other stages may take its place."""
+    return any(folder.is_run(stage.output) for stage in settings_of(settings))
+
+
+def required(settings: RunSettings, consent: Consent = NOTHING) -> tuple[RunSettings, ...]:
+    """The settings of each stage, if all of them can be built and at most one of them adds noise.
+
+    Raises:
+        SettingsError: as `settings_of`; a part of a stage cannot be built; or several stages add noise: each
+            counts what it spends itself, and a client that is in two of them spends both.
+    """
+    found = settings_of(settings)
+    for stage in found:  # a mistake in the last one is not to be found after hours
+        require(stage, consent.plugins)
+    noisy = [number for number, stage in enumerate(found, 1) if _adds_noise(stage, consent)]
+    if len(noisy) > 1:
+        raise SettingsError(
+            f"stages {listed([str(number) for number in noisy])} of {len(found)} add noise, and each would"
+            " count its own epsilon, while a client that is in all of them spends their sum; write its"
+            " [[transforms]] and [privacy] into one stage alone"
+        )
+    return found
+
+
+def _adds_noise(stage: RunSettings, consent: Consent) -> bool:
+    return stage.privacy.examples is not None or plugins.method(stage, consent.plugins).is_private
 
 
 def of_folder(path: str | Path) -> RunSettings | None:
-    """The run file with stages of a run folder; None if its run has none.
+    """The run file with stages of a run folder, wherever that is now; None if its run has none.
 
     Raises:
         FolderError: the file is damaged.
@@ -115,7 +146,7 @@ def of_folder(path: str | Path) -> RunSettings | None:
     if not file.is_file():
         return None
     try:
-        return read_kept(file)
+        return read_kept(file).model_copy(update={"output": str(path)})
     except SettingsError as error:
         raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
 
@@ -131,12 +162,10 @@ def train_before(settings: RunSettings, train: Train, consent: Consent = NOTHING
         The settings of the last stage.
 
     Raises:
-        SettingsError: as `settings_of`; or a stage leaves no adapter to go on from.
+        SettingsError: as `required`; or a stage leaves no adapter to go on from.
         ShepherdError: as `open_run` and `resume`.
     """
-    *earlier, last = settings_of(settings)
-    for stage in (*earlier, last):  # a mistake in the last one is not to be found after hours
-        require(stage, consent.plugins)
+    *earlier, last = required(settings, consent)
     for stage in earlier:
         path = Path(stage.output)
         if not folder.is_run(path):
@@ -180,10 +209,8 @@ def open_stages(settings: RunSettings, consent: Consent = NOTHING) -> Iterator[R
         ShepherdError: as `begin`, `open_run`, `resume` and `require_model`.
     """
     if settings.stages:
-        begin(settings)
-    stages = settings_of(settings)
-    for stage in stages:
-        require(stage, consent.plugins)
+        begin(settings, consent)
+    stages = required(settings, consent)
     for number, stage in enumerate(stages, 1):
         path = Path(stage.output)
         if not folder.is_run(path):

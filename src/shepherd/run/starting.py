@@ -3,7 +3,7 @@
 A run that begins with an adapter keeps a copy of it, and goes on from the copy alone:
 
 runs/NAME/start/
-  source.json                 the file that it was read from, and that file's SHA-256
+  source.json                 the file that it was read from, that file's SHA-256, and what of a run it is
   adapter_config.json         the copy, in PEFT's layout
   adapter_model.safetensors
 """
@@ -28,13 +28,11 @@ from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.model import files, lora
 from shepherd.model.base import Base
-from shepherd.run import checkpoint, folder
+from shepherd.run import checkpoint, folder, lineage
 from shepherd.run.folder import RunFolder
+from shepherd.run.lineage import SOURCE, START, Training
 from shepherd.run.loading import adapter_at
 from shepherd.settings import AdapterTable, RunSettings
-
-START, SOURCE = "start", "source.json"
-"""The folder, in that of a run, with the copy of its first adapter; and the file in it that says of what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +42,16 @@ class First:
     adapter: Adapter
     source: Mapping[str, str] | None = None
     """The `file` that it was read from, and its `sha256`; None if it is a new one."""
+    before: tuple[Training, ...] = ()
+    """The trainings that led to it, as far as a run folder says."""
 
     @property
     def says(self) -> str:
-        """Where it comes from; "" if it is a new one."""
-        return f"starting from {self.source['file']} (SHA-256 {self.source['sha256']})" if self.source else ""
+        """Where it comes from, and what privacy was spent on it; "" if it is a new one."""
+        if not self.source:
+            return ""
+        said = f"starting from {self.source['file']} (SHA-256 {self.source['sha256']})"
+        return "; ".join(filter(None, (said, lineage.spent_before(self.before))))
 
 
 def first(settings: RunSettings, base: Base, method: Method) -> First:
@@ -68,7 +71,7 @@ def first(settings: RunSettings, base: Base, method: Method) -> First:
     adapter = _read(Path(table.start), base, table)
     if method.aggregation.truncates and (table.ranks or table.min_rank):
         adapter = in_order(adapter)
-    return First(adapter=adapter, source=source)
+    return First(adapter=adapter, source=source, before=lineage.of_run(Path(table.start)))
 
 
 def keep(holder: RunFolder, found: First, base: Base) -> None:
@@ -78,7 +81,8 @@ def keep(holder: RunFolder, found: First, base: Base) -> None:
     place = holder.path / START
     with disk_errors(holder.path):
         private.make(place)
-    write_atomic(place / SOURCE, json.dumps(found.source, indent=2) + "\n")
+    kept = {**found.source, "before": lineage.rows_of(found.before)}
+    write_atomic(place / SOURCE, json.dumps(kept, indent=2) + "\n")
     files.write(place, found.adapter, base)  # the weights last: where they are, the copy is whole
 
 
@@ -123,28 +127,12 @@ def before(path: Path, settings: RunSettings, base: Base) -> Adapter | None:
     return kept(path, settings.adapter, base, settings.seed) if settings.adapter.start else None
 
 
-def source(path: Path) -> Mapping[str, str]:
-    """The `file` that a run began with, and its `sha256`; empty if it began with a new adapter.
-
-    Raises:
-        FolderError: the file that says so is damaged.
-    """
-    file = path / START / SOURCE
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf8"))
-        return {"file": str(found["file"]), "sha256": str(found["sha256"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
-
-
 def change(path: Path, settings: RunSettings) -> str:
     """Say that `adapter.start` now holds another adapter than the one that the run in `path` began with.
 
     "" if it is the same, or if nothing is left there to compare.
     """
-    before = source(path)
+    before = lineage.source(path)
     if not before:
         return ""
     try:

@@ -32,7 +32,7 @@ SERVICES = {
     "wandb": "Weights & Biases, as whoever is logged in here",
     "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
 }
-_BY_CLIENT = ("coverage", "cosines", "losses", "weights", "client")
+_BY_CLIENT = ("coverage", "cosines", "losses", "weights", "client", "leave_one_out", "projection")
 _SKIPPED = ("round", "cohort", "failures", "carried")
 _COLUMNS = {
     "weight": ("weights",),
@@ -200,8 +200,8 @@ def _unsent(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence
         return rows
     if name == "trackio":  # the next step is nowhere public
         return [row for row in rows if row["round"] >= getattr(part.tracker, "_next_step", 0)]
-    if name != "mlflow":
-        return rows[-1:]  # Weights & Biases ignores a step that it has
+    if name == "wandb":  # offline, its first step is 0 again, and its service ignores the steps that it has
+        return [row for row in rows if row["round"] >= getattr(part.tracker, "starting_step", 0)]
     from mlflow import MlflowClient
 
     # every row has one of these metrics

@@ -540,7 +540,8 @@ def test_a_blind_vote_hides_the_arms_until_it_is_saved(
     said(seen, "Saved. A was ")
     (row,) = map(json.loads, (tmp_path / "votes" / "preferences.jsonl").read_text().splitlines())
     assert [row["rejected"][0]["content"], row["chosen"][0]["content"]] == shown
-    assert row["prompt"] == [{"role": "user", "content": f"{QUESTION}\n\n{CONTEXT}"}]
+    assert row["prompt"] == [{"role": "user", "content": QUESTION}]
+    assert row["context"] == CONTEXT
     named = [f"Answer A: {row['rejected_arm']}", f"Answer B: {row['chosen_arm']}"]
     assert heads.all_inner_texts() == named
     *_, expected = chat.answer(QUESTION, CONTEXT, arms=[row["chosen_arm"], row["rejected_arm"]])
@@ -575,3 +576,13 @@ def test_pairs_and_places_are_drawn(chat: Chat) -> None:
         found |= {end[drawn.ballot].arms} if end.get(drawn.ballot) else set()
     assert len(found) >= 4  # of six
     assert any((second, first) in found for first, second in found)
+
+
+def test_a_conversation_goes_on_from_answers_of_the_same_training() -> None:
+    """The arms of another seed have one name, and are other models."""
+    before: list[page.Asked] = [("one", "c", {"federated": "a"}, 0), ("two", "", {"federated": "b"}, 1)]
+    assert page._turns(before, "federated", 1) == [
+        Turn(role="user", text="two"),
+        Turn(role="assistant", text="b"),
+    ]
+    assert page._turns(before, "local-a", 1) == []

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shepherd.data.examples import Turn
+from shepherd.data import split
+from shepherd.data.examples import Turn, from_rows
 from shepherd.errors import FolderError
 from shepherd.evaluate.still import exact
 from shepherd.io import private
+from shepherd.settings import DataTable, SplitTable
 from shepherd.ui.chat import votes
 from shepherd.ui.chat.votes import Ballot, keep, standings
 
@@ -35,8 +38,9 @@ def test_a_vote_is_a_row_of_the_conversational_preference_format(tmp_path: Path)
     assert row == {
         "prompt": [
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "Sum it up.\n\nA text."},
+            {"role": "user", "content": "Sum it up."},
         ],
+        "context": "A text.",
         "chosen": [{"role": "assistant", "content": "two"}],
         "rejected": [{"role": "assistant", "content": "one"}],
         "chosen_arm": "federated",
@@ -46,6 +50,31 @@ def test_a_vote_is_a_row_of_the_conversational_preference_format(tmp_path: Path)
     (vote,) = rows(folder / "votes.jsonl")
     assert (vote["arms"], vote["winner"]) == (["base", "federated"], "federated")
     assert "two" not in json.dumps(vote)  # no text
+
+
+@pytest.mark.parametrize("empty", ["", " \n"])
+@pytest.mark.parametrize("choice", [0, 1])
+def test_a_vote_with_an_empty_answer_is_a_vote_and_no_preference(
+    tmp_path: Path, empty: str, choice: int
+) -> None:
+    """A row with an empty answer would make all of the file unusable."""
+    keep(tmp_path, replace(ballot(), answers=("one", empty)), choice)
+    assert not (tmp_path / "votes" / "preferences.jsonl").exists()
+    keep(tmp_path, ballot(), 1)
+    assert [row["winner"] for row in rows(tmp_path / "votes" / "votes.jsonl")] == [
+        ("base", "federated")[choice],
+        "federated",
+    ]
+    assert len(rows(tmp_path / "votes" / "preferences.jsonl")) == 1
+
+
+def test_preference_tuning_reads_the_prompt_as_it_was_asked(tmp_path: Path) -> None:
+    keep(tmp_path, ballot(), 1)
+    table = DataTable.model_validate({"source": "memory"})
+    rule = split.rule(SplitTable())
+    (example,) = from_rows(rows(tmp_path / "votes" / "preferences.jsonl"), table, rule, "rows").examples
+    assert example.turns == (*PROMPT, Turn(role="assistant", text="two"))
+    assert example.rejected == (*PROMPT, Turn(role="assistant", text="one"))
 
 
 def test_a_tie_is_a_vote_and_no_preference(tmp_path: Path) -> None:

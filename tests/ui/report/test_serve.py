@@ -150,7 +150,7 @@ def test_a_run_that_dies_is_seen_to_have_stopped(run: Path) -> None:
         assert "stopped, round 3 of 12" in ask(url, "/main")[1]
 
 
-def test_damage_is_told_and_forgotten_once_mended(run: Path) -> None:
+def test_damage_is_reported_and_forgotten_once_it_is_fixed(run: Path) -> None:
     with report.serving(run) as url:
         folders.put(run / "compare" / "comparison.json", [])
         _, text = ask(url, "/main")

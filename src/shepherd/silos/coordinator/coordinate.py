@@ -50,7 +50,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
-from shepherd.run import card, changes, checkpoint, folder, ledger, starting, tracking
+from shepherd.run import card, changes, checkpoint, folder, ledger, lineage, release, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -135,7 +135,7 @@ class SilosRun(HeldRun):
 
         Returns:
             `adapter`, its folder, or None where each site keeps a part of its model; `answers`, category ->
-            (share correct before, share correct after).
+            (share correct before, share correct after); and `remarks`, the verdict of the release gate.
         """
         self.holder.require_held()
         adapter = self._state().adapter
@@ -159,10 +159,16 @@ class SilosRun(HeldRun):
             clients=self._taken(rows),
             privacy=ledger.read(self.folder),
             revision=files.named(self.base)[1],
-            start=starting.source(self.folder),
+            start=lineage.source(self.folder),
+            before=lineage.before(self.folder),
         )
         self._record_end(scores)
-        return {"adapter": self.holder.adapter, "answers": scores}
+        verdict = release.settled(self.folder).sentence()
+        return {
+            "adapter": self.holder.adapter,
+            "answers": scores,
+            "remarks": [verdict] if verdict else [],
+        }
 
     def _taken(self, rows: Sequence[Row]) -> dict[str, int]:
         """Site -> examples that it has trained on; 0 of each where noise hides them."""

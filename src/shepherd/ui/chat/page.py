@@ -154,8 +154,9 @@ CSS = """
 """
 
 
-Asked = tuple[str, str, Mapping[str, str]]
-"""A question of a session: instruction, context and each arm's answer."""
+Asked = tuple[str, str, Mapping[str, str], int]
+"""A question of a session: instruction, context, each arm's answer, and the seed that the arms were trained
+with."""
 T = TypeVar("T")
 Updates = dict[Any, Any]
 """New values of the page's components."""
@@ -594,14 +595,14 @@ class _Page:
         began = perf_counter()
         texts: dict[str, str] = {}
         yield self._outputs(_GOING, arms, texts, GOING)
-        earlier = {arm: _turns(before, arm) for arm in arms.values()}
+        earlier = {arm: _turns(before, arm, options["training"]) for arm in arms.values()}
         answers = self.chat.answer(
             now.text, now.context, arms=list(arms.values()), earlier=earlier, **options
         )
         with closing(answers):
             for texts in answers:
                 yield self._outputs(_GOING, arms, texts, GOING, show)
-        asked: Asked = (now.text, now.context, texts)
+        asked: Asked = (now.text, now.context, texts, options["training"])
         history = [*kept, asked][-MAX_HISTORY:]
         turn = f", turn {len(before) + 1} of this conversation" if before else ""
         done = f"Answered in {perf_counter() - began:.1f} s{turn}."
@@ -681,12 +682,12 @@ class _Page:
         return {self.status: _status_line(status, kind), **dict(zip(self.texts, shown, strict=True))}
 
 
-def _turns(before: Sequence[Asked], arm: str) -> list[Turn]:
-    """The conversation with one arm so far: the questions that it answered, and its answers."""
+def _turns(before: Sequence[Asked], arm: str, training: int) -> list[Turn]:
+    """The conversation with one arm of one seed so far: the questions that it answered, and its answers."""
     return [
         turn
-        for instruction, context, texts in before
-        if arm in texts
+        for instruction, context, texts, seed in before
+        if arm in texts and seed == training
         for turn in (
             Turn(role="user", text=instruction, context=context),
             Turn(role="assistant", text=texts[arm]),
@@ -761,7 +762,7 @@ def _history(kept: Sequence[Asked]) -> str:
         f"<h3>{_text(instruction)}</h3>{f'<p>{_text(context)}</p>' if context else ''}<dl>"
         + "".join(f"<dt>{_text(arm)}</dt><dd>{_text(text)}</dd>" for arm, text in texts.items())
         + "</dl>"
-        for instruction, context, texts in reversed(kept)
+        for instruction, context, texts, _ in reversed(kept)
     )
 
 

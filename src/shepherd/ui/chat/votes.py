@@ -1,8 +1,9 @@
 """Blind votes between two arms: kept as preference data in the run folder, and summed up.
 
 A vote for one answer becomes a row of `votes/preferences.jsonl` with `prompt`, `chosen` and `rejected` as
-lists of turns: TRL's conversational preference format, which a run with the objective DPO reads. Every vote,
-a tie too, becomes a row of `votes/votes.jsonl`, without any text. Rows are appended and never changed.
+lists of turns, and `context`: TRL's conversational preference format, which a run with the objective DPO
+reads. An empty answer is nothing to train on. Every vote, also a tie or one against an empty answer, becomes
+a row of `votes/votes.jsonl`, without any text. Rows are appended and never changed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Ballot:
     """Two answers to one prompt, in the order in which they are shown, with the arms that gave them."""
 
     prompt: tuple[Turn, ...]
+    """It ends with the question; no other turn has a context."""
     arms: tuple[str, str]
     answers: tuple[str, str]
     options: Mapping[str, Any]
@@ -71,10 +73,11 @@ def keep(run: Path, ballot: Ballot, choice: int | None) -> Path:
         private.make(folder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     how = {**ballot.options, "time": now}
-    if choice is not None:
+    if choice is not None and all(text.strip() for text in ballot.answers):
         said = [[{"role": "assistant", "content": text}] for text in ballot.answers]
         pair = {
-            "prompt": [_message(turn) for turn in ballot.prompt],
+            "prompt": [{"role": turn.role, "content": turn.text} for turn in ballot.prompt],
+            **({"context": ballot.prompt[-1].context} if ballot.prompt[-1].context else {}),
             "chosen": said[choice],
             "rejected": said[1 - choice],
             "chosen_arm": ballot.arms[choice],
@@ -88,10 +91,6 @@ def keep(run: Path, ballot: Ballot, choice: int | None) -> Path:
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     append_line(path, shown_json(json.dumps(row, ensure_ascii=False)))
-
-
-def _message(turn: Turn) -> dict[str, str]:
-    return {"role": turn.role, "content": "\n\n".join(filter(None, (turn.text, turn.context)))}
 
 
 def standings(run: Path) -> list[Standing]:

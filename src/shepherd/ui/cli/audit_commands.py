@@ -120,11 +120,12 @@ def audit(
         write_atomic(json_file, dumped(found))
     print_audit(found)
     echo(f"wrote {page}")
-    if run.is_dir():
-        from shepherd.run.release import settled
+    from shepherd.run.folder import is_run
+    from shepherd.run.release import settled
 
-        if verdict := settled(run).sentence():
-            echo(verdict)
+    audited = run if run.is_dir() else Path(settings.output)
+    if is_run(audited) and (verdict := settled(audited).sentence()):
+        echo(verdict)
     if found.found.contradicted:
         context.exit(CONTRADICTED)
 

@@ -45,14 +45,16 @@ def check(
     from shepherd.run.inspection import inspect_data
     from shepherd.ui.terminal.data_tables import print_lint_report
 
-    settings = read(run_file, wished(overrides, remote_code))
-    found = inspect_data(settings, samples=samples, consent=agreed(remote_code, plugins))
-    print_lint_report(found.report)
-    for sentence in client_remarks(client_counts(found.report.by_client, found.division.reading)):
-        echo(sentence)
-    _print_left_out(found.division, settings)
-    if not found.report.counts.kept:
-        raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
+    for title, settings in _stages(read(run_file, wished(overrides, remote_code))):
+        if title:
+            echo(title)
+        found = inspect_data(settings, samples=samples, consent=agreed(remote_code, plugins))
+        print_lint_report(found.report)
+        for sentence in client_remarks(client_counts(found.report.by_client, found.division.reading)):
+            echo(sentence)
+        _print_left_out(found.division, settings)
+        if not found.report.counts.kept:
+            raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
 
 
 @data.command()
@@ -73,13 +75,30 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
     from shepherd.overrides import read
     from shepherd.ui.terminal.data_tables import print_holdings
 
-    settings = read(run_file, overrides)
-    division = divide(settings, plugins)
-    names, table = holdings(division.reading.examples, division.clients)
-    print_holdings(names, list(division.clients), table.tolist())
-    _print_left_out(division, settings)
-    if plot:
-        echo(f"wrote {draw(division.reading.examples, division.clients, plot)}")
+    for number, (title, settings) in enumerate(_stages(read(run_file, overrides)), 1):
+        if title:
+            echo(title)
+        division = divide(settings, plugins)
+        names, table = holdings(division.reading.examples, division.clients)
+        print_holdings(names, list(division.clients), table.tolist())
+        _print_left_out(division, settings)
+        if plot:
+            place = Path(plot).with_stem(f"{Path(plot).stem}-{number}") if title else Path(plot)
+            echo(f"wrote {draw(division.reading.examples, division.clients, place)}")
+
+
+def _stages(settings: RunSettings) -> list[tuple[str, RunSettings]]:
+    """The settings of each stage with a title; of a run without stages, its own without one."""
+    if not settings.stages:
+        return [("", settings)]
+    from shepherd.run.stages import settings_of  # brings torch
+
+    names = [str(stage.get("name", "")) for stage in settings.stages]
+    titles = [
+        f"Stage {n} of {len(names)}" + (f": {shown_line(name)}" if name else "")
+        for n, name in enumerate(names, 1)
+    ]
+    return list(zip(titles, settings_of(settings), strict=True))
 
 
 def _print_left_out(division: Partition, settings: RunSettings) -> None:

@@ -87,8 +87,11 @@ def run(
 
     settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)
-    if settings.stages:
-        _require_begun_here(settings.output, kit)
+    if settings.stages and kit is not None:
+        raise SettingsError(
+            "[[stages]] are trained in one process; run a file without them over sites, one stage after"
+            " another"
+        )
     consent = agreed(remote_code, plugins, trackers, ray_address=ray_address)
     require(settings, consent.plugins)
     from shepherd.ui.terminal.train import train
@@ -100,27 +103,19 @@ def run(
         train(lambda: coordinate.open_run(settings, kit, consent=consent), Path(settings.output))
         return
     if settings.stages:
+        from shepherd.run import stages
+
+        begun = stages.of_folder(settings.output)
+        if begun is not None and stages.has_begun(begun):
+            raise FolderError(
+                f"{settings.output} holds a run with stages that has begun; continue it with `shepherd resume"
+                f" {settings.output}`, or set output to a new folder"
+            )
         _train_stages(settings, consent)
         return
     from shepherd.run.opening import open_run  # torch takes seconds, a wrong key should not
 
     train(lambda: open_run(settings, consent=consent), Path(settings.output))
-
-
-def _require_begun_here(output: str, kit: Path | None) -> None:
-    """Raise an error if a run with stages cannot begin: over sites, or where another one has begun."""
-    from shepherd.run.folder import STAGES_FILE
-
-    if kit is not None:
-        raise SettingsError(
-            "[[stages]] are trained in one process; run a file without them over sites, one stage after"
-            " another"
-        )
-    if (Path(output) / STAGES_FILE).is_file():
-        raise FolderError(
-            f"{output} holds a run with stages that has begun; continue it with `shepherd resume {output}`,"
-            " or set output to a new folder"
-        )
 
 
 def _train_stages(settings: RunSettings, consent: Consent) -> None:
@@ -129,7 +124,7 @@ def _train_stages(settings: RunSettings, consent: Consent) -> None:
     from shepherd.run.opening import open_run
     from shepherd.ui.terminal.train import train, train_stage
 
-    stages.begin(settings)
+    stages.begin(settings, consent)
     folder = Path(settings.output)
     last = stages.train_before(settings, lambda opened: train_stage(opened, folder), consent)
     train(lambda: open_run(last, consent=consent), folder)
@@ -165,15 +160,14 @@ def plan(
 
     Any key can be overridden: adapter.rank=16 machine.workers=1
     """
-    from shepherd.overrides import read
+    from shepherd.overrides import read, require_one_stage
 
     settings = read(run_file, wished(overrides, remote_code))
     from shepherd.run.forecast import forecast  # torch takes seconds
     from shepherd.ui.terminal.forecast_table import print_forecast
     from shepherd.ui.terminal.running import plain_lines
 
-    if settings.stages:
-        raise SettingsError("[[stages]] are runs of their own; plan each of them from a file of its own")
+    require_one_stage(settings, "plan")
     available = None if gigabytes is None else int(gigabytes * 1e9)
     with plain_lines(sys.stderr):
         found = forecast(settings, agreed(remote_code, plugins), available=available)

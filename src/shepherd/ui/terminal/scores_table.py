@@ -26,6 +26,8 @@ FORMAT_NOTE = (
 def print_scores(scores: Sequence[Row], release: Release, stream: TextIO | None = None) -> None:
     """Print each score of each arm with its 95% interval, and the federated arm's difference from the base.
 
+    The sentences that say in words what the table shows are left to the report.
+
     Args:
         scores: rows of evaluation.json.
         release: verdict of the run's gate, whose sentence comes last.
@@ -33,9 +35,6 @@ def print_scores(scores: Sequence[Row], release: Release, stream: TextIO | None 
     console = PlainConsole(stream)
     if scores:
         console.print_table(_table(scores))
-    for row in scores:
-        if said := row["says"].get(FEDERATED):
-            console.print(styled(f"- {row['label']}: {said}"), soft_wrap=True)
     if any(row["kind"] == "format" for row in scores):
         console.print(styled(f"- {FORMAT_NOTE}"), soft_wrap=True)
     if verdict := release.sentence():

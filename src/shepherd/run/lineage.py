@@ -1,0 +1,125 @@
+"""What an adapter was trained on before a run went on from it: one record for each training.
+
+A run that begins from the folder of another keeps that one's record, and all that led to it, in
+`start/source.json`. A PEFT folder says nothing of how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import FolderError
+from shepherd.io import paths
+from shepherd.run import folder, ledger
+from shepherd.run.log import read_rows
+from shepherd.settings import MEMORY, WORLD, RunSettings, published
+
+START, SOURCE = "start", "source.json"
+"""The folder, in that of a run, with the copy of its first adapter; and the file in it that says of what."""
+SFT = "sft"
+"""The objective of instruction tuning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One training: what of it a card for readers on other machines says."""
+
+    run: str
+    """Name of its folder."""
+    data: str
+    dataset: str = ""
+    """Id of the data on the hub; "" if they are not from there."""
+    objective: str = SFT
+    rounds: int = 0
+    spent: str = ""
+    """What it says it has spent of privacy, in words; "" if it claims nothing."""
+
+
+Row = Mapping[str, Any]
+
+
+def training(settings: RunSettings, rows: Sequence[Row], privacy: Row) -> Training:
+    """The record of a run, from its run file, its log and its ledger."""
+    shown, source = published(settings), settings.data.source
+    return Training(
+        run=shown.output,
+        data=shown.data.source,
+        dataset=source if paths.is_hub_id(source) and source not in (WORLD, MEMORY) else "",
+        objective=settings.tuning.objective.name,
+        rounds=max((int(row["round"]) for row in rows), default=0),
+        spent=" and ".join(_spent(rows[-1] if rows else {}, privacy)),
+    )
+
+
+def _spent(last: Row, privacy: Row) -> Iterator[str]:
+    for found, unit in ((privacy, "client"), (last.get("example_privacy"), "example")):
+        if found:
+            known = found["epsilon"] is not None
+            epsilon = f"epsilon {found['epsilon']:.4g}" if known else "an unbounded epsilon"
+            yield f"{epsilon} at delta {found['delta']:.3g} for each {unit}"
+
+
+def of_run(path: Path) -> tuple[Training, ...]:
+    """The trainings that led to the adapter of the run in `path`, its own last; empty if there is no run.
+
+    Args:
+        path: a run folder, or the adapter's folder in it.
+
+    Raises:
+        FolderError: a file of the run is damaged.
+    """
+    if path.name == "adapter" and folder.is_run(path.parent):
+        path = path.parent
+    if not folder.is_run(path):
+        return ()
+    named = folder.read_settings(path).model_copy(update={"output": str(path.absolute())})
+    return (*before(path), training(named, read_rows(path), ledger.read(path)))
+
+
+def source(path: Path) -> Mapping[str, str]:
+    """The `file` that a run began with, and its `sha256`; empty if it began with a new adapter.
+
+    Raises:
+        FolderError: the file that says so is damaged.
+    """
+    file = path / START / SOURCE
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf8"))
+        return {"file": str(found["file"]), "sha256": str(found["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
+
+
+def before(path: Path) -> tuple[Training, ...]:
+    """The trainings that led to the adapter that the run in `path` began with; empty if nothing is known.
+
+    Raises:
+        FolderError: the file that says so is damaged.
+    """
+    file = path / START / SOURCE
+    if not file.is_file():
+        return ()
+    try:
+        kept = json.loads(file.read_text(encoding="utf8")).get("before", ())
+        return tuple(Training(**each) for each in kept)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
+
+
+def rows_of(trainings: Iterable[Training]) -> list[dict[str, Any]]:
+    """The records as JSON has them."""
+    return [asdict(each) for each in trainings]
+
+
+def spent_before(trainings: Sequence[Training]) -> str:
+    """What was spent before a run, as a sentence; "" if the run began with a new adapter."""
+    spent = [f"{each.run} spent {each.spent}" for each in trainings if each.spent]
+    if not spent:
+        return ""
+    return f"before this run, {', and '.join(spent)}, which adds up where the same clients took part"
