@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.silos.server.posts import update as plain_update
 
 from shepherd.core import Adapter, Broadcast, Expected, Failure, Update, shapes_of
+from shepherd.core.stragglers import Stragglers
 from shepherd.errors import QuorumNotMet
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import SumRequest, Trained
@@ -319,6 +320,18 @@ def test_nobody_trains_for_a_sum_that_one_of_them_would_outweigh(tmp_path: Path)
     with pytest.raises(QuorumNotMet, match=r"one of \['site-1', .*\] would be 96% of it"):
         list(made.run(broadcast(), names(4)))
     assert "train" not in {kind for kind, _ in there.asked}
+
+
+def test_a_round_that_waits_for_no_straggler_sums_those_that_came(tmp_path: Path) -> None:
+    there = room(tmp_path, 7)
+    made = federation(tmp_path, there)
+    made.silos.stragglers = Stragglers(min_updates=5, wait_s=0.0, carry=False)
+    *lost, update = made.run(broadcast(), list(there.sites))
+    assert isinstance(update, Update)
+    assert update.clients == tuple(names(5))
+    assert {each.client for each in lost if isinstance(each, Failure) and each.late} == {"site-6", "site-7"}
+    for name, total in summed(names(5)).items():
+        assert np.array_equal(update.delta[name], total)
 
 
 def test_one_site_can_end_a_round_and_is_named(tmp_path: Path) -> None:
