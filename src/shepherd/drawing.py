@@ -109,10 +109,11 @@ def lines(panels: Sequence[Panel], title: str) -> Figure:
         figure.suptitle(_plain(title))
         for place, (label, series) in enumerate(panels):
             axes = figure.add_subplot(len(panels), 1, place + 1)
-            for style, points in enumerate(series.values()):
+            for style, (name, points) in enumerate(series.items()):
                 axes.plot(
                     [x for x, _ in points],
                     [y for _, y in points],
+                    label=_short(name),
                     color=_COLOURS[style % len(_COLOURS)],
                     marker=_MARKERS[style % len(_MARKERS)],
                     markevery=max(1, len(points) // _MAX_MARKERS),
@@ -165,11 +166,12 @@ def dots(
     with fonts_for("".join((title, *rows, *columns)), title):
         figure = _empty(7.0, min(1.6 + 0.3 * len(rows), 40.0))
         axes = figure.add_subplot()
-        for style, values in enumerate(columns.values()):
+        for style, (name, values) in enumerate(columns.items()):
             known = [(x, place) for place, x in enumerate(values) if x is not None]
             axes.plot(
                 [x for x, _ in known],
                 [place for _, place in known],
+                label=_short(name),
                 color=_COLOURS[style % len(_COLOURS)],
                 marker=_MARKERS[style % len(_MARKERS)],
                 linestyle="none",

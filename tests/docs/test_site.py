@@ -25,7 +25,17 @@ def test_the_reference_has_every_public_name() -> None:
     classes = {name for name in dir(errors) if isinstance(getattr(errors, name), type)}
     assert set(shepherd.__all__) - classes <= by_value
     helpers = {"Array", "Cohort", "Draw", "Layout", "names_at", "not_finite", "require_same_layout"}
-    helpers |= {"require_shapes", "shapes_of", "share_of", "corner", "of_rank", "padded", "unpadded"}
+    helpers |= {
+        "Usable",
+        "any_update",
+        "require_shapes",
+        "shapes_of",
+        "share_of",
+        "corner",
+        "of_rank",
+        "padded",
+        "unpadded",
+    }
     assert set(core.__all__) - helpers <= by_value
     assert "errors" in documented()
 
