@@ -102,21 +102,26 @@ class Site:
             layout = {n: t.shape for n, t in asked.broadcast.adapter.items()}
             delta = {n: codes(self.name, asked.round, shape, self.bits) for n, shape in layout.items()}
             update = Update(round=asked.round, delta=Payload(delta), weight=1.0, clients=(self.name,))
-            kept = AnsweredRound(
-                round=asked.round,
-                id=asked.id,
-                update=update,
-                start=0,
-                position=8,
-                different=8,
-                examples=20,
-                memory=Adapter(),
-                moved=1.0,
-                adapter=asked.broadcast.adapter,
-                settings=self.tables,
-            )
+            kept = answered(asked, asked.broadcast.adapter, update, self.tables)
             self.store.save(asked.run, kept)
         return kept.update
+
+
+def answered(asked: Request, adapter: Adapter, update: Update, tables: Mapping[str, Any]) -> AnsweredRound:
+    """What a site that has not trained keeps of a visit: its update, and made-up counts."""
+    return AnsweredRound(
+        round=asked.round,
+        id=asked.id,
+        update=update,
+        start=0,
+        position=8,
+        different=8,
+        examples=20,
+        memory=Adapter(),
+        moved=1.0,
+        adapter=adapter,
+        settings=tables,
+    )
 
 
 @dataclass

@@ -21,6 +21,7 @@ from time import time
 
 import numpy as np
 
+from benchmarks.masking import answered
 from shepherd.core import Adapter, Broadcast, Payload, Update
 from shepherd.machine import malloc
 from shepherd.silos.protocol import ipc, wire
@@ -29,7 +30,7 @@ from shepherd.silos.site import audit
 from shepherd.silos.site.audit import Released
 from shepherd.silos.site.secure_sums import SecureSums, is_secure, kit_signer
 from shepherd.silos.site.site_settings import PolicyTable
-from shepherd.silos.site.site_store import AnsweredRound, Store
+from shepherd.silos.site.site_store import Store
 
 TIMES = "times.jsonl"
 STEP = 1e-3  # of a change, so that a mean over many rounds stays small
@@ -102,19 +103,7 @@ class Stub:
             weight=1.0,
             metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},
         )
-        kept = AnsweredRound(
-            round=request.round,
-            id=request.id,
-            update=update,
-            start=0,
-            position=0,
-            different=1,
-            examples=1,
-            memory=Adapter(),
-            moved=0.0,
-            adapter=broadcast.adapter,
-            settings=request.settings,
-        )
+        kept = answered(request, broadcast.adapter, update, request.settings)
         self.store.save(request.run, kept)
         return update
 

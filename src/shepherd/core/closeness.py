@@ -15,8 +15,8 @@ Distances, norms, cosines and weighted means of K updates all follow from it. Th
   are close in both.
 
 The unit of a space decides how much it counts in "both", so it has to be of updates that a rule trusts:
-whoever owns the median can make it so long that the space no longer counts. A rule gives the share that each
-update has in that median, the same that it has in what the rule itself stands.
+attackers who own the median can make it so long that the space no longer counts. A rule gives the share that
+each update has in that median, the same that it has in what the rule itself stands.
 """
 
 from __future__ import annotations

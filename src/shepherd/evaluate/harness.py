@@ -499,9 +499,7 @@ class _Model(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         times = Counter[tuple[str, str]]()
         asked: list[tuple[str, str, int]] = []
-        for (
-            request
-        ) in requests:  # one that a task repeats is answered anew each time, where answers are drawn
+        for request in requests:  # where answers are drawn, one that a task repeats gets another each time
             text, options = request.args[0], json.dumps(request.args[1], sort_keys=True)
             asked.append((text, options, times[text, options]))
             times[text, options] += bool(request.args[1].get("do_sample"))

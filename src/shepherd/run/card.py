@@ -24,7 +24,7 @@ from shepherd.io.phrases import listed
 from shepherd.io.progress import many
 from shepherd.overrides import dump
 from shepherd.run import lineage
-from shepherd.run.lineage import SFT, Training, training
+from shepherd.run.lineage import SFT, Training, hub_id, training
 from shepherd.run.release import NO_GATE, Release, inert, marked
 from shepherd.run.score_file import BASE, FEDERATED
 from shepherd.run.versions import versions
@@ -95,11 +95,11 @@ def text(
     """
     whole, settings = settings, published(settings)  # a card is read on other machines
     revision = revision or settings.model.revision
-    on_hub = _id(whole.data.source, WORLD, MEMORY)
+    on_hub = hub_id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
     sections = (
         _intro(settings, rows, clients, bool(start)),
-        _use(settings, _id(whole.model.base, TINY), revision),
+        _use(settings, hub_id(whole.model.base, TINY), revision),
         "## Data\n\n"
         + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy), part)),
         "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start)),
@@ -273,7 +273,7 @@ def mixed(
         release: what speaks against its parts.
     """
     metadata = ModelCardData(
-        base_model=_id(base.base, TINY),
+        base_model=hub_id(base.base, TINY),
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "merge"],
@@ -320,7 +320,7 @@ def _results(settings: RunSettings, rows: Sequence[Row], answers: Mapping[str, P
         ("accuracy", f"Right answers, {shown_line(name)}", right)
         for name, (_, right) in sorted(answers.items())
     ]
-    own = _id(settings.data.source, WORLD, MEMORY)
+    own = hub_id(settings.data.source, WORLD, MEMORY)
     return [
         EvalResult(
             task_type="text-generation",
@@ -354,12 +354,12 @@ def _measured(row: Row) -> Iterator[EvalResult]:
 
 
 def _metadata(settings: RunSettings, results: list[EvalResult], before: Sequence[Training]) -> ModelCardData:
-    named = [*(each.dataset for each in before), _id(settings.data.source, WORLD, MEMORY)]
+    named = [*(each.dataset for each in before), hub_id(settings.data.source, WORLD, MEMORY)]
     objectives = {settings.tuning.objective.name, *(each.objective for each in before)}
     return ModelCardData(
         eval_results=results or None,
         model_name=Path(settings.output).name if results else None,
-        base_model=_id(settings.model.base, TINY),
+        base_model=hub_id(settings.model.base, TINY),
         datasets=list(dict.fromkeys(filter(None, named))) or None,
         library_name="peft",
         pipeline_tag="text-generation",
@@ -371,11 +371,6 @@ def _metadata(settings: RunSettings, results: list[EvalResult], before: Sequence
             settings.algorithm.name,
         ],
     )
-
-
-def _id(name: str, *embedded: str) -> str | None:
-    """The name where it is a Hugging Face id: not `embedded`, and no path (absolute once it is read)."""
-    return name if paths.is_hub_id(name) and name not in embedded else None
 
 
 def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int], goes_on: bool) -> str:

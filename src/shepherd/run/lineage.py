@@ -7,10 +7,10 @@ A run that begins from the folder of another keeps that one's record, and all th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shepherd.errors import FolderError
 from shepherd.io import paths
@@ -40,6 +40,7 @@ class Training:
 
 
 Row = Mapping[str, Any]
+Part = TypeVar("Part")
 
 
 def training(settings: RunSettings, rows: Sequence[Row], privacy: Row) -> Training:
@@ -48,11 +49,16 @@ def training(settings: RunSettings, rows: Sequence[Row], privacy: Row) -> Traini
     return Training(
         run=shown.output,
         data=shown.data.source,
-        dataset=source if paths.is_hub_id(source) and source not in (WORLD, MEMORY) else "",
+        dataset=hub_id(source, WORLD, MEMORY) or "",
         objective=settings.tuning.objective.name,
         rounds=max((int(row["round"]) for row in rows), default=0),
         spent=" and ".join(_spent(rows[-1] if rows else {}, privacy)),
     )
+
+
+def hub_id(name: str, *embedded: str) -> str | None:
+    """The name where it is a Hugging Face id: not `embedded`, and no path (absolute once it is read)."""
+    return name if paths.is_hub_id(name) and name not in embedded else None
 
 
 def _spent(last: Row, privacy: Row) -> Iterator[str]:
@@ -86,14 +92,7 @@ def source(path: Path) -> Mapping[str, str]:
     Raises:
         FolderError: the file that says so is damaged.
     """
-    file = path / START / SOURCE
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf8"))
-        return {"file": str(found["file"]), "sha256": str(found["sha256"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
+    return _read(path, lambda found: {key: str(found[key]) for key in ("file", "sha256")}, {})
 
 
 def before(path: Path) -> tuple[Training, ...]:
@@ -102,13 +101,17 @@ def before(path: Path) -> tuple[Training, ...]:
     Raises:
         FolderError: the file that says so is damaged.
     """
+    return _read(path, lambda found: tuple(Training(**each) for each in found.get("before", ())), ())
+
+
+def _read(path: Path, part: Callable[[Any], Part], none: Part) -> Part:
+    """A part of the file that says what a run began with; `none` if it began with a new adapter."""
     file = path / START / SOURCE
     if not file.is_file():
-        return ()
+        return none
     try:
-        kept = json.loads(file.read_text(encoding="utf8")).get("before", ())
-        return tuple(Training(**each) for each in kept)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return part(json.loads(file.read_text(encoding="utf8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{file} is damaged ({error}); restore it from a copy") from error
 
 

@@ -19,7 +19,6 @@ from shepherd.overrides import parse
 from shepherd.run import card, folder, lineage, release, starting
 from shepherd.run.export import CARD
 from shepherd.run.loading import adapter_at, load_base
-from shepherd.run.release import Release, require_released
 from shepherd.settings import WORLD, AdapterTable, RunSettings
 
 
@@ -90,14 +89,14 @@ def mix(
     return output
 
 
-def _verdict(paths: Sequence[Path], unreleased: bool) -> Release:
+def _verdict(paths: Sequence[Path], unreleased: bool) -> release.Release:
     """What the gates of the runs say; none of them is of the result, so that none can release it."""
     reasons: list[str] = []
     for path in paths:
         if folder.is_run(path):
-            found = require_released(path, release.of_run(path), unreleased)
+            found = release.require_released(path, release.of_run(path), unreleased)
             reasons += [f"{path.name}: {reason}" for reason in found.reasons]
-    return Release(asked=bool(reasons), reasons=tuple(reasons))
+    return release.Release(asked=bool(reasons), reasons=tuple(reasons))
 
 
 def _weights(weights: Sequence[float], count: int) -> list[float]:

@@ -19,8 +19,9 @@ clipped changes as in Bonawitz et al., arXiv 1912.00131.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -57,13 +58,8 @@ def build(config: Config) -> Transform:
     step = config.norm / most
 
     def init(context: Context) -> dict[str, Any]:
-        size = sum(math.prod(shape) for shape in context.layout.values())
-        if math.sqrt(size) > most:  # rounding moves each number by half a step or less, on average
-            bits = next(bits for bits in range(2, 64) if levels(bits) >= math.sqrt(size))
-            raise SettingsError(
-                f"bits = {config.bits} under the transform {NAME} are so few that the rounding of {size:,}"
-                f" numbers would be longer than half of the norm; set bits = {bits} or more"
-            )
+        # rounding moves each number by half a step or less, on average
+        require_bits(NAME, config.bits, context, lambda most, size: most >= math.sqrt(size))
         return {}
 
     def on_client(update: Update, public: Any, draws: Draws) -> Update:
@@ -104,6 +100,21 @@ def build(config: Config) -> Transform:
         norm=config.norm,
         needs_equal_weights=config.largest_weight is None,
     )
+
+
+def require_bits(name: str, bits: int, context: Context, enough: Callable[[int, int], bool]) -> None:
+    """Raise SettingsError if rounding would be longer than half of the norm.
+
+    Args:
+        enough: `(levels, number of values of a change) -> whether it is not`.
+    """
+    size = sum(math.prod(shape) for shape in context.layout.values())
+    if not enough(levels(bits), size):
+        needed = next(more for more in itertools.count(bits) if enough(levels(more), size))
+        raise SettingsError(
+            f"bits = {bits} under the transform {name} are so few that the rounding of {size:,} numbers would"
+            f" be longer than half of the norm; set bits = {needed} or more"
+        )
 
 
 def levels(bits: int) -> int:

@@ -34,7 +34,15 @@ from shepherd.core import Context, Draws, Mechanism, Payload, Sampling, Spending
 from shepherd.core.payload import not_finite
 from shepherd.errors import SettingsError, UpdateRefused
 from shepherd.transforms.clip import NORM_TOLERANCE, clipped, length_of
-from shepherd.transforms.fixed_point import Norm, decoded, levels, require_codes, require_real, rounded
+from shepherd.transforms.fixed_point import (
+    Norm,
+    decoded,
+    levels,
+    require_bits,
+    require_codes,
+    require_real,
+    rounded,
+)
 from shepherd.transforms.gaussian import Positive, bare
 
 NAME = "skellam"
@@ -82,13 +90,7 @@ def build(config: Config) -> Transform:
     beyond = tail(variance)
 
     def init(context: Context) -> dict[str, Any]:
-        size = sum(math.prod(shape) for shape in context.layout.values())
-        if room(most, size) < most / 2:
-            bits = next(bits for bits in range(4, 64) if room(levels(bits), size) >= levels(bits) / 2)
-            raise SettingsError(
-                f"bits = {config.bits} under the transform {NAME} are so few that the rounding of {size:,}"
-                f" numbers would be longer than half of the norm; set bits = {bits} or more"
-            )
+        require_bits(NAME, config.bits, context, lambda most, size: room(most, size) >= most / 2)
         return {}
 
     def on_client(update: Update, public: Any, draws: Draws) -> Update:

@@ -230,6 +230,12 @@ def _instead(site: Any, kind: str, change: Any) -> Any:
     return changed
 
 
+def _mislead(there: Room, site: str, kind: str, change: Any) -> None:
+    """Have a site's replies of a kind changed."""
+    send = lambda asked, reply: wire.encode_reply(change(asked, reply))  # noqa: E731
+    there.sites[site] = _instead(there.sites[site], kind, send)
+
+
 WRONG: dict[str, tuple[str, Any, str]] = {
     "an update": ("train", lambda asked, reply: plain_update(asked, reply.client, 1.0), "the wrong kind of"),
     "a length": ("train", lambda asked, reply: replace(reply, length=3), "has 3 numbers"),
@@ -248,8 +254,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
 def test_nonsense_costs_its_own_site_the_round_and_nobody_else(tmp_path: Path, case: str) -> None:
     kind, change, reason = WRONG[case]
     there = room(tmp_path, 4)
-    send = lambda asked, reply: wire.encode_reply(change(asked, reply))  # noqa: E731
-    there.sites["site-4"] = _instead(there.sites["site-4"], kind, send)
+    _mislead(there, "site-4", kind, change)
     lost, update = ran(tmp_path, there)
     assert update.clients == tuple(names(3))
     assert lost.keys() == {"site-4"}
@@ -263,8 +268,7 @@ def test_where_nobody_can_be_spared_the_error_says_whose_fault_it_was(tmp_path: 
     """Of three sites all are needed, so that every fault ends the round."""
     kind, change, reason = WRONG[case]
     there = room(tmp_path, 3)
-    send = lambda asked, reply: wire.encode_reply(change(asked, reply))  # noqa: E731
-    there.sites["site-3"] = _instead(there.sites["site-3"], kind, send)
+    _mislead(there, "site-3", kind, change)
     with pytest.raises(QuorumNotMet) as error:
         ran(tmp_path, there)
     said = str(error.value)

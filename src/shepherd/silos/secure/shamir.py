@@ -48,8 +48,8 @@ def candidates(shares: Mapping[int, bytes], threshold: int) -> Iterator[tuple[by
     """Secrets that sets of `threshold` shares give, with the numbers of the set.
 
     The first is of the first shares as listed. In case that some of those are wrong, the others leave out one
-    share each, and then are drawn at random: whoever knows something of the secret takes the first candidate
-    that fits. At most `MAX_TRIES` sets: where e of n shares are wrong, one set in C(n, t) / C(n - e, t) is
+    share each, and then are drawn at random: a caller who can check a secret takes the first candidate that
+    fits. At most `MAX_TRIES` sets: where e of n shares are wrong, one set in C(n, t) / C(n - e, t) is
     right: one in 10 for 2 of 100, one in 48 for 3 of 30. A set whose shares meet in no secret of 32 bytes is
     passed over.
 

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,19 +185,18 @@ class ServerRun:
         )
         if self._privacy is None:
             client_level.require_noise(self.settings)
-        self.silos.sizes_fault = self._sizes_fault
+        asked = self._selection().size(len(self.order.sites))
+        self.silos.sizes_fault = partial(self._sizes_fault, method, asked)
         if self._privacy is None:
             return
         self._privacy.require_within()
         self.silos.on_reply = said_to_nobody
 
-    def _sizes_fault(self, sizes: Mapping[str, int]) -> str:
+    def _sizes_fault(self, method: Method, asked: int, sizes: Mapping[str, int]) -> str:
         """Why sites of these sizes cannot be protected as the run file says; empty if they can.
 
         For the noise on examples each site counts as asked in every round.
         """
-        asked = self._selection().size(len(self.order.sites))
-        method = plugins.method(self.settings, self.trusted.all)
         try:
             if self.settings.privacy.examples is not None:
                 example_level.of_run(self.settings, sizes)
