@@ -197,7 +197,7 @@ def _copies() -> list[float]:
 
 
 def _reset_peak() -> int | None:
-    """Begin to measure this process's peak anew; the bytes held now, or None if the system does not say."""
+    """Measure this process's peak from now on; the bytes held now, or None if the system does not say."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf8")
         return _status("VmRSS")

@@ -361,7 +361,7 @@ def _limit(seconds: int) -> Iterator[None]:
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("kinds", nargs="*", metavar="TYPE", help="model types (default: all)")
-    options.add_argument("--write", action="store_true", help="write the expected table and its page anew")
+    options.add_argument("--write", action="store_true", help="write the expected table and its page again")
     return run(options.parse_args(), measure, tables)
 
 

@@ -103,7 +103,7 @@ class OutOfReach(SilosError):
 class SecureError(ShepherdError):
     """Secure aggregation stopped: a message, key, signature or set of sites is not what the protocol allows.
 
-    Nothing of a single site is released. The round counts as failed, and starts anew with new keys.
+    Nothing of a single site is released. The round counts as failed, and starts again with new keys.
     """
 
 

@@ -74,7 +74,7 @@ def test_one_that_does_not_move_by_the_aggregate_itself_is_refused_where_factors
     anew = Aggregation(combine=mean.mean, is_mean=False, keeps_basis=False)
     partial = replace(built(name), whole_step=False, needs_mean=False)
     with pytest.raises(
-        SettingsError, match=r"factorises the sum of the products anew .* set \[server\] name"
+        SettingsError, match=r"factorises the sum of the products again .* set \[server\] name"
     ):
         method(aggregation=anew, server=partial)
     whole = replace(partial, whole_step=True)

@@ -95,7 +95,7 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     "trimmed_mean": ({"aggregation": {"name": "trimmed_mean"}}, "'trimmed_mean' is no mean"),
     "fedsvd": (
         {"algorithm": {"name": "ffa_lora"}, "server": {"name": "fedsvd"}},
-        "'fedsvd' writes these anew",
+        "'fedsvd' rewrites these",
     ),
     "top_k": ({"transforms": [{"name": "top_k", "share": 0.1}]}, "'top_k' ties an update to its own"),
     "fedrot": ({"transforms": [{"name": "fedrot"}]}, "'fedrot' ties an update to its own"),

@@ -112,11 +112,11 @@ def remembering(**keys):
 def test_a_memory_of_factors_is_refused_where_the_factors_are_written_anew():
     server = fedsvd.build(fedsvd.Config())
     anew = Aggregation(combine=mean.mean, is_mean=False, keeps_basis=False)
-    with pytest.raises(SettingsError, match=r"server optimiser writes them anew.* \[server\] name"):
+    with pytest.raises(SettingsError, match=r"server optimiser rewrites them.* \[server\] name"):
         method(remembering(), server=server)
-    with pytest.raises(SettingsError, match=r"aggregation writes them anew.* \[aggregation\] name"):
+    with pytest.raises(SettingsError, match=r"aggregation rewrites them.* \[aggregation\] name"):
         method(remembering(), aggregation=anew)
-    with pytest.raises(SettingsError, match="writes them anew"):
+    with pytest.raises(SettingsError, match="rewrites them"):
         method(Algorithm(server_init=lambda adapter: {"c": adapter}), server=server)
     method(remembering(memory_is_basis_free=True), server=server)
     method(remembering())
@@ -134,5 +134,5 @@ def test_a_momentum_is_refused_where_the_factors_are_written_anew():
 
 def test_an_aggregation_that_needs_a_whole_step_is_refused():
     anew = Aggregation(combine=mean.mean, is_mean=False, keeps_basis=False)
-    with pytest.raises(SettingsError, match="factorises the sum of the products anew"):
+    with pytest.raises(SettingsError, match="factorises the sum of the products again"):
         method(aggregation=anew, server=fedsvd.build(fedsvd.Config()))

@@ -48,7 +48,7 @@ def another_question(scene: Scene, tries: int) -> Tried:
         return _refused(wire.decode_reply(_asked(scene, wire.encode_request(_request(scene, next(numbers))))))
 
     line = rf"run {RUN}, round 1, train: refused: .* got another request"
-    return tried(scene, "an old round, asked anew", tries, attempt, line, end="site-2")
+    return tried(scene, "an old round, asked again", tries, attempt, line, end="site-2")
 
 
 def old_message(scene: Scene, tries: int) -> Tried:

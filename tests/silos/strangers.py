@@ -204,7 +204,7 @@ def removed_while_running(scene: Scene, tries: int) -> Tried:
 
 
 def removed_after_restart(scene: Scene, tries: int) -> Tried:
-    """The kit of the removed site, by the command that its owner would give, at a server that began anew."""
+    """The kit of the removed site, by the command that its owner would give, at a server that began again."""
     scene.restart_server()
     before = scene.registered("site-3")
     line = r"refused a TLS connection .* site-3 was removed"

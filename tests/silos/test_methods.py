@@ -108,7 +108,7 @@ def test_a_method_gives_the_bits_of_one_process(sites: Sites, name: str, tmp_pat
     for tensor, there in due.adapter.items():
         assert np.array_equal(found.adapter[tensor].view(np.uint32), there.view(np.uint32)), tensor
     rows = read_rows(output)
-    if name != "fedsvd":  # its factors are written anew, so that a site does not know them (decision 50)
+    if name != "fedsvd":  # its factors are rewritten, so that a site does not know them (decision 50)
         assert all(set(row["heldout"]["client"]) == set(sites.configs) for row in rows)
     assert rows[-1]["bytes_up"] == report.bytes_up
     if name == "fedsa_lora":

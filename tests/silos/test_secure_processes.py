@@ -69,7 +69,7 @@ def _followed(run: Any, strike: Callable[[], None]) -> None:
 def test_a_killed_trainer_fails_the_round_and_a_resumed_run_has_the_bits_of_one_process(
     tmp_path: Path,
 ) -> None:
-    """Of three sites a sum needs all: the round is counted as failed, and starts anew with fresh keys."""
+    """Of three sites a sum needs all: the round is counted as failed, and starts again with fresh keys."""
     settings = parse({**RUN, "output": str(tmp_path / "run")}, "the test")
     sites = loopback.write_sites(settings, tmp_path / "sites")
     struck: list[bool] = []

@@ -261,7 +261,7 @@ def test_a_site_is_lost_in_each_phase_in_turn(hall: Hall) -> None:
 def test_a_server_that_is_killed_in_each_phase_in_turn_has_the_same_bits(
     hall: Hall, expected: list[ServerState]
 ) -> None:
-    """Each job that follows starts the round anew, with fresh keys and the updates that the sites keep."""
+    """Each job that follows starts the round again, with fresh keys and the updates that the sites keep."""
     order, room = hall.order(), hall.room()
     for kind in ("train", *PHASES):
         count = 0

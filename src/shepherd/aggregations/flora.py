@@ -1,6 +1,6 @@
-"""All products go to the side ranks, and the trained ranks begin anew in each round (FLoRA).
+"""All products go to the side ranks, and the trained ranks start again in each round (FLoRA).
 
-    B_s' A_s'  =  B_s A_s + sum_k p_k B_k A_k,    A' drawn anew, B' = 0
+    B_s' A_s'  =  B_s A_s + sum_k p_k B_k A_k,    A' newly drawn, B' = 0
 
 Wang et al., arXiv 2409.05976: clients receive the stack of all A_k and B_k, add its product to the base's
 weights, and train a new adapter. Here the sum is kept in `side_rank` ranks of the adapter: nothing is lost as

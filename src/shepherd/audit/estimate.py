@@ -307,7 +307,7 @@ def tpr(members: Floats, others: Floats, rate: float) -> Interval | None:
     """Share of members above all but `rate` of the others; None if one of the others is more than that.
 
     The interval holds both Clopper and Pearson's at this threshold and the bootstrap's, which draws the
-    threshold anew.
+    threshold again.
     """
     from scipy.stats import binomtest
 

@@ -23,7 +23,7 @@ class Aggregation:
     smallest_cohort: int = 1
     """Fewest usable updates that give a meaningful result."""
     keeps_basis: bool = True
-    """Whether rank j of the result continues rank j of the broadcast. A rule that factorises a product anew
+    """Whether rank j of the result continues rank j of the broadcast. A rule that factorises a product again
     does not: a momentum of an earlier round would then be added to other directions."""
     robust: bool = False
     """Whether it stands some clients that lie. It then needs the update of each client by itself: no secure
@@ -43,4 +43,4 @@ class Aggregation:
     """Whether it reads the products B A of the server's adapter, which must then be a model by itself; a rule
     that does not keep the basis does so in any case."""
     restarts: bool = False
-    """Whether the trained ranks begin anew in each round, with B = 0: A alone would then learn nothing."""
+    """Whether the trained ranks start again in each round, with B = 0: A alone would then learn nothing."""

@@ -153,7 +153,7 @@ def of_products(
     truncated: bool = False,
     restarts: bool = False,
 ) -> Aggregation:
-    """Build an aggregation that makes each matrix's factors anew from the clients' products.
+    """Build an aggregation that makes new factors of each matrix from the clients' products.
 
     Args:
         after: the new factors of one matrix, trained and side ranks.

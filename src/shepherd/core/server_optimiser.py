@@ -29,7 +29,7 @@ class ServerOptimiser:
     needs_mean: bool = False
     """Whether it is correct only for a weighted mean of the updates."""
     whole_step: bool = False
-    """Whether the adapter moves by exactly the aggregate, as rules that factorise products anew require."""
+    """Whether the adapter moves by exactly the aggregate, as rules that factorise products again require."""
     rebase: Callable[[ServerState, Context], Adapter] | None = None
     """Writes the products of the moved adapter in other factors, after `apply` and after any noise: `(state
     of the finished round, context) -> adapter`. What is kept from round to round rank by rank would then

@@ -91,7 +91,7 @@ def new_factors_need_a_whole_step(method: Method) -> str | None:
     if method.aggregation.keeps_basis or method.server.whole_step:
         return None
     return (
-        f"{method.called('aggregation')} factorises the sum of the products anew in each round, so the"
+        f"{method.called('aggregation')} factorises the sum of the products again in each round, so the"
         " adapter can only move to its result, by a whole step and without a momentum, and"
         f' {method.called("server")} moves it otherwise; set [server] name = "sgd" with learning_rate = 1,'
         " or another aggregation"
@@ -144,11 +144,11 @@ def side_ranks_need_one_model(method: Method) -> str | None:
 
 
 def a_rebase_keeps_no_state(method: Method) -> str | None:
-    """State of an optimiser belongs to the factors before they were written anew."""
+    """State of an optimiser belongs to the factors before they were rewritten."""
     if method.server.rebase is None or method.server.init is no_state:
         return None
     return (
-        f"{method.called('server')} writes the factors anew, and its own state would belong to the old ones;"
+        f"{method.called('server')} rewrites the factors, and its own state would belong to the old ones;"
         " remove its init or its rebase"
     )
 
@@ -191,7 +191,7 @@ def memory_outlives_no_new_factors(method: Method) -> str | None:
 def _forgotten(method: Method, other: str, instead: str) -> str:
     return (
         f"what {method.called('algorithm')} remembers from round to round belongs to the factors, and"
-        f' {method.called(other)} writes them anew; set {instead}, or [algorithm] name = "fedavg"'
+        f' {method.called(other)} rewrites them; set {instead}, or [algorithm] name = "fedavg"'
     )
 
 
@@ -272,7 +272,7 @@ def a_late_update_outlives_no_rebase(method: Method) -> str | None:
         return None
     return (
         f"stragglers.carry = true adds a late update to the factors of a later round, and"
-        f' {method.called("server")} writes these anew; {DROP}, or set [server] name = "sgd"'
+        f' {method.called("server")} rewrites these; {DROP}, or set [server] name = "sgd"'
     )
 
 

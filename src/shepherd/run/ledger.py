@@ -1,6 +1,6 @@
 """The ledger of a run's privacy, `privacy.json`: what its rounds have spent, and what that means.
 
-It is written before a round draws noise, so `begun` counts the rounds that were cut off and made anew as
+It is written before a round draws noise, so `begun` counts the rounds that were cut off and made again as
 well. Those release nothing: a round's state is saved before anything of it is scored, logged or printed. So
 epsilon is that of the finished rounds.
 """

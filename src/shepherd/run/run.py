@@ -390,7 +390,7 @@ class Run(HeldRun):
 
         Returns:
             The row as it is logged. Where noise hides clients it is scored only now: a round that is lost and
-            made anew has other noise, and nobody may have seen anything of the first.
+            made again has other noise, and nobody may have seen anything of the first.
         """
         self.holder.require_held()
         positions, memories = self.simulation.reached()

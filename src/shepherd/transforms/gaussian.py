@@ -110,7 +110,7 @@ def require_alone(update: Update, name: str) -> None:
 
 
 def independent(rng: np.random.Generator) -> Noise:
-    """Noise that is drawn anew for each tensor."""
+    """New noise for each tensor."""
     return lambda name, shape: rng.standard_normal(shape)
 
 

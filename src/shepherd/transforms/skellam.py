@@ -13,7 +13,7 @@ is zero instead: it takes part and adds its share all the same. So who takes par
 public, nothing is gained by the draw of the cohorts, and the sum is divided by the number of clients in it.
 
 Rounding moves the change, too. So it is clipped to a little less than `norm`, by what rounding its many
-numbers can add (but for a chance of 1e-9), and rounded anew in the rare case that it is longer all the same:
+numbers can add (but for a chance of 1e-9), and rounded again in the rare case that it is longer all the same:
 the codes before the noise are never longer than `levels`, whatever the draw. Each whole number is at most its
 own square, so their L1 norm is at most levels^2. Kairouz, Liu and Steinke, arXiv 2102.06387, conditional
 rounding. Noise beyond `tail` is cut, which has a chance below 1e-34 for each number.

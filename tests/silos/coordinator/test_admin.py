@@ -342,7 +342,7 @@ def test_a_job_that_has_ended_is_not_asked_to(
 
 def test_a_run_gets_another_name_and_no_job(server: Scripted, run: Path) -> None:
     server.running = {"job-0"}
-    said = membership.anew(run)
+    said = membership.new_id(run)
     assert said.endswith(f"shepherd resume {run}")
     assert server.aborted == ["job-0"]
     kit, order, job = state_file.read_state(run)
@@ -356,10 +356,10 @@ def test_a_run_that_is_followed_or_over_keeps_its_name(server: Scripted, run: Pa
         closing(folder.reopen(run)),
         pytest.raises(FolderError, match=r"this process already holds the run in"),
     ):
-        membership.anew(run)
+        membership.new_id(run)
     for number in (2, 3):
         append_row(run, {"round": number})
-    assert membership.anew(run) == f"the run in {run} has ended already"
+    assert membership.new_id(run) == f"the run in {run} has ended already"
     assert state_file.read_state(run)[1] == ORDER
     assert server.events == []
 

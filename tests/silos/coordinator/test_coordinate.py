@@ -451,10 +451,10 @@ def test_sites_that_have_gone_on_take_the_copy_anew(
         assert through(again) == [ROUNDS]  # the log here had the others
         assert final(tmp_path) == whole
         return
-    with closing(again), pytest.raises(FederationError, match=r"round 1: 0 of 2 .*silos anew"):
+    with closing(again), pytest.raises(FederationError, match=r"round 1: 0 of 2 .*silos new-id"):
         list(again.rounds())
     before = record.read_state(tmp_path / "run")[1].run
-    assert "start their data from the beginning" in membership.anew(tmp_path / "run")
+    assert "start their data from the beginning" in membership.new_id(tmp_path / "run")
     assert record.read_state(tmp_path / "run")[1].run != before
     assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [1, 2, 3, 4]
     assert logged(tmp_path) == [0, 1, 2, 3, 4]

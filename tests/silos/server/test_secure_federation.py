@@ -432,7 +432,7 @@ def test_a_lost_site_that_had_agreed_is_asked_for_by_name(tmp_path: Path) -> Non
     there = room(tmp_path, 4)
     ran(tmp_path, there)
     there.away.add("site-3")
-    with pytest.raises(QuorumNotMet, match=r"bring the same sites back, or use `shepherd silos anew`"):
+    with pytest.raises(QuorumNotMet, match=r"bring the same sites back, or use `shepherd silos new-id`"):
         ran(tmp_path, there)
     assert json.loads((tmp_path / "agreed.json").read_text())["sites"] == names(4)
     there.away.clear()

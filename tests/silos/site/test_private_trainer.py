@@ -299,7 +299,7 @@ def test_a_share_of_noise_is_not_drawn_from_what_the_server_knows(born, shaped, 
 
 
 def test_a_repeated_request_gets_the_same_noise_and_spends_nothing(born, shaped, llama_folder) -> None:
-    """Sums of one update with noise drawn anew would give it away on average."""
+    """Sums of one update with noise drawn again would give it away on average."""
     policy = {"require_privacy": ("client",), "max_epsilon": 50.0, "transforms": ("skellam",)}
     sent = request(llama_folder, broadcast(shaped), settings=NOISY)
     kept = []

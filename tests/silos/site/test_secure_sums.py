@@ -209,7 +209,7 @@ def test_another_set_of_survivors_is_refused_for_ever(tmp_path: Path, restarted:
         assert why(there.ask(name, "agree", session, waiting[name])) == (
             f"{name} has agreed to the sum of round 1 over site-1, site-2, site-3, site-4, and is asked for"
             " one over site-1, site-2, site-3, which would tell single updates apart; bring the same sites"
-            " back, or use `shepherd silos anew`"
+            " back, or use `shepherd silos new-id`"
         )
 
 

@@ -284,7 +284,7 @@ def test_a_round_that_was_answered_is_not_answered_to_another_question(born, ask
         said = reason(ask(trainer, asked(broadcast(shaped, round, seed=9))))
         assert said == (
             f"site-1 has answered round 2 of this run, and got another request for round {round + 1};"
-            " if the server has lost rounds, use `shepherd silos anew`"
+            " if the server has lost rounds, use `shepherd silos new-id`"
         )
     assert isinstance(ask(trainer, asked(broadcast(shaped, 0), run="f" * 16)), Update)
 

@@ -187,7 +187,7 @@ def stop(folder: str | Path, kit: str | Path | None = None) -> str:
     return f"stopped; continue with: shepherd resume {shlex.quote(str(folder))}"
 
 
-def anew(folder: str | Path, kit: str | Path | None = None) -> str:
+def new_id(folder: str | Path, kit: str | Path | None = None) -> str:
     """Give a run a new id, so that sites accept rounds that they have answered and the server has lost.
 
     A site keeps its last two answers and refuses older rounds. Under the new id the run continues from the

@@ -139,7 +139,7 @@ class SecureSums:
             raise SecureError(
                 f"{self._name} takes part in the sum of round {session.round + 1} over"
                 f" {', '.join(recorded.members)} only, and is asked for one over"
-                f" {', '.join(session.members)}; ask the same sites, or use `shepherd silos anew`"
+                f" {', '.join(session.members)}; ask the same sites, or use `shepherd silos new-id`"
             )
         identity, directory = self._signer()
         member = Member(session, self._name, identity, directory, self._policy.min_cohort)
@@ -184,7 +184,7 @@ class SecureSums:
             raise SecureError(
                 f"{self._name} has agreed to the sum of round {session.round + 1} over"
                 f" {', '.join(recorded.survivors)}, and is asked for one over {', '.join(survivors)}, which"
-                " would tell single updates apart; bring the same sites back, or use `shepherd silos anew`"
+                " would tell single updates apart; bring the same sites back, or use `shepherd silos new-id`"
             )
         signed = attempt.member.agree(request.content)
         if not recorded.survivors:

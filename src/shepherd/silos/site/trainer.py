@@ -247,7 +247,7 @@ class Trainer:
             raise request_checks.RequestRefused(
                 "replay",
                 f"{self.name} has answered round {record.round + 1} of this run, and got {again} for round"
-                f" {request.round + 1}; if the server has lost rounds, use `shepherd silos anew`",
+                f" {request.round + 1}; if the server has lost rounds, use `shepherd silos new-id`",
             )
         if kept is None:
             return None

@@ -324,14 +324,14 @@ def stop(folder: Path, kit: Path | None) -> None:
 @click.option(
     "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the run's own]"
 )
-def anew(folder: Path, kit: Path | None) -> None:
+def new_id(folder: Path, kit: Path | None) -> None:
     """Give a run a new id, so that sites repeat rounds that the server has lost.
 
     `resume` then continues from the copy in the run folder, and each site starts its data from the beginning.
     """
-    from shepherd.silos.coordinator.admin import anew as named_anew
+    from shepherd.silos.coordinator.admin import new_id as give_new_id
 
-    echo(named_anew(folder, kit))
+    echo(give_new_id(folder, kit))
 
 
 @silos.command(short_help="Try a federation on this machine alone.")
