@@ -165,38 +165,9 @@ def chain(*transforms: Transform) -> Transform:
             the broadcast comes after one that need not; one that sends whole numbers is not the last, or
             allows more than one before it; or one is refused by `require_readable`.
     """
-    require_readable(transforms, [f"number {place}" for place in range(1, len(transforms) + 1)])
+    _require_order(transforms)
     spending = [index for index, part in enumerate(transforms) if part.mechanism is not None]
-    if len(spending) > 1:
-        raise SettingsError("two transforms spend privacy budget; keep only one of them")
-    if spending and any(part.alters for part in transforms[spending[0] + 1 :]):
-        raise SettingsError(
-            "a transform that alters updates comes after one that spends privacy budget, and would change the"
-            " sum that the noise is made for; list the one that adds noise last under [[transforms]]"
-        )
-    for index, part in enumerate(transforms):
-        if part.adds and any(other.checks for other in transforms[:index]):
-            raise SettingsError(
-                "a transform that checks or decodes updates comes before one that adds tensors to them, which"
-                " it would take for a part of the change; remove the first under [[transforms]]"
-            )
-
-    if any(part.largest_code for part in transforms[:-1]):
-        raise SettingsError(
-            "a transform comes after one that sends whole numbers, which nothing may alter; list the one that"
-            " sends them last under [[transforms]]"
-        )
-    if transforms and transforms[-1].largest_code and any(p.norm < transforms[-1].norm for p in transforms):
-        raise SettingsError(
-            "a transform that sends whole numbers allows longer updates than one before it, whose bound their"
-            " rounding may exceed; give both the same norm, or remove the first under [[transforms]]"
-        )
     knows = [part.relative is not None for part in transforms]
-    if knows != sorted(knows, reverse=True):
-        raise SettingsError(
-            "a transform that reads the change as it was trained, such as fedrot, comes after one that bounds"
-            " or encodes it; list it first under [[transforms]]"
-        )
 
     def init(context: Context) -> Any:
         return tuple(part.init(context) for part in transforms)
@@ -261,6 +232,41 @@ def chain(*transforms: Transform) -> Transform:
         norm=min((part.norm for part in transforms), default=math.inf),
         needs_equal_weights=any(part.needs_equal_weights for part in transforms),
     )
+
+
+def _require_order(transforms: Sequence[Transform]) -> None:
+    """Raise SettingsError unless these transforms can follow one another, as `chain` says."""
+    require_readable(transforms, [f"number {place}" for place in range(1, len(transforms) + 1)])
+    spending = [index for index, part in enumerate(transforms) if part.mechanism is not None]
+    if len(spending) > 1:
+        raise SettingsError("two transforms spend privacy budget; keep only one of them")
+    if spending and any(part.alters for part in transforms[spending[0] + 1 :]):
+        raise SettingsError(
+            "a transform that alters updates comes after one that spends privacy budget, and would change the"
+            " sum that the noise is made for; list the one that adds noise last under [[transforms]]"
+        )
+    for index, part in enumerate(transforms):
+        if part.adds and any(other.checks for other in transforms[:index]):
+            raise SettingsError(
+                "a transform that checks or decodes updates comes before one that adds tensors to them, which"
+                " it would take for a part of the change; remove the first under [[transforms]]"
+            )
+    if any(part.largest_code for part in transforms[:-1]):
+        raise SettingsError(
+            "a transform comes after one that sends whole numbers, which nothing may alter; list the one that"
+            " sends them last under [[transforms]]"
+        )
+    if transforms and transforms[-1].largest_code and any(p.norm < transforms[-1].norm for p in transforms):
+        raise SettingsError(
+            "a transform that sends whole numbers allows longer updates than one before it, whose bound their"
+            " rounding may exceed; give both the same norm, or remove the first under [[transforms]]"
+        )
+    knows = [part.relative is not None for part in transforms]
+    if knows != sorted(knows, reverse=True):
+        raise SettingsError(
+            "a transform that reads the change as it was trained, such as fedrot, comes after one that bounds"
+            " or encodes it; list it first under [[transforms]]"
+        )
 
 
 def require_readable(transforms: Sequence[Transform], names: Sequence[str]) -> None:

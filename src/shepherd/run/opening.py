@@ -155,28 +155,18 @@ def _start(
     kept = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
     plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method), kept)
     _log_description(base, plan, method, prepared)
-    for sentence in pipeline.training_remarks(prepared):
-        log.log(_level(method), "%s", sentence)
-    for sentence in pipeline.remarks(prepared):
-        log.info("%s", sentence)
-    for sentence in pipeline.training_warnings(prepared):
-        log.log(_level(method, logging.WARNING), "%s", sentence)
-    name, sample = next(iter(prepared.clients.items()))
-    if prepared.rejected:
-        tried = np.arange(min(len(sample), TRIED))
-        sample = Tokens.interleaved([sample.take(tried), prepared.rejected[name].take(tried)])
-    process = memory.process_bytes(base)
+    _log_remarks(method, prepared)
     found = expected(
         base,
         settings.tuning,
         plan,
-        sample,
+        _sample(prepared),
         round_tokens=_round_tokens(settings, prepared, cohort),
         step_tokens=_step_tokens(settings, prepared),
         more_ranks=_more_ranks(method),
         training=training,
         token_bytes=kept,
-        process=process,
+        process=memory.process_bytes(base),
     )
     _log_expectation(found)
     context = context_of(settings, selection, first.adapter, len(prepared.clients))
@@ -215,6 +205,25 @@ def _start(
         run._keep_ledger()
         run._log_start()
     return run
+
+
+def _log_remarks(method: Method, prepared: TokenisedData) -> None:
+    """Log what is cut, dropped or masked; what clients hold at DEBUG where noise is to hide it."""
+    for sentence in pipeline.training_remarks(prepared):
+        log.log(_level(method), "%s", sentence)
+    for sentence in pipeline.remarks(prepared):
+        log.info("%s", sentence)
+    for sentence in pipeline.training_warnings(prepared):
+        log.log(_level(method, logging.WARNING), "%s", sentence)
+
+
+def _sample(prepared: TokenisedData) -> Tokens:
+    """Examples of one client, by which a round is forecast; in pairs where worse answers are trained, too."""
+    name, sample = next(iter(prepared.clients.items()))
+    if not prepared.rejected:
+        return sample
+    tried = np.arange(min(len(sample), TRIED))
+    return Tokens.interleaved([sample.take(tried), prepared.rejected[name].take(tried)])
 
 
 def _privacy(
