@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from shepherd.errors import FolderError, SettingsError
+from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.overrides import dump, parse, plain
 from shepherd.run import folder, stages
 from shepherd.run.inspection import inspect_data
@@ -94,6 +94,22 @@ def test_stages_that_cannot_be_built_write_nothing(table, tmp_path) -> None:
     with pytest.raises(SettingsError, match="nothing"):
         stages.begin(wrong)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["source", "root"])
+def test_data_of_a_later_stage_that_are_not_there_are_missed_before_the_first(table, tmp_path, key) -> None:
+    data = {key: str(tmp_path / "none.jsonl")}
+    with pytest.raises(DataError, match=rf"no data file or folder .*none\.jsonl; check data\.{key} "):
+        stages.begin(staged(table, {}, {"data": data}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_a_stage_that_has_ended_may_be_gone(table, tmp_path) -> None:
+    own = runs.written(tmp_path / "own.jsonl")
+    settings = staged(table, {"data": {"source": str(own)}}, {})
+    first_trained(settings)
+    own.unlink()
+    stages.begin(settings)
 
 
 def test_a_run_file_may_be_put_right_until_a_stage_has_begun(table, tmp_path) -> None:

@@ -86,11 +86,21 @@ def parts(
         return [Part(client="", rows=rows)]
     if path.exists():
         return [Part(client="", rows=rows_of(path, form))]
-    if not is_hub_id(source):
-        raise DataError(
-            f"there is no data file or folder {source}; check data.source (an id of the hub is owner/name)"
-        )
+    require_there(source)
     return [Part(client="", rows=_hub(source, config, part))]
+
+
+def require_there(source: str, key: str = "data.source") -> None:
+    """Raise DataError unless a source is built in, a file or folder that exists, or maybe an id of the hub.
+
+    Args:
+        key: the key of the run file that names it.
+    """
+    here = source in (WORLD, PREFERENCES, MEMORY) or Path(source).expanduser().exists()
+    if not here and not is_hub_id(source):
+        raise DataError(
+            f"there is no data file or folder {source}; check {key} (an id of the hub is owner/name)"
+        )
 
 
 def data_files(source: str) -> list[Path]:

@@ -20,6 +20,7 @@ from typing import Any
 from shepherd import plugins
 from shepherd.config import validated
 from shepherd.consent import NOTHING, Consent
+from shepherd.data import files
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
@@ -91,9 +92,13 @@ def begin(settings: RunSettings, consent: Consent = NOTHING) -> None:
 
     Raises:
         SettingsError: as `required`.
+        DataError: the data of a stage that has not begun are not there.
         FolderError: the folder holds another run, or cannot be written.
     """
-    required(settings, consent)
+    for stage in required(settings, consent):
+        if not folder.is_run(stage.output):
+            files.require_there(stage.data.source)
+            files.require_there(stage.data.root or stage.data.source, "data.root")
     kept = of_folder(settings.output)
     if kept is not None and kept != settings and has_begun(kept):
         raise FolderError(
