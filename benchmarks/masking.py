@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shepherd import plugins
 from shepherd.core import Adapter, Failure, Payload, Update
 from shepherd.errors import WireError
 from shepherd.silos.protocol import wire
@@ -24,8 +25,9 @@ from shepherd.silos.secure import Ed25519Directory, Ed25519Identity
 from shepherd.silos.server.site_federation import Until
 from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.secure_sums import SecureSums
-from shepherd.silos.site.site_settings import PolicyTable
+from shepherd.silos.site.site_settings import PolicyTable, parse_request
 from shepherd.silos.site.site_store import AnsweredRound, Store
+from shepherd.transforms.fixed_point import weight_code
 
 PHASES = ("keys", "shares", "masked", "agree", "reveal")
 BITS = 10
@@ -69,6 +71,7 @@ class Site:
     tables: Mapping[str, Any] = field(default_factory=lambda: TABLES)
     policy: PolicyTable = POLICY
     bits: int = BITS
+    examples: int = 20
     fault: Callable[[Any], str | None] = lambda asked: None
     """What a message fails with: "" for no answer at all, None for none of it."""
 
@@ -90,8 +93,15 @@ class Site:
                 return wire.encode_reply(Failure(client=self.name, reason=refused.refusal.sentence))
         if asked.kind == "join":
             return wire.encode_reply(
-                Ready(client=self.name, examples=20, version=asked.version, min_cohort=self.policy.min_cohort)
+                Ready(
+                    client=self.name,
+                    examples=self.examples,
+                    version=asked.version,
+                    min_cohort=self.policy.min_cohort,
+                )
             )
+        if asked.kind == "score":
+            return wire.encode_reply(Failure(client=self.name, reason="it holds no examples out"))
         return wire.encode_reply(self.sums.trained(asked, self.update(asked)))
 
     def update(self, asked: Request) -> Update:
@@ -101,7 +111,12 @@ class Site:
             assert asked.broadcast is not None
             layout = {n: t.shape for n, t in asked.broadcast.adapter.items()}
             delta = {n: codes(self.name, asked.round, shape, self.bits) for n, shape in layout.items()}
-            update = Update(round=asked.round, delta=Payload(delta), weight=1.0, clients=(self.name,))
+            part = plugins.transform(parse_request(self.tables).transforms)
+            weight = weight_code(self.examples, part.largest_weight, part.largest_code) if part.adds else 1
+            extra = Payload({name: np.array([weight]) for name in part.adds})
+            update = Update(
+                round=asked.round, delta=Payload(delta), extra=extra, weight=1.0, clients=(self.name,)
+            )
             kept = answered(asked, asked.broadcast.adapter, update, self.tables)
             self.store.save(asked.run, kept)
         return kept.update

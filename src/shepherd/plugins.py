@@ -176,10 +176,34 @@ def _require_sums(settings: RunSettings, made: Method, allowed: Collection[str])
             f"{made.called('transform')} reads each update at the server, and with [secure] it gets sums"
             " alone; remove the one that reads them, or remove [secure]"
         )
-    if settings.federation.weights == "tokens":
+    require_alike(settings, made.algorithm)
+
+
+def require_alike(settings: RunSettings, algorithm: Algorithm) -> None:
+    """Raise SettingsError unless clients make their updates alike, so that a sum of them hides each.
+
+    A sum is nearly the update of a client whose own is far longer than the others', by its weight or by the
+    steps of its visit, and exactly that of the only client with a memory that makes its update differ from 0.
+
+    Args:
+        algorithm: that of the run, as a server and each site of it build it.
+    """
+    if settings.federation.weights not in ("equal", "size"):
         raise SettingsError(
-            'federation.weights = "tokens" is known to each client alone, so that with [secure] nobody sees'
-            ' whether one outweighs the rest; set federation.weights = "examples", "size" or "equal"'
+            f'federation.weights = "{settings.federation.weights}" is known after a visit alone, so that with'
+            " [secure] nobody sees whether one client outweighs the rest; set federation.weights ="
+            ' "equal" or "size"'
+        )
+    if settings.tuning.max_steps is None:
+        raise SettingsError(
+            "visits by epochs are longer where a client has more examples, and so is its update, which the"
+            " sum of [secure] would show; set tuning.max_steps in place of tuning.epochs"
+        )
+    if algorithm.keeps_memory:
+        raise SettingsError(
+            f"the algorithm {settings.algorithm.name!r} has clients keep something from visit to visit, so"
+            " that a server can choose whose update differs from zero, and the sum of [secure] would be"
+            ' that one; set [algorithm] name = "fedavg", or remove [secure]'
         )
 
 

@@ -29,7 +29,7 @@ CLIENTS = 24
 TABLES = {
     "stragglers": {"stragglers": {"min_updates": 10}},
     "stragglers.carry": {"stragglers": {"min_updates": 10, "carry": True}},
-    "secure": {"secure": {"ring_bits": 64}},
+    "secure": {"secure": {"ring_bits": 64}, "tuning": {"max_steps": 2}},
 }
 """Tables that change what a round is, by what a refusal calls them."""
 Part = tuple[Kind, str]
@@ -55,14 +55,14 @@ def settings_of(*parts: Part, **tables_: dict) -> RunSettings:
         "data": {"source": "world"},
         "adapter": {"rank": RANK},
         "federation": {"rounds": 2, "weights": "equal"},
-        "tuning": {"optimiser": {"name": "sgd"}},
+        "tuning": {**tables_.get("tuning", {}), "optimiser": {"name": "sgd"}},
     }
     for kind, name in parts:
         match kind.chosen_by.split()[0].strip("[]"):
             case "transforms":
                 tables.setdefault("transforms", []).append(table_of(kind, name))
             case "tuning.optimiser":
-                tables["tuning"] = {"optimiser": table_of(kind, name)}
+                tables["tuning"]["optimiser"] = table_of(kind, name)
             case key:
                 tables[key] = table_of(kind, name)
     if "secure" in tables and not any(whole(*part) for part in parts):
@@ -179,6 +179,8 @@ REFUSED_WITH = {
         "aggregation:geometric_median",
         "aggregation:krum",
         "aggregation:trimmed_mean",
+        "algorithm:fedsa_lora",
+        "algorithm:local_adapter",
         "selection:oort",
         "selection:power_of_choice",
         "transform:norm_bound",

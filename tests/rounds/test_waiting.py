@@ -53,6 +53,7 @@ def test_without_the_table_a_round_waits_for_all() -> None:
             {
                 "stragglers": waiting(min_updates=6),
                 "secure": {},
+                "tuning": {"max_steps": 1},
                 "transforms": [{"name": "fixed_point"}],
                 "federation": {"weights": "equal"},
             },
@@ -101,7 +102,7 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     "fedrot": ({"transforms": [{"name": "fedrot"}]}, "'fedrot' ties an update to its own"),
     "fixed_point": ({"transforms": [{"name": "fixed_point"}], **EQUAL}, "'fixed_point' ties an update"),
     "secure": (
-        {"transforms": [{"name": "fixed_point"}], "secure": {}, **EQUAL},
+        {"transforms": [{"name": "fixed_point"}], "secure": {}, "tuning": {"max_steps": 1}, **EQUAL},
         r"\[secure\] makes a sum of one",
     ),
     "round_robin": (

@@ -39,6 +39,7 @@ def asked(base: Path, source: Path, output: Path, *transforms: Any, **tables: An
     """Three rounds of all of four clients, which count the same."""
     given = {
         "federation": {"weights": "equal"},
+        "tuning": {"max_steps": 2},
         "selection": {"name": "all", "share": None},
         "machine": {"workers": 1, "micro_batch_tokens": 512},
         **tables,
@@ -148,8 +149,16 @@ def test_a_row_names_who_is_in_the_sum_and_gives_no_number_of_anyone(table) -> N
         ),
         (
             ["federation.weights=tokens", "transforms=[{name='fixed_point', largest_weight=9.0}]"],
-            'set federation.weights = "examples", "size" or "equal"',
+            'set federation.weights = "equal" or "size"',
         ),
+        (
+            ["federation.weights=examples", "transforms=[{name='fixed_point', largest_weight=9.0}]"],
+            'set federation.weights = "equal" or "size"',
+        ),
+        (["tuning={epochs=1}"], "set tuning.max_steps in place of tuning.epochs"),
+        (["tuning={batch_size=4}"], "set tuning.max_steps in place of tuning.epochs"),
+        (["algorithm.name=fedsa_lora"], "the algorithm 'fedsa_lora' has clients keep something"),
+        (["algorithm.name=local_adapter"], "the algorithm 'local_adapter' has clients keep something"),
         (["transforms=[{name='norm_bound'}, {name='fixed_point'}]"], "reads each update at the server"),
         (["transforms=[{name='fixed_point', bits=4}]"], "set bits = "),
         (["selection={name='size_weighted', share=0.9}"], 'set [selection] name = "uniform"'),

@@ -179,9 +179,14 @@ class Algorithm:
     variate or a personal B is not: it belongs to the ranks of the broadcast one by one."""
 
     @property
+    def keeps_memory(self) -> bool:
+        """Whether a client keeps something from visit to visit."""
+        return self.remember is not remember_nothing
+
+    @property
     def remembers_factors(self) -> bool:
         """Whether a memory belongs to the ranks of the broadcast one by one, or may do so."""
-        keeps = self.remember is not remember_nothing or self.server_init is not no_server_memory
+        keeps = self.keeps_memory or self.server_init is not no_server_memory
         return keeps and not self.memory_is_basis_free
 
     def leaves(self, name: str, round: int) -> bool:

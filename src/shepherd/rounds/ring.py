@@ -6,20 +6,21 @@ matter. A sum of c clients is right if c times the largest code is at most 2^(b 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.core import ClientInfo, Method, Selection
+from shepherd.core import Method, Selection
 from shepherd.errors import SettingsError
 from shepherd.io.progress import many
-from shepherd.rounds.weights import WEIGHT_TOLERANCE, Shares, allowed_by
+from shepherd.rounds.weights import WEIGHT_TOLERANCE, Shares
 from shepherd.settings import RunSettings
 
 FEWEST = 3
 """Fewest clients that sums can hide: of two, each knows the other's update from the sum."""
-MOST_ROOM = 16
+MOST_ROOM = 64
 """How many times the heaviest client's weight the largest one of a transform may be."""
 
 
@@ -83,35 +84,63 @@ def require_sums(settings: RunSettings, method: Method, selection: Selection, cl
 def require_balanced(settings: RunSettings, method: Method, sizes: Mapping[str, int], asked: int) -> None:
     """Raise SettingsError unless every sum that may be opened hides each client in it among the others.
 
+    Args:
+        sizes: client -> its number of examples, of all clients of the run.
+        asked: clients of a round.
+    """
+    if fault := rounding_fault(settings, method, sizes):
+        raise SettingsError(fault)
+    for fault in too_heavy(settings, method, sizes, asked).values():
+        raise SettingsError(fault)
+
+
+def too_heavy(settings: RunSettings, method: Method, sizes: Mapping[str, int], asked: int) -> dict[str, str]:
+    """The clients whose update a sum with the lightest others would show, heaviest first, and why.
+
     The sum of one heavy client and light ones is nearly its own update, and a weight in a sum cannot be
-    capped afterwards. So no client may count for more than `federation.max_share` beside the lightest ones.
+    capped afterwards. So no client may count for more than `federation.max_share` beside the lightest ones;
+    without those named here, none does.
 
     Args:
-        sizes: client -> its number of examples, where it is known; with too few for a sum nothing is said.
+        sizes: client -> its number of examples, of those that may be in the sum; of fewer than a sum needs,
+            none is named.
         asked: clients of a round.
     """
     if settings.secure is None or settings.federation.weights == "equal":
-        return
-    allow, largest = allowed_by(settings), method.transform.largest_weight
-    real = sorted((allow(ClientInfo(name=name, examples=size)).most, name) for name, size in sizes.items())
-    fewest = fewest_in_sum(asked)
-    if len(real) < fewest:
-        return
-    (heaviest, name), weights = real[-1], [min(weight, largest) for weight, _ in real]
-    if largest > MOST_ROOM * heaviest:
-        raise SettingsError(
-            f"largest_weight = {largest:g} of the last of [[transforms]] is far above the heaviest client's"
-            f" weight, so that rounding would be longer than the changes; set it near {heaviest:g}"
+        return {}
+    found: dict[str, str] = {}
+    largest, fewest = method.transform.largest_weight, fewest_in_sum(asked)
+    weights = sorted((min(max(1.0, size), largest), name) for name, size in sizes.items())
+    while len(weights) >= fewest:
+        heaviest, name = weights.pop()
+        beside = [weight for weight, _ in weights[: fewest - 1]]
+        shares = Shares(settings.federation.max_share)
+        for weight in (*beside, heaviest):
+            shares.add(weight)
+        cap = shares.last_cap()
+        if heaviest <= cap * (1 + WEIGHT_TOLERANCE):
+            break
+        found[name] = (
+            f"{name} would be {heaviest / (sum(beside) + heaviest):.0%} of a sum with the lightest clients,"
+            f" which [secure] may open with {fewest} of {asked} and which would show its update, and"
+            f" federation.max_share = {settings.federation.max_share:g}; set largest_weight = {cap:g} or less"
+            ' under the last of [[transforms]], or federation.weights = "equal"'
         )
-    shares = Shares(settings.federation.max_share)
-    for weight in (*weights[: fewest - 1], weights[-1]):
-        shares.add(weight)
-    cap = shares.last_cap()
-    if weights[-1] > cap * (1 + WEIGHT_TOLERANCE):
-        share = weights[-1] / (sum(weights[: fewest - 1]) + weights[-1])
-        raise SettingsError(
-            f"{name} would be {share:.0%} of a sum with the lightest clients, which [secure] may open with"
-            f" {fewest} of {asked} and which would show its update, and federation.max_share ="
-            f" {settings.federation.max_share:g}; set largest_weight = {cap:g} or less under the last of"
-            ' [[transforms]], or federation.weights = "equal"'
-        )
+    return found
+
+
+def rounding_fault(settings: RunSettings, method: Method, sizes: Mapping[str, int]) -> str:
+    """Why changes weighted by the largest weight that is allowed would be rounded away; "" if they are not.
+
+    Args:
+        sizes: client -> its number of examples.
+    """
+    if settings.secure is None or settings.federation.weights == "equal":
+        return ""
+    largest, heaviest = method.transform.largest_weight, max(sizes.values(), default=0)
+    if not 0 < MOST_ROOM * heaviest < largest < math.inf:
+        return ""
+    return (
+        f"largest_weight = {largest:g} of the last of [[transforms]] is far above the heaviest client's"
+        f" weight, so that rounding would be longer than the changes; set it near {heaviest:g}"
+    )

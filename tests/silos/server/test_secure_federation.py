@@ -316,13 +316,22 @@ def test_nobody_trains_where_too_few_sites_can_be_reached(tmp_path: Path) -> Non
     assert {kind for kind, _ in there.asked} == {"join"}
 
 
-def test_nobody_trains_for_a_sum_that_one_of_them_would_outweigh(tmp_path: Path) -> None:
+def test_a_site_that_a_sum_would_show_is_left_out_and_the_others_sum(tmp_path: Path) -> None:
     there = room(tmp_path, 4)
-    made = federation(tmp_path, there)
-    made.silos.join(0)
-    made.silos.sizes_fault = lambda sizes: f"one of {sorted(sizes)} would be 96% of it" if sizes else ""
-    with pytest.raises(QuorumNotMet, match=r"one of \['site-1', .*\] would be 96% of it"):
-        list(made.run(broadcast(), names(4)))
+    heavy = lambda sizes: {"site-2": f"it would be 96% of {sorted(sizes)}"}  # noqa: E731
+    lost, update = ran(tmp_path, there, too_heavy=heavy)
+    assert lost == {"site-2": f"it would be 96% of {names(4)}"}
+    others = ["site-1", "site-3", "site-4"]
+    for name, total in summed(others).items():
+        assert np.array_equal(update.delta[name], total)
+    assert {site for kind, site in there.asked if kind == "train"} == set(others)
+
+
+def test_nobody_trains_for_a_sum_that_one_of_them_would_outweigh(tmp_path: Path) -> None:
+    there = room(tmp_path, 3)
+    heavy = lambda sizes: {"site-2": "it would be 96% of the sum"}  # noqa: E731
+    with pytest.raises(QuorumNotMet, match=r"2 sites are left.*site-2: it would be 96% of the sum"):
+        ran(tmp_path, there, too_heavy=heavy)
     assert "train" not in {kind for kind, _ in there.asked}
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.masking import Room
 from tests.silos.server.posts import Letters, Site, failing, honest, joined, silent, update
 
+from benchmarks import masking
 from shepherd import plugins
 from shepherd.config import PartTable, validated
 from shepherd.core import Adapter, Context, Payload, Poisson, Seeded, ServerState, Spending
@@ -82,6 +84,51 @@ def test_a_run_goes_through_its_rounds_and_keeps_them(tmp_path: Path) -> None:
     np.testing.assert_allclose(last.state.adapter[A], 1 + 3 * 1.5)
     assert last.notes["base"] == "f"
     assert last.notes["row"] == answer["rows"][-1]
+
+
+WEIGHED: dict[str, Any] = {
+    "federation": {"rounds": 1, "weights": "size", "quorum": 0.5},
+    "tuning": {"max_steps": 1, "batch_size": 8},
+    "transforms": [{"name": "fixed_point", "norm": 10.0, "bits": 16, "largest_weight": 2000.0}],
+    "secure": {"ring_bits": 32},
+}
+
+
+def weighed(tmp_path: Path, sizes: dict[str, int]) -> tuple[dict[str, Any], Room]:
+    """What is told of a secure run over sites of these sizes, and all that was asked."""
+    sites = {
+        name: masking.Site(name, tmp_path / name, tuple(sizes), WEIGHED, bits=4, examples=size)
+        for name, size in sizes.items()
+    }
+    asked, room = order(tuple(sizes)), Room(sites)
+    asked = replace(asked, settings={**asked.settings, **WEIGHED})
+    method = plugins.method(validated(RunSettings, asked.settings, "the test"))
+    made = ServerRun(asked, tmp_path / "home", given(tmp_path, start(method, START.adapter)), room)
+    made.run()
+    return told(made), room
+
+
+@pytest.mark.parametrize("heavy", ["a", "d"])
+def test_a_site_too_heavy_for_a_secure_sum_keeps_no_other_out(tmp_path: Path, heavy: str) -> None:
+    """Whether it joins first or last; it alone says how many examples it has."""
+    sizes = {name: 2000 if name == heavy else 50 + 10 * number for number, name in enumerate("abcd")}
+    answer, _ = weighed(tmp_path, sizes)
+    assert answer["outcome"] == {"finished": True}
+    row = answer["rows"][-1]
+    assert row["summed"] == [name for name in sizes if name != heavy]
+    assert re.match(rf"{heavy} would be 9\d% of a sum with the lightest clients", row["failures"][heavy])
+
+
+def test_a_secure_run_whose_sums_would_show_a_site_trains_nobody(tmp_path: Path) -> None:
+    answer, room = weighed(tmp_path, {"a": 2000, "b": 60, "c": 70})
+    assert "a would be 94% of a sum with the lightest clients" in str(answer["outcome"])
+    assert "train" not in {kind for kind, _ in room.asked}
+
+
+def test_a_largest_weight_far_above_the_sites_is_told(tmp_path: Path) -> None:
+    answer, _ = weighed(tmp_path, dict.fromkeys("abc", 20))
+    assert answer["outcome"] == {"finished": True}
+    assert "set it near 20" in "".join(answer["said"])
 
 
 def unequal(**adapter: Any) -> JobSpec:

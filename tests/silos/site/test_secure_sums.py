@@ -552,6 +552,63 @@ def test_nobody_trains_for_a_sum_that_its_rules_refuse() -> None:
         require_trainable("site-1", replace(train(), cohort=2), POLICY)
 
 
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        (
+            {"algorithm": {"name": "fedsa_lora"}},
+            "'fedsa_lora' has clients keep something",
+        ),
+        ({"algorithm": {"name": "local_adapter"}}, "'local_adapter' has clients keep something"),
+        ({"tuning": {"epochs": 1.0}}, r"set tuning\.max_steps in place of tuning\.epochs"),
+        ({"tuning": {"batch_size": 8}}, r"set tuning\.max_steps in place of tuning\.epochs"),
+        ({"federation": {"weights": "examples"}}, 'set federation.weights = "equal" or "size"'),
+        ({"federation": {"weights": "tokens"}}, 'set federation.weights = "equal" or "size"'),
+    ],
+)
+def test_a_site_trains_for_no_sum_that_one_update_would_decide(tables: Any, reason: str) -> None:
+    """A lead that skips the server's checks must not get it either: it decides whose memory differs."""
+    policy = POLICY.model_copy(update={"algorithms": ("fedavg", "fedsa_lora", "local_adapter")})
+    for kind in ("train", "join"):
+        with pytest.raises(RequestRefused, match=reason) as refused:
+            require_trainable("site-1", replace(train(tables={**TABLES, **tables}), kind=kind), policy)
+        assert refused.value.refusal.rule == "secure"
+    require_trainable("site-1", train(tables={**PLAIN, **tables}), policy)
+
+
+def test_keys_are_dropped_with_the_next_round_and_where_a_server_does_not_go_on(tmp_path: Path) -> None:
+    """Shares that a site holds for others would open sums of theirs that were recorded on the way."""
+    there = Coordinator(tmp_path)
+    there.train()
+    session = there.attempt()
+    there.up_to("agree", session)
+    sums = there.sites["site-1"].sums
+    assert set(sums._attempts) == {RUN}
+    ending = sums._attempts[RUN].end
+    assert ending is not None
+    assert ending.interval == 4 * 60.0  # the server may ask one of four after another
+    assert ending.daemon
+    ending.function(*ending.args)
+    assert not sums._attempts
+    assert ending.finished.is_set()
+    assert "takes part in no such attempt" in why(there.ask("site-1", "agree", session))
+
+    there.up_to("agree", there.attempt())
+    assert set(sums._attempts) == {RUN}
+    there.train(1)
+    assert not sums._attempts
+
+
+def test_updates_of_more_runs_than_a_site_remembers_are_trained_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(secure_sums, "MAX_RUNS", 2)
+    there = Coordinator(tmp_path)
+    sums = there.sites["site-1"].sums
+    update = there.sites["site-1"].update(train())
+    for run in ("1" * 16, "2" * 16, "3" * 16):
+        sums.trained(replace(train(), run=run), update)
+    assert list(sums._released) == ["2" * 16, "3" * 16]
+
+
 def test_a_site_without_the_extra_says_so_in_one_sentence(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "shepherd.silos.secure", None)
     monkeypatch.delattr("shepherd.silos.secure", raising=False)

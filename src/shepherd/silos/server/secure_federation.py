@@ -64,6 +64,9 @@ class SecureFederation:
     """Verifies the sites' certificates, so that a bad one costs its own site the round and nobody else."""
     names_sites: bool = True
     """Whether an error may say which sites were asked; not where noise hides that."""
+    too_heavy: Callable[[Mapping[str, int]], Mapping[str, str]] = lambda sizes: {}
+    """Site -> its number of examples, of those to be asked -> the sites whose update their sum would show,
+    and why; they are not asked."""
     _lost: dict[str, str] = field(default_factory=dict)
     """Site -> why it is not in the round's sum, or did not help to open it."""
     _late: set[str] = field(default_factory=set)
@@ -108,7 +111,7 @@ class SecureFederation:
         """The sites of the cohort that are not asked, and why: nobody trains for a sum that cannot be opened.
 
         Raises:
-            SecureError: too few are left, or one of them would outweigh the others.
+            SecureError: too few are left.
         """
         asked, others = self.silos.reach(session.round, cohort)
         for site in asked:
@@ -118,11 +121,10 @@ class SecureFederation:
                     f"its min_cohort is {own}, and {session.threshold} sites can open the sum; raise"
                     " selection.share, or add sites"
                 )
-        self._lost |= others
         sizes = {site: self.silos.joined[site].examples for site in asked if site not in others}
-        _require_enough(sizes, least)
-        if fault := self.silos.sizes_fault(sizes):
-            raise SecureError(fault)
+        others |= self.too_heavy(sizes)
+        self._lost |= others
+        _require_enough([site for site in asked if site not in others], least)
         return others
 
     def _trained(

@@ -51,7 +51,7 @@ from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
-from shepherd.rounds.ring import require_balanced, require_sums
+from shepherd.rounds.ring import require_sums, rounding_fault, too_heavy
 from shepherd.rounds.waiting import require_enough
 from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
@@ -185,14 +185,13 @@ class ServerRun:
         )
         if self._privacy is None:
             client_level.require_noise(self.settings)
-        asked = self._selection().size(len(self.order.sites))
-        self.silos.sizes_fault = partial(self._sizes_fault, method, asked)
+        self.silos.sizes_fault = self._sizes_fault
         if self._privacy is None:
             return
         self._privacy.require_within()
         self.silos.on_reply = said_to_nobody
 
-    def _sizes_fault(self, method: Method, asked: int, sizes: Mapping[str, int]) -> str:
+    def _sizes_fault(self, sizes: Mapping[str, int]) -> str:
         """Why sites of these sizes cannot be protected as the run file says; empty if they can.
 
         For the noise on examples each site counts as asked in every round.
@@ -200,7 +199,6 @@ class ServerRun:
         try:
             if self.settings.privacy.examples is not None:
                 example_level.of_run(self.settings, sizes)
-            require_balanced(self.settings, method, sizes, asked)
         except SettingsError as error:
             return str(error)
         return ""
@@ -230,6 +228,9 @@ class ServerRun:
                 self._status.echo(f"{reply.client}: {reply.reason}")
         for site, rank in self.silos.fewer().items():
             self._status.echo(f"{site} trains {rank} of the {self.settings.adapter.rank} ranks")
+        sizes = {site: joined.examples for site, joined in self.silos.joined.items()}
+        if fault := rounding_fault(self.settings, plugins.method(self.settings, self.trusted.all), sizes):
+            self._status.echo(fault)  # a heavier site may join later
         if not rows:
             self._log({"round": 0, **self._score(state)})
         self.silos.restore(state.round)
@@ -269,6 +270,7 @@ class ServerRun:
         from shepherd.silos.server.secure_federation import SecureFederation
 
         anyone = ClientInfo(name="anyone", examples=1)
+        asked = self._selection().size(len(self.order.sites))
         quorum = 0.0 if method.is_private else self.settings.federation.quorum
         return SecureFederation(
             silos=self.silos,
@@ -278,6 +280,7 @@ class ServerRun:
             agreed=self.home / AGREED_FILE,
             directory=self.directory() if self.directory else None,
             names_sites=not method.is_private,
+            too_heavy=partial(too_heavy, self.settings, method, asked=asked),
         )
 
     def _secret(self, finished: int) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shepherd import plugins
 from shepherd.core import Transform, Update
-from shepherd.errors import SecureError
+from shepherd.errors import SecureError, SettingsError
 from shepherd.io.atomic import disk_errors
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol.wire import Request, SumAnswer, SumRequest, Trained
@@ -36,6 +36,8 @@ RULE = "secure"
 """Name of the rule by which a site refuses a sum, in its audit log."""
 MAX_ATTEMPTS = 8
 """Most runs with an attempt under way; the oldest is given up for another."""
+MAX_RUNS = 64
+"""Most runs whose last update may be summed; a site trains again for one that is older."""
 NO_LIBRARY = f"cannot mask its updates: its installation lacks the extra [silos]; run {install('silos')}"
 
 Signer = Callable[[], "tuple[Identity, Directory]"]
@@ -51,6 +53,8 @@ class _Attempt:
     """Phase and content of the last message that was answered."""
     answer: bytes = b""
     """The answer to it, which the same message gets again: it may have been lost on its way."""
+    end: threading.Timer | None = None
+    """Gives the attempt up, with its keys, if the server does not go on with it."""
 
 
 class Answered(NamedTuple):
@@ -73,7 +77,13 @@ class SecureSums:
     def trained(self, request: Request, update: Update) -> Trained:
         """The reply to a request to train that the rules have allowed; its update may be summed from now."""
         with self._lock:
+            before = self._attempts.get(request.run)
+            if before is not None and before.session.request != request.id:
+                self._give_up(before)  # its round is over, and nobody needs its keys
+            self._released.pop(request.run, None)  # the newest runs are last
             self._released[request.run] = request.id
+            while len(self._released) > MAX_RUNS:
+                self._released.pop(next(iter(self._released)))
         return Trained(client=self._name, round=request.round, length=_length(update))
 
     def answer(self, request: SumRequest) -> Answered:
@@ -100,6 +110,7 @@ class SecureSums:
         if attempt.asked != asked:
             attempt.answer = self._content(request, attempt)
             attempt.asked = asked
+        self._await(request, attempt)
         reply = SumAnswer(
             client=self._name,
             round=request.round,
@@ -143,10 +154,31 @@ class SecureSums:
             )
         identity, directory = self._signer()
         member = Member(session, self._name, identity, directory, self._policy.min_cohort)
-        self._attempts.pop(request.run, None)
+        if before is not None:
+            self._give_up(before)
         while len(self._attempts) >= MAX_ATTEMPTS:
-            self._attempts.pop(next(iter(self._attempts)))
+            self._give_up(next(iter(self._attempts.values())))
         self._attempts[request.run] = _Attempt(session, member)
+
+    def _await(self, request: SumRequest, attempt: _Attempt) -> None:
+        """Keep an attempt for as long as the server may take: it may ask one member after another."""
+        if attempt.end is not None:
+            attempt.end.cancel()
+        if self._attempts.get(request.run) is attempt:
+            attempt.end = threading.Timer(len(request.members) * request.deadline, self._expire, [attempt])
+            attempt.end.daemon = True
+            attempt.end.start()
+
+    def _expire(self, attempt: _Attempt) -> None:
+        with self._lock:
+            self._give_up(attempt)
+
+    def _give_up(self, attempt: _Attempt) -> None:
+        """Drop an attempt with its keys, and the shares of the others' that it holds."""
+        if attempt.end is not None:
+            attempt.end.cancel()
+        if self._attempts.get(attempt.session.run) is attempt:
+            del self._attempts[attempt.session.run]
 
     def _kept(self, request: SumRequest) -> AnsweredRound:
         """The update of the request to train, if it was asked for and allowed in this process."""
@@ -191,7 +223,7 @@ class SecureSums:
             try:
                 self._store.save_sum(session.run, replace(recorded, survivors=survivors))
             except BaseException:
-                del self._attempts[session.run]  # its shares would open a sum that is not recorded
+                self._give_up(attempt)  # its shares would open a sum that is not recorded
                 raise
         return signed
 
@@ -231,6 +263,10 @@ def require_trainable(name: str, request: Request, policy: PolicyTable) -> None:
     if settings.secure is None:
         return
     require_library(name)
+    try:
+        plugins.require_alike(settings, plugins.algorithm(settings.algorithm, policy.algorithms))
+    except SettingsError as error:
+        raise RequestRefused(RULE, f"{name} takes part in no such sum: {error}") from error
     transform = _transform(settings, policy)
     if request.kind == "train":
         from shepherd.silos.secure import threshold
