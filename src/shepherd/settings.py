@@ -387,7 +387,9 @@ class SecureTable(Table):
     """Secure aggregation: the sites of a federation mask their updates, so that the server sees the sum of a
     round's updates and nothing else of them. Without this table it sees each one. It needs three clients a
     round, a transform that sends whole numbers as the last one ("fixed_point", or "skellam" with noise), and
-    an aggregation that is a mean. A run in one process adds the same numbers up, and hides nothing."""
+    an aggregation that is a mean. So that a sum hides each update in it, visits need `tuning.max_steps`,
+    `federation.weights` is "equal" or "size", and no algorithm may leave something with its clients. A run in
+    one process adds the same numbers up, and hides nothing."""
 
     ring_bits: Literal[32, 64] = 32
     """Bits of each number of a sum, in which all clients of a round together must have room."""

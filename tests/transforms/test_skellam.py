@@ -295,3 +295,13 @@ def test_a_merged_update_is_taken_only_from_a_federation_that_merges():
     both = replace(sent, clients=("c0", "c1"))
     with pytest.raises(QuorumNotMet):
         run(Scripted(lambda broadcast, cohort: iter([both]), clients=2), part, until=1)
+
+
+@pytest.mark.parametrize(("sites", "honest", "size", "due"), [(3, 3, 100_000, 27), (10, 7, 1_000_000, 21)])
+def test_how_far_one_site_may_move_the_mean_is_as_documented(sites, honest, size, due):
+    """Across the noise, in multiples of the norm (docs/silos.md)."""
+    most = levels(16)
+    variance = most**2 / honest
+    drawn = np.sqrt(size * sites * variance) / most / sites
+    longest = 1.0 + skellam.noise_length(sites * variance, size) / most / sites
+    assert round(np.sqrt(longest**2 - drawn**2)) == due

@@ -442,9 +442,7 @@ def test_a_question_has_one_name_and_every_other_question_another() -> None:
     mine = request_id(asked)
     assert len({mine, *others}) == 1 + len(others)
     assert mine == request_id(decode_request(encode_request(asked)))
-    assert (
-        mine == "1b3425b13ff136a7c85c39834402421489fa6e1aea98cfdca0c4347e3434c5f0"
-    )
+    assert mine == "1b3425b13ff136a7c85c39834402421489fa6e1aea98cfdca0c4347e3434c5f0"
 
 
 @pytest.mark.parametrize(

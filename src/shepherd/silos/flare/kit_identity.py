@@ -99,7 +99,7 @@ class KitDirectory:
             key.verify(signature, message, _PADDING, _HASH)
         except InvalidSignature as error:
             raise SecureError(
-                f"a signature of {member} does not fit its message; start the round again, and look for who"
+                f"a signature of {member} does not fit its message; use `shepherd resume`, and look for who"
                 " changed it if it happens again"
             ) from error
 
