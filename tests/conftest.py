@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # before they are imported
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # bitsandbytes compiles as PEFT imports it, which takes seconds
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
