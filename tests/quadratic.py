@@ -183,10 +183,9 @@ class Quadratic:
         self, broadcast: Broadcast, client: str, name: str, step: int, params: Mapping[str, np.ndarray]
     ):
         param, target = params[name], self.targets[client][name]
-        target = np.pad(
-            target, [(0, most - own) for own, most in zip(target.shape, param.shape, strict=True)]
-        )
-        grad = self.curvature.get(client, 1.0) * (param - target)
+        grad = param.copy()
+        grad[tuple(map(slice, target.shape))] -= target  # zeros beyond it
+        grad *= np.float32(self.curvature.get(client, 1.0))
         return grad + self._noise(broadcast, client, name, step, params)
 
     def _noise(self, broadcast, client, name, step, params):

@@ -25,10 +25,10 @@ from shepherd.training.local import OPTIMISER, require
 
 KINDS = (*(kind for kind in plugins.KINDS if kind is not plugins.CHECKER), OPTIMISER)
 RANK = 2
-CLIENTS = 24
+CLIENTS = 12
 TABLES = {
-    "stragglers": {"stragglers": {"min_updates": 10}},
-    "stragglers.carry": {"stragglers": {"min_updates": 10, "carry": True}},
+    "stragglers": {"stragglers": {"min_updates": 5}},
+    "stragglers.carry": {"stragglers": {"min_updates": 5, "carry": True}},
     "secure": {"secure": {"ring_bits": 64}, "tuning": {"max_steps": 2}},
 }
 """Tables that change what a round is, by what a refusal calls them."""

@@ -135,7 +135,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_a_bad_row_is_named_with_its_mend(words):
+def test_a_bad_row_is_named_with_what_to_do(words):
     with pytest.raises(BadRow, match=words) as caught:
         rows(BAD[words])
     assert str(caught.value).startswith("mem, record 1")

@@ -18,11 +18,7 @@ from shepherd.ui.cli.main import main
 from tests.docs.pages import blocks, commands, unsaid
 from tests.docs.test_tutorials import python, written
 
-pytestmark = [
-    pytest.mark.silos,
-    # FLARE's client of websockets calls its library the old way
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 SITES = ("north", "harbour", "hill")
 
 

@@ -93,7 +93,7 @@ def test_what_does_not_pass_is_one_sentence_after_the_last_try(serve, name: str)
     assert judge.calls == 2
 
 
-def test_the_sentences_name_the_mend(serve) -> None:
+def test_the_sentences_name_what_to_do(serve) -> None:
     for step, words in (
         (
             server.status(429, "slow down"),
@@ -123,7 +123,7 @@ def test_retry_after_is_waited_for(serve) -> None:
         (404, "has no model judge-1, or no chat completions (HTTP 404: no such model)"),
     ],
 )
-def test_what_another_try_cannot_mend_is_not_tried_again(serve, code: int, words: str) -> None:
+def test_what_another_try_cannot_repair_is_not_tried_again(serve, code: int, words: str) -> None:
     judge = serve(always=server.status(code, "no such model"))
     assert words in fault(table(judge.url))
     assert judge.calls == 1

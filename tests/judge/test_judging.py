@@ -413,7 +413,7 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_spent(serve, tmp_pa
     assert not (tmp_path / "v").exists()
 
 
-def test_where_openai_is_not_installed_the_mend_is_named(tmp_path: Path, monkeypatch) -> None:
+def test_where_openai_is_not_installed_what_to_install_is_named(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "shepherd.judge.client", raising=False)
     monkeypatch.delattr("shepherd.judge.client", raising=False)
     monkeypatch.setitem(sys.modules, "openai", None)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from shepherd.model import files
 from shepherd.run import folder
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
-from shepherd.settings import TrackingTable
+from shepherd.settings import RunSettings, TrackingTable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
-HERE = Path(__file__).parent
 SCAFFOLD = "scaffold"
 FEEDBACK = {"name": "top_k", "share": 0.05}
 CARRY: dict[str, Any] = {
@@ -37,6 +36,30 @@ CARRY: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Callable[..., Any]]:
+    """Asks `killing.py`, which is one process for all tests."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(Path(__file__).parent / "killing.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        asked, answered = process.stdin, process.stdout
+        assert asked is not None
+        assert answered is not None
+
+        def ask(how: str, settings: RunSettings, *words: Any) -> Any:
+            path = Path(settings.output).with_suffix(".toml")
+            path.write_text(folder.dump(settings))
+            print(json.dumps([how, str(path), *words]), file=asked, flush=True)
+            return json.loads(answered.readline())
+
+        yield ask
+        asked.close()
 
 
 def table(
@@ -76,10 +99,11 @@ def table(
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
-    llama_folder, source, tmp_path, algorithm, transforms, more, rounds, kills, seed
+    killer, llama_folder, source, tmp_path, algorithm, transforms, more, rounds, kills, seed
 ) -> None:
     again = table(llama_folder, source, tmp_path / "killed", algorithm, rounds, transforms, more)
-    lives = killed(again, kills, seed)
+    lives = killer("at random", again, kills, seed)
+    assert lives[-1]["exit"] == 0
     assert sum(life["exit"] == -9 for life in lives) >= min(kills - 1, 3)  # the last may be done too early
     assert any(life["exit"] == -9 and life["rounds"] for life in lives)  # some died between rounds
     told = [number for life in lives for number in life["rounds"]]
@@ -109,35 +133,16 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     assert (sum(bool(row.get("carried")) for row in ours) > 1) == bool(more)
 
 
-DYING = """
-import os, signal, sys
-from shepherd import overrides
-from shepherd.run import tracking
-from shepherd.run import opening
-honest = tracking.Trackers.log
-def log(self, row):
-    if sys.argv[2] == "after": honest(self, row)
-    if row["round"] == 2: os.kill(os.getpid(), signal.SIGKILL)
-    if sys.argv[2] == "before": honest(self, row)
-tracking.Trackers.log = log
-for _ in opening.open_run(overrides.read(sys.argv[1])).rounds(): pass
-"""
-
-
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="the extra [tensorboard]")
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_kill_around_the_trackers_log_neither_loses_nor_doubles_a_row(
-    llama_folder, source, tmp_path, when
+    killer, llama_folder, source, tmp_path, after
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     asked = table(llama_folder, source, tmp_path / "run", "fedavg", 4)
     asked = asked.model_copy(update={"tracking": TrackingTable(trackers=("tensorboard",))})
-    path = tmp_path / "run.toml"
-    path.write_text(folder.dump(asked))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    life = subprocess.run([sys.executable, "-c", DYING, str(path), when], env=env, timeout=300)
-    assert life.returncode == -9
+    assert killer("at a row", asked, 2, after) == -9
     assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1, 2]
     time.sleep(1)  # TensorBoard reads files of one second in the order of their processes' numbers
     with resume(tmp_path / "run") as run:
@@ -149,20 +154,3 @@ def test_a_kill_around_the_trackers_log_neither_loses_nor_doubles_a_row(
     assert [event.step for event in events.Scalars("cohort")] == [0, 1, 2, 3, 4]
     filed = [(event.step, event.value) for event in events.Scalars("loss")]
     assert filed == [(row["round"], pytest.approx(row["loss"])) for row in rows[1:]]
-
-
-def killed(settings: Any, kills: int, seed: int) -> list[dict[str, Any]]:
-    """What became of each process that had the run; the last one finished it."""
-    path = Path(settings.output).with_suffix(".toml")
-    path.write_text(folder.dump(settings))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "killing.py"), str(path), str(kills), str(seed)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr
-    lives: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    assert lives[-1]["exit"] == 0, done.stderr
-    return lives

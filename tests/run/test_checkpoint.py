@@ -112,7 +112,7 @@ def flip(file):
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
 @pytest.mark.parametrize("harm", [cut, flip, os.remove, lambda file: file.write_bytes(b"")])
-def test_a_harmed_file_is_named_with_the_mend(tmp_path, name, harm):
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, harm):
     save(tmp_path, made(11), keep=2)
     path = save(tmp_path, full_at(12), keep=2)
     harm(path / name)

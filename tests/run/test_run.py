@@ -560,7 +560,7 @@ def test_a_run_goes_on_when_its_source_has_gone(llama_folder, tmp_path, whole) -
     assert_same_end(finish(resume(path)), whole)
 
 
-def test_a_torn_last_line_of_the_log_is_mended(table, whole) -> None:
+def test_a_torn_last_line_of_the_log_is_repaired(table, whole) -> None:
     path = stopped(table, 2)
     log = path / LOG
     log.write_bytes(log.read_bytes()[:-20])
@@ -580,7 +580,7 @@ def test_finishing_twice_writes_the_same_adapter(table, whole) -> None:
     assert_same_end(finish(resume(path)), whole)
 
 
-def test_a_damaged_checkpoint_is_named_with_the_mend(table, whole) -> None:
+def test_a_damaged_checkpoint_is_named_with_what_to_do(table, whole) -> None:
     path = stopped(table, 2)
     last = path / "checkpoints" / "round-00002"
     tensors = last / "tensors.safetensors"

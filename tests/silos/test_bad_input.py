@@ -34,11 +34,7 @@ from tests.silos import scene as scenes
 from tests.silos.flare.federations import moved
 from tests.silos.scene import copied, until
 
-pytestmark = [
-    pytest.mark.silos,
-    # FLARE's client of websockets calls its library the old way
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 
 SITES = ("good", "other-base", "old-package", "torn-row")
 

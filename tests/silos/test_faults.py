@@ -32,11 +32,7 @@ from shepherd.silos.loopback import Loopback
 from shepherd.silos.protocol import wire
 from tests.silos.tap import tapped
 
-pytestmark = [
-    pytest.mark.silos,
-    # FLARE's client of websockets calls its library the old way
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 ROUNDS = 4
 
 

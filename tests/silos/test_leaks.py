@@ -36,11 +36,7 @@ from tests.silos import scene as scenes
 from tests.silos.relay import Relay, recording
 from tests.silos.tap import tapped
 
-pytestmark = [
-    pytest.mark.silos,
-    # FLARE's client of websockets calls its library the old way
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 
 SITES = scenes.SITES
 METRICS = {"site-1": ["loss", "steps"], "site-2": ["loss", "examples", "heldout"], "site-3": ["loss"]}

@@ -30,11 +30,7 @@ from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 from shepherd.ui.cli import main
 
-pytestmark = [
-    pytest.mark.silos,
-    # FLARE's client of websockets calls its library the old way
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 
 RUN: dict[str, Any] = {
     "seed": 5,

@@ -26,9 +26,6 @@ from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 from shepherd.silos.site import audit, released
 
-# FLARE's client of websockets calls its library the old way
-pytestmark = pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning")
-
 ROUNDS = 2
 RUN: dict[str, Any] = {
     "seed": 5,

@@ -30,11 +30,7 @@ from shepherd.silos.coordinator import coordinate
 from shepherd.silos.site import audit, privacy_ledger, site_settings
 from shepherd.transforms.fixed_point import levels
 
-pytestmark = [
-    pytest.mark.silos,
-    # FLARE's client of websockets calls its library the old way
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 
 ROUNDS = 3
 RUN: dict[str, Any] = {

@@ -20,11 +20,7 @@ from shepherd.run.log import read_rows
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 
-# FLARE's client of websockets calls its library the old way
-pytestmark = [
-    pytest.mark.silos,
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 
 RUN: dict[str, Any] = {
     "seed": 5,

@@ -14,11 +14,7 @@ from tests.silos import scene as scenes
 from tests.silos.cases import CASES, Case
 from tests.silos.scene import Scene
 
-pytestmark = [
-    pytest.mark.silos,
-    # FLARE's client of websockets calls its library the old way
-    pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.silos
 TRIES = 2
 
 

@@ -32,13 +32,20 @@ SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4, "eve": 6}
 
 @pytest.fixture(scope="module")
 def pair(llama_folder: Path) -> Iterator[Processes]:
-    workers = begun(llama_folder)
+    workers = Processes(2, 1, bases.load(llama_folder))
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="module")
+def single(llama) -> Iterator[Processes]:
+    workers = Processes(1, 1, llama)
     yield workers
     workers.close()
 
 
 def begun(folder: Path) -> Processes:
-    return Processes(2, 1, bases.load(folder))
+    return Processes(1, 1, bases.load(folder))
 
 
 def visit(name: str) -> Visit:
@@ -115,12 +122,10 @@ def failing(base: Base, item: int) -> float:
     return 1 / item
 
 
-def test_the_largest_job_begins_first(llama) -> None:
-    one = Processes(1, 1, llama)
+def test_the_largest_job_begins_first(llama, single) -> None:
     heard: list[int] = []
     asked = [job(llama, "cay"), job(llama, "ann"), job(llama, "ann", "bob", "eve"), job(llama, "ann", "bob")]
-    found = list(one.tuned(asked, lambda number, told: heard.append(number)))
-    one.close()
+    found = list(single.tuned(asked, lambda number, told: heard.append(number)))
     assert list(dict.fromkeys(heard)) == [2, 3, 0, 1]
     assert [len(each) for each in found] == [1, 1, 3, 2]
 
@@ -150,18 +155,14 @@ def test_a_mistake_in_the_data_comes_back_as_its_sentence(llama, pair) -> None:
     assert len(list(pair.tuned([job(llama, "ann")], silent))) == 1  # and the workers live on
 
 
-def test_a_worker_that_dies_is_told_with_the_mend(llama, llama_folder) -> None:
-    workers = begun(llama_folder)
-    try:
-        results = workers.tuned([job(llama, "ann")] * 3, silent)
-        next(results)
-        for child in psutil.Process().children():
-            if "loky" in " ".join(child.cmdline()) and "tracker" not in " ".join(child.cmdline()):
-                child.kill()
-        with pytest.raises(FederationError, match="died, perhaps for lack of memory; resume with"):
-            list(workers.tuned([job(llama, "bob")] * 3, silent))
-    finally:
-        workers.close()
+def test_a_worker_that_dies_is_reported_with_what_to_do(llama, single) -> None:
+    """The last test that uses this worker."""
+    results = single.tuned([job(llama, "ann")] * 3, silent)
+    next(results)
+    (worker,) = single._pool._processes.values()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(FederationError, match="died, perhaps for lack of memory; resume with"):
+        list(single.tuned([job(llama, "bob")] * 3, silent))
 
 
 SCRIPT = """

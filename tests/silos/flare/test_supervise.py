@@ -174,7 +174,7 @@ def test_one_supervisor_a_kit(tmp_path: Path) -> None:
     supervise(home, [SLEEPER], said.append, stop)  # and free again
 
 
-def test_a_line_that_only_a_person_can_mend_is_said_once(tmp_path: Path) -> None:
+def test_a_line_that_only_a_person_can_act_on_is_said_once(tmp_path: Path) -> None:
     alert = LogAlert(r"twin of (\S+)", r"two machines run with the kit of \1", times=2)
     noisy = python(
         "noisy", "import time; [print('twin of north') for _ in range(5)]; time.sleep(60)", alerts=[alert]

@@ -469,7 +469,7 @@ def test_a_public_link_that_cannot_be_had_is_an_error(chat: Chat, monkeypatch: p
         serve(chat, share=True).__enter__()
 
 
-def test_without_gradio_the_mend_is_named(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gradio_what_to_install_is_named(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ShepherdError, match=r"pip install .*\[chat\]"):
         page.launch(compared)

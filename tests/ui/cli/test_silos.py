@@ -152,7 +152,7 @@ def test_a_wrong_kit_or_folder_is_one_sentence(federation: Path, words: tuple[st
     assert len(told.stderr.splitlines()) == 1
 
 
-def test_without_flare_the_mend_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_flare_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nvflare" else found(name))
     for words in (("status", tmp_path), ("create", tmp_path / "f", "--server", "h", "--site", "a")):
