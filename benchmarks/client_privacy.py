@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks import common, methods, setting
 from benchmarks.common import Figures, Table
 from shepherd.core import Mechanism, Poisson, Transform
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data.dataset import TokenisedData
 from shepherd.errors import FederationError
 from shepherd.evaluate import draws
 from shepherd.overrides import overridden

@@ -37,7 +37,7 @@ from shepherd import plugins
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.core.spending import Poisson
 from shepherd.data import pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data.dataset import TokenisedData
 from shepherd.errors import FederationError
 from shepherd.machine import malloc, memory
 from shepherd.model import base as bases

@@ -33,8 +33,8 @@ from benchmarks.common import Figures, Table
 from shepherd.algorithms import fedavg
 from shepherd.config import PartTable
 from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
-from shepherd.data import pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data import dataset
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import FederationError
 from shepherd.evaluate import draws, loss, statistics
@@ -302,7 +302,7 @@ def _central(run: Run, named: TuningTable) -> tuple[Adapter, dict[str, Any]]:
 def scored(run: Run, adapter: Adapter) -> dict[str, Any]:
     """Loss and answers of each held-out question; one half chooses the rate, the other is reported."""
     base, prepared = run.base, run.prepared
-    named = pipeline.categories(prepared)
+    named = dataset.categories(prepared)
     places = loss.stratified_subset(named, QUESTIONS).tolist()
     held = prepared.heldout.take(places)
     sums = score.losses(base, [adapter], held, micro_batch=run.plan.micro_batch_tokens)[0]

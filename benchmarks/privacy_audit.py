@@ -28,7 +28,7 @@ from shepherd.audit.auditing import RUN, Audit, Planted, audit_run_file, first_a
 from shepherd.audit.canaries import Remembered
 from shepherd.audit.sections import RELEASED, Attacked
 from shepherd.core import Poisson, Transform
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.overrides import overridden
 from shepherd.privacy import accountant
 from shepherd.rounds import context_of
@@ -150,7 +150,7 @@ def _without_public_noise(found: Audit, place: Path, asked: RunSettings, mechani
     base, planting = load_base(settings), canaries.load(place)
     assert planting is not None
     adapter = adapter_of(place / RUN, base)
-    clients = len(pipeline.load(place / RUN / "data").clients)
+    clients = len(data_folder.load(place / RUN / "data").clients)
     context = context_of(settings, plugins.selection(asked), adapter, clients)
     bared = broken_mechanisms.without_public_noise(
         mechanism, adapter, range(found.rounds), context, float(asked.server.own.get("learning_rate", 1.0))

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import common
 from benchmarks.common import Figures, Missing, Table
 from benchmarks.setting import shared
-from shepherd.data import pipeline
+from shepherd.data import data_folder, pipeline
 from shepherd.model.base import load_tokenizer
 from shepherd.overrides import parse
 from shepherd.run.loading import placed
@@ -135,9 +135,9 @@ def _ours(settings: RunSettings, tokenizer: Any) -> dict[str, float]:
     prepared = pipeline.tokenised(division, settings, tokenizer)
     tokenised = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        pipeline.save(Path(folder) / "data", prepared)
+        data_folder.save(Path(folder) / "data", prepared)
         stored = perf_counter()
-        pipeline.load(Path(folder) / "data")
+        data_folder.load(Path(folder) / "data")
         loaded = perf_counter()
     steps = (divided - began, tokenised - divided, stored - tokenised, loaded - stored)
     return {**dict(zip(STEPS, steps, strict=True)), "examples": examples}

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.compare.evaluating import evaluate_folder
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.evaluate.harness import Asked
 from shepherd.run import folder
 from shepherd.run.opening import open_run, resume
@@ -102,7 +102,7 @@ def _made(run: Path, place: Path, seed: int) -> list[str]:
 
 def _responses(run: Path, seed: int) -> list[Row]:
     """Held-out instructions, each with its response and three others of its category, mixed."""
-    held = pipeline.load(run / "data").heldout_examples
+    held = data_folder.load(run / "data").heldout_examples
     by_category: dict[str, list[Row]] = {}
     for example in held:
         if len(example.turns) == 2 and len(example.response) < 300:

@@ -32,7 +32,7 @@ from benchmarks.recipe import recipe
 from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work
 from shepherd.core import Adapter
-from shepherd.data import pipeline
+from shepherd.data import dataset, pipeline
 from shepherd.data.pack import pack
 from shepherd.data.shared_prefix import group_by_prefix
 from shepherd.data.tokens import Tokens
@@ -159,7 +159,7 @@ def _data(options: Namespace, settings: RunSettings) -> tuple[dict[str, Tokens],
                 f"client {name} has {len(data)} examples; give fewer --steps or a smaller --batch"
             )
     return chosen, ready.heldout.take(
-        stratified_subset(pipeline.categories(ready), 8 if options.quick else options.heldout)
+        stratified_subset(dataset.categories(ready), 8 if options.quick else options.heldout)
     )
 
 

@@ -19,7 +19,7 @@ from shepherd.audit.auditing import Planted, audit_folder, audit_run_file
 from shepherd.audit.membership import SCORES
 from shepherd.audit.sections import RELEASED, WORDS, Attacked, Claim, Column, Section, says, sections
 from shepherd.core import Mechanism, Spending, Transform
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.overrides import dump
 from shepherd.run import folder
@@ -91,7 +91,7 @@ def test_what_a_model_memorises_is_found(audited):
     members = audited.found.membership[RELEASED]
     assert tuple(members.scores) == SCORES
     assert members.scores["reference"].auc.low > 0.5
-    assert members.clients.keys() == pipeline.load(audited.folder / "run" / "data").clients.keys()
+    assert members.clients.keys() == data_folder.load(audited.folder / "run" / "data").clients.keys()
     assert set(members.categories) == set(runs.CATEGORIES)
     assert audited.found.remembered.keys() == {"round 2", RELEASED}
     assert auditing.WITH_CANARIES in audited.found.remarks
@@ -234,7 +234,7 @@ def test_a_claim_about_clients_is_audited_with_canaries_that_are_clients(llama_f
     assert (pushed.directions, texts.directions) == (True, False)
     assert pushed.bounds == pushed.ceiling  # nothing hides them
     planting = canaries.load(tmp_path / "audit")
-    names = pipeline.load(tmp_path / "audit" / "run" / "data").clients
+    names = data_folder.load(tmp_path / "audit" / "run" / "data").clients
     assert len(names) == 4 + planting.coins.sum()
     assert "for one client" in " ".join(says(found.found))
 

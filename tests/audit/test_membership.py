@@ -9,8 +9,8 @@ from tests.model import bases
 
 from shepherd.audit import membership
 from shepherd.audit.membership import Candidates
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.examples import Example, Turn
-from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import DataError
 from shepherd.training.score import TokenScores
 

@@ -20,7 +20,7 @@ from shepherd.compare.comparison import compare
 from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, seed_for
-from shepherd.data import cursor, pipeline
+from shepherd.data import cursor, data_folder, dataset, pipeline
 from shepherd.errors import DataError, FolderError, PluginError, SettingsError, ShepherdError
 from shepherd.evaluate import text
 from shepherd.io.lock import is_held
@@ -169,7 +169,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
     """Against model.tune itself, one client and no cohort; its rate falls over the whole visit."""
     settings, _ = made
     run, base = Path(settings.output), base_of(settings)
-    data = pipeline.load(run / "data").clients["client-1"]
+    data = data_folder.load(run / "data").clients["client-1"]
     order = seed_for(settings.seed, "order", "local-client-1")
     steps, _ = cursor.visit(len(data), 0, max_steps=STEPS, batch_size=4, seed=order)
     first = lora.fresh(base.targets, 2, seed_for(settings.seed, "adapter"))
@@ -190,7 +190,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
 
 def test_the_centralised_arm_saw_everybodys_data(made) -> None:
     settings, found = made
-    prepared = pipeline.load(Path(settings.output) / "data")
+    prepared = data_folder.load(Path(settings.output) / "data")
     together = training._dataset(_arm("centralised"), prepared.trained_on)
     assert len(together) == sum(len(data) for data in prepared.clients.values())
     every = [tuple(data.example(i)[0]) for data in prepared.clients.values() for i in range(len(data))]
@@ -206,8 +206,8 @@ def _arm(kind: Any) -> Any:
 def test_the_losses_are_those_of_the_adapters_on_the_held_out_examples(made) -> None:
     settings, found = made
     run, base = Path(settings.output), base_of(settings)
-    held = pipeline.load(run / "data")
-    named = pipeline.categories(held)
+    held = data_folder.load(run / "data")
+    named = dataset.categories(held)
     adapters = {
         "base": Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()}),
         "federated": adapter_of(run, base),
@@ -229,7 +229,7 @@ def test_the_losses_are_those_of_the_adapters_on_the_held_out_examples(made) -> 
 def test_answers_are_scored_against_the_reference(made) -> None:
     settings, _ = made
     run = Path(settings.output)
-    held = pipeline.load(run / "data").heldout_examples
+    held = data_folder.load(run / "data").heldout_examples
     scores = json.loads((run / "compare" / "seed-0" / "scores" / "centralised.json").read_text())
     for place, answer in zip(scores["questions"]["answers"], scores["answers"], strict=True):
         assert answer["right"] is None
@@ -242,7 +242,7 @@ def test_seeds_share_data_and_questions_and_nothing_else(made) -> None:
     run = Path(made[0].output)
     again = run / "compare" / "seed-1" / "federated"
     assert folder.read_settings(again).seed == 1
-    ours, theirs = pipeline.load(run / "data"), pipeline.load(again / "data")
+    ours, theirs = data_folder.load(run / "data"), data_folder.load(again / "data")
     assert {n: d.ids.tolist() for n, d in ours.clients.items()} == {
         n: d.ids.tolist() for n, d in theirs.clients.items()
     }
@@ -376,7 +376,7 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
         made[name] = compare(settings.model_copy(update={"machine": alike}), asked)
     assert untimed(made["one"]) == untimed(made["two"])
     assert made["one"]["samples"] == made["two"]["samples"]
-    kept, prepared = folder.planned(tmp_path / "one"), pipeline.load(tmp_path / "one" / "data")
+    kept, prepared = folder.planned(tmp_path / "one"), data_folder.load(tmp_path / "one" / "data")
     base, done = load_base(kept), training.totals(tmp_path / "one")
     for each in arms(asked, sorted(prepared.clients)):
         if each.kind in ("local", "centralised"):
@@ -542,7 +542,7 @@ def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
     own.write_text("".join(reversed(own.read_text().splitlines(keepends=True))))
     compare(settings, CompareSpec(locals=(), variants=ASKED.variants))
     ours, theirs = (
-        pipeline.load(path / "data")
+        data_folder.load(path / "data")
         for path in (tmp_path / "run", tmp_path / "run" / "compare" / "seed-0" / "ffa")
     )
     assert ours.heldout_examples == theirs.heldout_examples

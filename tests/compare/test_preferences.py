@@ -12,7 +12,7 @@ import pytest
 
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
-from shepherd.data import pipeline
+from shepherd.data import data_folder, dataset
 from shepherd.evaluate import rewards
 from shepherd.model import files
 from shepherd.overrides import parse, plain
@@ -46,7 +46,7 @@ def arm(found: dict[str, Any], name: str) -> dict[str, Any]:
 def test_accuracy_and_margin_are_those_of_the_scores_by_hand(made) -> None:
     run, found = made
     assert [each["name"] for each in found["arms"]] == ARMS
-    named = np.array(pipeline.categories(pipeline.load(run / "data")))
+    named = np.array(dataset.categories(data_folder.load(run / "data")))
 
     def scores(name: str) -> np.ndarray:
         kept = json.loads((run / "compare" / "seed-0" / "scores" / f"{name}.json").read_text())

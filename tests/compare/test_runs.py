@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from shepherd.compare.runs import PER_CHARACTER, compare_runs
-from shepherd.data import pipeline
+from shepherd.data import data_folder, dataset
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
@@ -56,7 +56,7 @@ def test_runs_of_another_rank_method_and_base_are_compared(trained: dict[str, Pa
     found = compare_runs([trained[name] for name in ("plain", "wide", "gpt2")])
     assert [arm["name"] for arm in found["arms"]] == ["plain", "wide", "gpt2"]
     assert {row["arm"] for row in found["differences"] if row["measure"] == "loss"} == {"wide", "gpt2"}
-    prepared = pipeline.load(trained["wide"] / "data")
+    prepared = data_folder.load(trained["wide"] / "data")
     assert found["loss_examples"] == len(prepared.heldout)
     assert found["questions"] == 3
     assert {"exact", "f1", "rouge_l", "loss"} <= set(found["arms"][0]["measures"])
@@ -71,16 +71,16 @@ def test_the_loss_is_that_of_each_runs_adapter_over_its_own_base(trained: dict[s
     found = compare_runs([trained["plain"], trained["wide"]])
     for arm in found["arms"]:
         path = trained[arm["name"]]
-        base, prepared = load_base(folder.planned(path)), pipeline.load(path / "data")
+        base, prepared = load_base(folder.planned(path)), data_folder.load(path / "data")
         sums = np.array(score.losses(base, [adapter_of(path, base)], prepared.heldout, micro_batch=99)[0])
-        counts, named = tune.predictions(prepared.heldout), np.array(pipeline.categories(prepared))
+        counts, named = tune.predictions(prepared.heldout), np.array(dataset.categories(prepared))
         means = [sums[named == name].sum() / counts[named == name].sum() for name in set(named)]
         assert arm["measures"]["loss"]["value"] == pytest.approx(np.mean(means), rel=1e-4)
 
 
 def test_examples_that_one_run_may_have_trained_on_are_left_out_and_counted(trained: dict[str, Path]) -> None:
     held = {
-        name: {example.instruction for example in pipeline.load(trained[name] / "data").heldout_examples}
+        name: {example.instruction for example in data_folder.load(trained[name] / "data").heldout_examples}
         for name in ("plain", "other")
     }
     shared = held["plain"] & held["other"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import shepherd
-from shepherd.data import pipeline as prepare
+from shepherd.data import pipeline
 from shepherd.data.form import Form
 from shepherd.data.in_memory import memory_parts
 from shepherd.errors import DataError
@@ -62,8 +62,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_any_kind_are_those_of_a_file(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    of_file = prepare.divide(asked(tmp_path / "a.jsonl"))
-    found = prepare.divide(asked(), rows=KINDS[kind](ROWS))
+    of_file = pipeline.divide(asked(tmp_path / "a.jsonl"))
+    found = pipeline.divide(asked(), rows=KINDS[kind](ROWS))
     assert found.clients == of_file.clients
     assert [e.turns for e in found.reading.examples] == [e.turns for e in of_file.reading.examples]
     assert [e.category for e in found.reading.examples] == [str(row["kind"]) for row in ROWS]
@@ -75,9 +75,9 @@ def test_a_mapping_of_names_to_rows_is_one_client_each(kind: str) -> None:
     make = KINDS[kind]
     clients = {"Ulm": make(ROWS[:7]), "東京": make(ROWS[7:])}
     settings = asked(by="ready-made", holdout=0.0)
-    found = prepare.divide(settings, rows=clients)
+    found = pipeline.divide(settings, rows=clients)
     assert {name: len(own) for name, own in found.clients.items()} == {"Ulm": 7, "東京": 5}
-    assert len(prepare.divide(asked(), rows=clients).reading.examples) == 12
+    assert len(pipeline.divide(asked(), rows=clients).reading.examples) == 12
     assert found.reading.examples[8].where == "the rows of 東京, record 2"
 
 
@@ -140,13 +140,13 @@ def test_a_category_and_a_struct_of_lists_of_a_set() -> None:
 )
 def test_what_are_no_rows_is_one_sentence(rows: Any, by: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        prepare.divide(asked(by=by), rows=rows)
+        pipeline.divide(asked(by=by), rows=rows)
 
 
 def test_two_columns_of_one_name_are_named() -> None:
     frame = as_frame(ROWS).rename(columns={"kind": "response"})
     with pytest.raises(DataError, match="two columns of the same name"):
-        prepare.divide(asked(), rows=frame)
+        pipeline.divide(asked(), rows=frame)
 
 
 def test_rows_and_the_source_say_the_same_thing(tmp_path: Path) -> None:

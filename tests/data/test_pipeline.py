@@ -1,11 +1,8 @@
-"""From a run file to what the clients train on, and to the disk and back."""
+"""From a run file to what the clients train on."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from copy import deepcopy
 from datetime import date, timedelta
 from pathlib import Path
@@ -14,12 +11,12 @@ import numpy as np
 import pytest
 
 from shepherd import plugins
-from shepherd.data import pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data import data_folder, dataset, pipeline, remarks
 from shepherd.data.tokens import Tokens
-from shepherd.errors import DataError, FolderError, TemplateError
+from shepherd.errors import DataError, TemplateError
 from shepherd.settings import RunSettings
 from tests import runs
+from tests.data.test_data_folder import same
 
 
 @pytest.fixture(scope="session")
@@ -34,22 +31,6 @@ def source(tmp_path: Path) -> Path:
 
 def settings(source: Path | str, **tables) -> RunSettings:
     return runs.settings(Path("tiny"), source, Path("out"), **tables)
-
-
-def same(a: TokenisedData, b: TokenisedData) -> bool:
-    def arrays(data: Tokens) -> tuple[list[int], ...]:
-        return data.ids.tolist(), data.loss_mask.tolist(), data.offsets.tolist()
-
-    return (
-        {name: arrays(data) for name, data in a.clients.items()}
-        == {name: arrays(data) for name, data in b.clients.items()}
-        and list(a.clients) == list(b.clients)
-        and arrays(a.heldout) == arrays(b.heldout)
-        and (a.category_counts, a.summary) == (b.category_counts, b.summary)
-        and [e.turns for e in a.heldout_examples] == [e.turns for e in b.heldout_examples]
-        and [(e.category, e.check) for e in a.heldout_examples]
-        == [(e.category, e.check) for e in b.heldout_examples]
-    )
 
 
 def texts(tokenizer, data: Tokens) -> list[str]:
@@ -103,8 +84,8 @@ def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
         "tokens": sum(len(data.ids) for data in own),
         "trained_tokens": sum(int(data.loss_mask.sum()) for data in own),
     }
-    assert pipeline.mean_length(prepared) == prepared.summary["tokens"] / 30
-    assert sorted(pipeline.categories(prepared)) == sorted([*runs.CATEGORIES, *runs.CATEGORIES])
+    assert dataset.mean_length(prepared) == prepared.summary["tokens"] / 30
+    assert sorted(dataset.categories(prepared)) == sorted([*runs.CATEGORIES, *runs.CATEGORIES])
 
 
 def test_the_seed_decides_and_the_global_generator_does_not(source, tokenizer) -> None:
@@ -129,7 +110,7 @@ def test_duplicates_and_what_is_dropped_or_cut_are_counted(tmp_path, tokenizer) 
 def test_without_categories_there_is_one_called_all(tmp_path, tokenizer) -> None:
     examples = [{k: v for k, v in row.items() if k != "category"} for row in runs.rows()]
     prepared = pipeline.prepare(settings(runs.written(tmp_path / "rows.jsonl", examples)), tokenizer)
-    assert set(pipeline.categories(prepared)) == {"all"}
+    assert set(dataset.categories(prepared)) == {"all"}
     assert all(set(mix) == {"all"} for mix in prepared.category_counts.values())
 
 
@@ -159,32 +140,32 @@ def test_clients_with_nothing_held_out_are_said_before_training(tmp_path, tokeni
     asked = natural(tmp_path, sizes)
     prepared = pipeline.prepare(asked, tokenizer)
     assert prepared.summary["clients_without_heldout"] == sizes.count(1)
-    (sentence,) = pipeline.remarks(prepared)
+    (sentence,) = remarks.heldout_remarks(prepared)
     assert sentence.startswith(said)
-    assert pipeline.division_remarks(pipeline.divide(asked), asked) == [sentence]
-    pipeline.save(tmp_path / "data", prepared)
-    assert pipeline.remarks(pipeline.load(tmp_path / "data")) == [sentence]
+    assert remarks.division_remarks(pipeline.divide(asked), asked) == [sentence]
+    data_folder.save(tmp_path / "data", prepared)
+    assert remarks.heldout_remarks(data_folder.load(tmp_path / "data")) == [sentence]
 
 
 def test_of_clients_that_have_something_held_out_nothing_is_said(tmp_path, source, tokenizer) -> None:
     for asked in (settings(source), natural(tmp_path, [8, 8], 0.4), natural(tmp_path, [1, 3], 0.0)):
-        assert pipeline.remarks(pipeline.prepare(asked, tokenizer)) == []
-        assert pipeline.division_remarks(pipeline.divide(asked), asked) == []
-    assert pipeline.remarks(pipeline.held_out(settings(source), "site-1", tokenizer)) == []
+        assert remarks.heldout_remarks(pipeline.prepare(asked, tokenizer)) == []
+        assert remarks.division_remarks(pipeline.divide(asked), asked) == []
+    assert remarks.heldout_remarks(pipeline.held_out(settings(source), "site-1", tokenizer)) == []
 
 
 def test_one_example_leaves_nothing_to_hold_out_and_that_is_said(tmp_path, tokenizer) -> None:
     asked = settings(runs.written(tmp_path / "rows.jsonl", runs.rows(1)), split={"clients": 1})
-    assert "nothing is held out" in pipeline.remarks(pipeline.prepare(asked, tokenizer))[0]
+    assert "nothing is held out" in remarks.heldout_remarks(pipeline.prepare(asked, tokenizer))[0]
 
 
 def test_remarks_of_an_older_folder_are_of_what_was_counted_then(tmp_path, source, tokenizer) -> None:
-    pipeline.save(tmp_path / "data", pipeline.prepare(settings(source), tokenizer))
+    data_folder.save(tmp_path / "data", pipeline.prepare(settings(source), tokenizer))
     index = json.loads((tmp_path / "data" / "index.json").read_text())
     counted = ("examples", "duplicates", "heldout", "kept")
     index["summary"] = {name: index["summary"][name] for name in counted}
     (tmp_path / "data" / "index.json").write_text(json.dumps(index))
-    assert pipeline.remarks(pipeline.load(tmp_path / "data")) == []
+    assert remarks.heldout_remarks(data_folder.load(tmp_path / "data")) == []
 
 
 def test_a_ready_made_folder_keeps_its_clients(tmp_path, tokenizer) -> None:
@@ -311,157 +292,6 @@ def test_the_worlds_examples_carry_their_checks(tokenizer) -> None:
         assert plugins.checker(example.check).right(example.response)
 
 
-# --- the disk
-
-
-def test_what_is_saved_comes_back_memory_mapped(source, tokenizer, tmp_path) -> None:
-    prepared = pipeline.prepare(settings(source), tokenizer)
-    folder = tmp_path / "run" / "data"
-    assert not pipeline.whole(folder)
-    pipeline.save(folder, prepared)
-    assert pipeline.whole(folder)
-    loaded = pipeline.load(folder)
-    assert same(loaded, prepared)
-    assert all(isinstance(data.ids, np.memmap) for data in loaded.clients.values())
-    pipeline.save(folder, prepared)  # a run killed on the way writes it again
-    assert same(pipeline.load(folder), prepared)
-
-
-def test_a_folder_of_before_can_be_read(source, tokenizer, tmp_path) -> None:
-    """It had a folder for each client."""
-    prepared = pipeline.prepare(settings(source), tokenizer)
-    pipeline.save(tmp_path, prepared)
-    shutil.rmtree(tmp_path / "clients")
-    for number, data in enumerate(prepared.clients.values()):
-        data.save(tmp_path / "clients" / f"{number:04d}")
-    index = json.loads((tmp_path / "index.json").read_text())
-    del index["sizes"]
-    (tmp_path / "index.json").write_text(json.dumps(index))
-    assert same(pipeline.load(tmp_path), prepared)
-
-
-MANY = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from shepherd.data import pipeline
-from shepherd.data.tokens import Tokens
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-def one(n):
-    offsets = np.array([0, n, n + 3])
-    return Tokens(ids=np.arange(n + 3, dtype=np.int32), loss_mask=np.ones(n + 3, bool), offsets=offsets)
-clients = {f"client-{n}": one(n) for n in range(500)}
-mixes = {name: {"all": 2} for name in clients}
-none = Tokens(ids=np.zeros(0, np.int32), loss_mask=np.zeros(0, bool), offsets=np.zeros(1, np.int64))
-folder = Path(sys.argv[1])
-empty = dict(heldout=none, heldout_examples=[], summary={})
-made = pipeline.TokenisedData(clients=clients, category_counts=mixes, **empty)
-#heldout=none, heldout_examples=[], summary={})
-pipeline.save(folder, made)
-back = pipeline.load(folder)
-assert list(back.clients) == list(clients)
-for name, data in clients.items():
-    assert np.array_equal(back.clients[name].ids, data.ids)
-    assert np.array_equal(back.clients[name].offsets, data.offsets)
-assert sum(1 for _ in folder.rglob("*")) < 16
-"""
-
-
-def test_the_data_of_many_clients_take_few_open_files(tmp_path) -> None:
-    """A memory map keeps its file open, and a process may have as few as 256."""
-    subprocess.run([sys.executable, "-c", MANY, str(tmp_path / "data")], check=True)
-
-
-def test_the_worlds_checks_come_back_too(tokenizer, tmp_path) -> None:
-    table = {"limit": 3, "holdout": 0.4, "max_tokens": 512}
-    prepared = pipeline.prepare(settings("world", data=table), tokenizer)
-    pipeline.save(tmp_path / "data", prepared)
-    back = pipeline.load(tmp_path / "data").heldout_examples
-    assert all(plugins.checker(example.check).right(example.response) for example in back)
-
-
-def test_odd_client_names_and_texts_survive(tmp_path, tokenizer) -> None:
-    examples = [{**row, "who": f"{'../é 🐑' if i % 2 else 'a/b'}"} for i, row in enumerate(runs.rows())]
-    examples[5]["instruction"] += " \u2028 \x85 é"
-    path = runs.written(tmp_path / "rows.jsonl", examples)
-    table = {"by": "natural", "field": "who"}
-    prepared = pipeline.prepare(settings(path, split=table, data={"holdout": 0.5}), tokenizer)
-    pipeline.save(tmp_path / "run" / "data", prepared)
-    assert same(pipeline.load(tmp_path / "run" / "data"), prepared)
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
-
-
-def broken(folder: Path, damage: str) -> None:
-    match damage:
-        case "no index":
-            (folder / "index.json").unlink()
-        case "cut index":
-            (folder / "index.json").write_text('{"clients": ["client-0"')
-        case "empty index":
-            (folder / "index.json").write_text("{}")
-        case "index of another kind":
-            (folder / "index.json").write_text("[]")
-        case "no client":
-            shutil.rmtree(folder / "clients")
-        case "a client too many":
-            index = json.loads((folder / "index.json").read_text())
-            (folder / "index.json").write_text(json.dumps({**index, "clients": [*index["clients"], "x"]}))
-        case "an example too many":
-            index = json.loads((folder / "index.json").read_text())
-            sizes = [index["sizes"][0] + 1, *index["sizes"][1:]]
-            (folder / "index.json").write_text(json.dumps({**index, "sizes": sizes}))
-        case "cut ids":
-            path = folder / "clients" / "ids.npy"
-            path.write_bytes(path.read_bytes()[:-8])
-        case "no held-out tokens":
-            shutil.rmtree(folder / "heldout")
-        case "cut held-out text":
-            path = folder / "heldout.jsonl"
-            path.write_text(path.read_text()[:-9])
-        case "held-out line short":
-            path = folder / "heldout.jsonl"
-            path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-        case "held-out of another kind":
-            (folder / "heldout.jsonl").write_text(json.dumps({"turns": [{"speaker": 1}]}) + "\n")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "no index",
-        "cut index",
-        "empty index",
-        "index of another kind",
-        "no client",
-        "a client too many",
-        "an example too many",
-        "cut ids",
-        "no held-out tokens",
-        "cut held-out text",
-        "held-out line short",
-        "held-out of another kind",
-    ],
-)
-def test_a_damaged_folder_is_refused_with_the_runs_name(source, tokenizer, tmp_path, damage) -> None:
-    folder = tmp_path / "run" / "data"
-    pipeline.save(folder, pipeline.prepare(settings(source), tokenizer))
-    broken(folder, damage)
-    with pytest.raises(FolderError, match=f"the data of the run in {folder.parent} cannot be read"):
-        pipeline.load(folder)
-
-
-def test_a_full_disk_is_said_and_leaves_no_whole_folder(source, tokenizer, tmp_path, monkeypatch) -> None:
-    prepared = pipeline.prepare(settings(source), tokenizer)
-
-    def full(*args: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(FolderError, match="is full"):
-        pipeline.save(tmp_path / "data", prepared)
-    assert not pipeline.whole(tmp_path / "data")
-
-
 # --- chats that a template refuses, and the day
 
 
@@ -498,8 +328,8 @@ def test_a_chat_that_the_template_refuses_is_a_bad_row(tmp_path, chatting) -> No
         assert sentence.endswith(("line 5)", "line 8)"))
         trained = sum(len(data) for data in prepared.clients.values())
         assert trained + len(prepared.heldout) == 34
-    pipeline.save(tmp_path / "data", prepared)
-    assert pipeline.load(tmp_path / "data").dropped == prepared.dropped
+    data_folder.save(tmp_path / "data", prepared)
+    assert data_folder.load(tmp_path / "data").dropped == prepared.dropped
 
 
 def test_the_day_is_kept_where_a_template_prints_it(source, chatting, tokenizer) -> None:
@@ -543,8 +373,8 @@ def test_what_is_cut_dropped_masked_or_skipped_is_counted_by_client(tmp_path: Pa
         split={"by": "ready-made", "clients": None},
     )
     made = pipeline.prepare(asked, tokenizer)
-    pipeline.save(tmp_path / "kept", made)
-    back = pipeline.load(tmp_path / "kept")
+    data_folder.save(tmp_path / "kept", made)
+    back = data_folder.load(tmp_path / "kept")
     assert back.by_client == made.by_client == {
         "Bonn": {
             "examples": 2, "kept": 1, "cut": 0, "cut_responses": 0, "marked_responses": 0, "dropped": 1,
@@ -556,7 +386,7 @@ def test_what_is_cut_dropped_masked_or_skipped_is_counted_by_client(tmp_path: Pa
         },
     }  # fmt: skip
     assert list(back.left_out) == ["Thumbs.db is left out, as files of the system or of an editor"]
-    said = pipeline.training_remarks(back)
+    said = remarks.training_remarks(back)
     assert said[-5:] == [
         "rows skipped, by client: Ulm 1",
         "examples dropped, by client: Bonn 1 of 2",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shepherd.data import pipeline
+from shepherd.data import pipeline, remarks
 from shepherd.errors import DataError
 from shepherd.overrides import parse, read
 from shepherd.settings import RunSettings
@@ -204,7 +204,7 @@ def test_chatterbot_is_a_client_for_each_language() -> None:
     )
     assert held
     assert not held & trained
-    said = " ".join(pipeline.division_remarks(division, settings))
+    said = " ".join(remarks.division_remarks(division, settings))
     assert "equal an earlier one each of the same client" in said
 
 

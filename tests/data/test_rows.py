@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from shepherd.data import pipeline as prepare
+from shepherd.data import data_folder, pipeline, remarks
 from shepherd.data.examples import Turn, from_rows, read
 from shepherd.data.holdout import hold_out
 from shepherd.data.noted import Notes, Tally
@@ -452,27 +452,27 @@ def settings(tmp_path):
 
 
 def test_the_run_folder_keeps_what_was_found_and_a_run_says_it(settings, tmp_path, neox):
-    prepared = prepare.prepare(settings, neox)
-    prepare.save(tmp_path / "data", prepared)
+    prepared = pipeline.prepare(settings, neox)
+    data_folder.save(tmp_path / "data", prepared)
     index = json.loads((tmp_path / "data" / "index.json").read_text())
     assert index["rows"]["unread"]["id"]["rows"] == 20
     assert index["rows"]["refused"]["field instruction is missing"]["rows"] == 1
     assert index["summary"]["marked_responses"] == 3
-    found = prepare.load(tmp_path / "data")
+    found = data_folder.load(tmp_path / "data")
     assert found.notes == prepared.notes
-    for sentences in (prepare.training_remarks(found), prepare.training_remarks(prepared)):
+    for sentences in (remarks.training_remarks(found), remarks.training_remarks(prepared)):
         assert sentences[0].startswith("filled and not read: id (in 20 rows)")
         assert "3 responses masked, as the data mark them" in sentences
     index.pop("rows")
     (tmp_path / "data" / "index.json").write_text(json.dumps(index))
-    assert prepare.load(tmp_path / "data").notes == Notes()  # an older folder
+    assert data_folder.load(tmp_path / "data").notes == Notes()  # an older folder
 
 
 def test_the_number_of_cut_responses_is_said(settings, neox):
     long = settings.model_copy(
         update={"data": settings.data.model_copy(update={"template": "plain", "max_tokens": 8})}
     )
-    prepared = prepare.prepare(long, neox)
+    prepared = pipeline.prepare(long, neox)
     cut = prepared.summary["cut_responses"]
     assert cut == sum(
         int(data.ids[stop - 1]) != neox.eos_token_id
@@ -480,7 +480,7 @@ def test_the_number_of_cut_responses_is_said(settings, neox):
         for stop in data.offsets[1:]
     )
     assert 0 < cut < prepared.summary["kept"]
-    assert any("cut to fit, without an end of turn" in each for each in prepare.training_remarks(prepared))
+    assert any("cut to fit, without an end of turn" in each for each in remarks.training_remarks(prepared))
 
 
 TOOLS = [

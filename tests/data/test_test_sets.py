@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from shepherd.data import pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data import data_folder, pipeline, remarks
+from shepherd.data.dataset import TokenisedData
 from shepherd.errors import DataError
 from shepherd.overrides import read
 from shepherd.settings import RunSettings
@@ -70,16 +70,16 @@ def test_duplicates_are_shown_by_place_and_warned_of(tmp_path, tokenizer) -> Non
     rows = [*numbered(10), *numbered(2)]
     path = runs.written(tmp_path / "rows.jsonl", rows)
     prepared = pipeline.prepare(settings(path), tokenizer)
-    said = " ".join(pipeline.training_remarks(prepared))
+    said = " ".join(remarks.training_remarks(prepared))
     assert "2 examples (16.7%) equal an earlier one each of the same client, question and answer" in said
     assert "left out" in said
     assert "rows.jsonl, line 11 equals" in said
     assert "line 12 equals" in said
-    assert "warning: 16.7%" in pipeline.training_warnings(prepared)[0]
+    assert "warning: 16.7%" in remarks.training_warnings(prepared)[0]
     assert prepared.summary["repeated"] == prepared.summary["duplicates"] == 2
-    pipeline.save(tmp_path / "kept", prepared)
-    back = pipeline.load(tmp_path / "kept")
-    assert pipeline.training_remarks(back) == pipeline.training_remarks(prepared)
+    data_folder.save(tmp_path / "kept", prepared)
+    back = data_folder.load(tmp_path / "kept")
+    assert remarks.training_remarks(back) == remarks.training_remarks(prepared)
 
 
 def test_kept_duplicates_are_trained_on_as_often_as_they_are_there(tmp_path, tokenizer) -> None:
@@ -88,14 +88,14 @@ def test_kept_duplicates_are_trained_on_as_often_as_they_are_there(tmp_path, tok
     prepared = pipeline.prepare(settings(path, data=table), tokenizer)
     assert sum(map(len, prepared.clients.values())) == 12
     assert (prepared.summary["repeated"], prepared.summary["duplicates"]) == (2, 0)
-    assert 'are kept (data.duplicates = "keep")' in " ".join(pipeline.training_remarks(prepared))
+    assert 'are kept (data.duplicates = "keep")' in " ".join(remarks.training_remarks(prepared))
 
 
 def test_without_duplicates_nothing_is_said_of_them(tmp_path, tokenizer) -> None:
     prepared = pipeline.prepare(settings(runs.written(tmp_path / "rows.jsonl")), tokenizer)
     assert prepared.summary["repeated"] == 0
-    assert not pipeline.training_warnings(prepared)
-    assert not any("equal" in sentence for sentence in pipeline.training_remarks(prepared))
+    assert not remarks.training_warnings(prepared)
+    assert not any("equal" in sentence for sentence in remarks.training_remarks(prepared))
 
 
 # --- groups
@@ -129,7 +129,7 @@ def test_rows_without_a_group_are_on_their_own_and_counted(tmp_path, tokenizer) 
     rows = [{**row, **({"thread": "t"} if n % 2 else {"thread": None})} for n, row in enumerate(numbered(20))]
     path = runs.written(tmp_path / "rows.jsonl", rows)
     found = settings(path, data={"group": "thread"})
-    said = " ".join(pipeline.division_remarks(pipeline.divide(found), found))
+    said = " ".join(remarks.division_remarks(pipeline.divide(found), found))
     assert "10 examples name no group (data.group)" in said
 
 
@@ -160,15 +160,15 @@ def test_a_test_set_is_scored_whole_and_never_trained_on(tmp_path, tokenizer) ->
     assert sum(map(len, prepared.clients.values())) == 19
     held = {tuple(prepared.heldout.example(i)[0].tolist()) for i in range(3)}
     assert not held & {tuple(row) for name in prepared.clients for row in tokens(prepared, name)}
-    said = pipeline.remarks(prepared)
+    said = remarks.heldout_remarks(prepared)
     assert said[0].startswith("the test set has 3 examples, which are scored and not trained on")
     assert "1 example of the data is in the test set" in said[1]
     assert "rows.jsonl, line 4" in said[1]
     assert "1 example of the test set shares a question" in said[2]
     assert "test.jsonl, line 2" in said[2]
     assert not any("nothing held out" in sentence for sentence in said)
-    pipeline.save(tmp_path / "kept", prepared)
-    assert pipeline.remarks(pipeline.load(tmp_path / "kept")) == said
+    data_folder.save(tmp_path / "kept", prepared)
+    assert remarks.heldout_remarks(data_folder.load(tmp_path / "kept")) == said
 
 
 def test_the_global_test_of_a_ready_made_folder(tmp_path, tokenizer) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.runs import rows, settings, written
 
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.errors import DataError, SettingsError
 from shepherd.overrides import overridden
 from shepherd.rounds.loop import next_broadcast
@@ -78,6 +78,6 @@ def test_a_cohort_too_small_for_the_rule_is_refused_before_it_begins(llama_folde
 
 def test_the_servers_examples_are_kept_with_the_run_and_are_nobodys_elses(llama_folder, tmp_path):
     with open_run(with_root(llama_folder, tmp_path)) as run:
-        kept = pipeline.load(tmp_path / "run" / "data")
+        kept = data_folder.load(tmp_path / "run" / "data")
         assert len(kept.root) == len(run.prepared.root) == 9
         assert set(kept.clients) == set(run.prepared.clients)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
-from shepherd.data.pipeline import TokenisedData, require_readable
+from shepherd.data.dataset import TokenisedData, require_readable
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading

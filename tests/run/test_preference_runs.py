@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shepherd.core import Adapter
-from shepherd.data import pipeline
+from shepherd.data import data_folder, dataset, pipeline
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.model import files
@@ -48,7 +48,7 @@ def ended(path: Path) -> Adapter:
 
 def margins(base: Any, adapter: Adapter, reference: Adapter, path: Path, beta: float) -> np.ndarray:
     """The implicit reward margins of the held-out pairs, one answer at a time."""
-    prepared = pipeline.load(path / "data")
+    prepared = data_folder.load(path / "data")
 
     def sums(data: Tokens) -> np.ndarray:
         now, then = -score.losses(base, [adapter, reference], data, micro_batch=64)
@@ -70,7 +70,7 @@ def test_a_round_says_what_is_preferred_and_the_loss_of_the_pairs(done, llama_fo
     assert (before["accuracy"], before["margin"]) == (0.5, 0.0)
     base = bases.load(llama_folder, rank=2, alpha=16)
     found = margins(base, adapter, base.zero, place, beta=0.5)
-    by = np.array(pipeline.categories(pipeline.load(place / "data")))
+    by = np.array(dataset.categories(data_folder.load(place / "data")))
     after = rows[-1]["heldout"]["preference"]
     for name in set(by):
         own = found[by == name]
@@ -111,13 +111,13 @@ def test_a_file_of_pairs_is_scored_by_what_base_and_run_prefer(done, llama_folde
         for each in (held.heldout, held.heldout_rejected)
     ]
     own = 0.5 * (sums[0][0] - sums[0][1] - sums[1][0] + sums[1][1])
-    by = np.array(pipeline.categories(held))
+    by = np.array(dataset.categories(held))
     assert margin.run.value == pytest.approx(np.mean([own[by == n].mean() for n in set(by)]), abs=1e-4)
     assert accuracy.run.value == pytest.approx(np.mean([(own[by == n] > 0).mean() for n in set(by)]))
 
 
 def test_pairs_are_kept_as_pairs(done) -> None:
-    prepared = pipeline.load(done[0] / "data")
+    prepared = data_folder.load(done[0] / "data")
     assert prepared.rejected.keys() == prepared.clients.keys()
     for name, data in prepared.trained_on.items():
         assert len(data) == 2 * len(prepared.clients[name])
@@ -192,7 +192,7 @@ def test_the_reference_of_a_later_stage_is_the_adapter_that_it_began_from(two, l
     start, end = files.read(two / "start", base), ended(two)
     rows = read_rows(two)
     assert rows[0]["heldout"]["preference"]["margin"] == 0.0
-    by = np.array(pipeline.categories(pipeline.load(two / "data")))
+    by = np.array(dataset.categories(data_folder.load(two / "data")))
     found = margins(base, end, start, two, beta=0.5)
     expected = np.mean([found[by == name].mean() for name in set(by)])
     assert rows[-1]["heldout"]["preference"]["margin"] == pytest.approx(expected, abs=1e-4)

@@ -17,6 +17,7 @@ from shepherd import settings as run_settings
 from shepherd.compare.adapters import arm_adapter
 from shepherd.compare.arms import Arm
 from shepherd.core import corner
+from shepherd.data import data_folder
 from shepherd.errors import CheckpointError, SettingsError
 from shepherd.model import files
 from shepherd.run.answerer import adapter_of, load_run
@@ -95,9 +96,8 @@ def run_settings_of(path: Path) -> run_settings.RunSettings:
 
 
 def run_data(path: Path) -> Any:
-    from shepherd.data import pipeline
 
-    return pipeline.load(path / "data").heldout
+    return data_folder.load(path / "data").heldout
 
 
 @pytest.mark.parametrize("rule", RULES)

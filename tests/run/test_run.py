@@ -40,7 +40,7 @@ from shepherd.core import (
     Transform,
     Update,
 )
-from shepherd.data import pipeline
+from shepherd.data import data_folder, dataset, pipeline
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, prompt
 from shepherd.errors import (
@@ -213,9 +213,9 @@ def test_an_adapter_that_peft_would_not_load_is_said_before_anything_is_trained(
 def test_the_held_out_loss_is_that_of_the_adapter_on_the_held_out_examples(whole, llama_folder) -> None:
     path, rows = whole
     base = bases.load(llama_folder, rank=2, alpha=16)
-    prepared = pipeline.load(path / "data")
+    prepared = data_folder.load(path / "data")
     sums = score.losses(base, [files.read(path / "adapter", base)], prepared.heldout, micro_batch=50)[0]
-    names = np.array(pipeline.categories(prepared))
+    names = np.array(dataset.categories(prepared))
     counts = np.array([prepared.heldout.example(i)[1][1:].sum() for i in range(len(names))])
     by_category = {name: sums[names == name].sum() / counts[names == name].sum() for name in set(names)}
     scored = rows[-1]["heldout"]
@@ -1054,9 +1054,8 @@ def test_a_run_keeps_the_day_that_it_started_on(llama_folder, source, tmp_path, 
     open_run(settings).close()
     assert folder.read_settings(tmp_path / "run").data.date == ""  # as it was given
     assert plan.read(tmp_path / "run").date == "2026-05-14"
-    data = {
-        name: tokens.ids.tolist() for name, tokens in pipeline.load(tmp_path / "run" / "data").clients.items()
-    }
+    kept = data_folder.load(tmp_path / "run" / "data")
+    data = {name: tokens.ids.tolist() for name, tokens in kept.clients.items()}
     assert all(14 in ids for ids in data.values())
     on_a_day(21)
     shutil.rmtree(tmp_path / "run" / "data")  # killed before its first round: it is prepared again

@@ -28,8 +28,8 @@ from shepherd.audit.membership import Candidates
 from shepherd.audit.sections import RELEASED, Attacked, Claim, Section, says, sections
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Method, Parts, chain, padded, seed_for, shapes_of
-from shepherd.data import pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data import data_folder, pipeline, remarks
+from shepherd.data.dataset import TokenisedData
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import paths, private
 from shepherd.io.atomic import write_atomic
@@ -148,7 +148,7 @@ def audit_folder(
         raise FolderError(
             f"the run in {where} is over silos, whose examples stay at its sites; audit a run in one process"
         )
-    prepared = pipeline.load(where / "data")
+    prepared = data_folder.load(where / "data")
     rows = read_rows(where)
     candidates = membership.candidates(
         prepared, examples, coverage_of(rows), seed_for(settings.data_seed, "audit")
@@ -256,7 +256,7 @@ def audit_run_file(
             extra=(*([update] if update else []), *extra),
             remarks=(*_remarks(prepared, rows), WITH_CANARIES),
         ),
-        data=pipeline.digest(prepared),
+        data=data_folder.digest(prepared),
     )
 
 
@@ -416,7 +416,7 @@ def _last_round(rows: Sequence[Mapping[str, Any]]) -> int:
 
 def _remarks(prepared: TokenisedData, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the figures rest on."""
-    said = pipeline.remarks(prepared)
+    said = remarks.heldout_remarks(prepared)
     if claim_of(rows) is not None:
         said.append(UNPROTECTED)
     covered = list(coverage_of(rows).values())

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from shepherd.audit.estimate import Attack, Bounds, Floats, attack, bounds, ceiling, exposures
 from shepherd.audit.membership import LOWEST_LOG
 from shepherd.core import Adapter, Draws, Transform, Update, seed_for, shapes_of
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.examples import Example, Turn
-from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
 from shepherd.data.tokens import Tokens, tokenise
 from shepherd.errors import DataError, FolderError, SettingsError

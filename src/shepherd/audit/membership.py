@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shepherd.audit.estimate import Attack, Floats, attack
 from shepherd.core import Adapter
-from shepherd.data.pipeline import TokenisedData, categories
+from shepherd.data.dataset import TokenisedData, categories
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
 from shepherd.evaluate.loss import stratified_subset

@@ -16,7 +16,7 @@ from shepherd.audit import inversion
 from shepherd.audit.inversion import Inversion
 from shepherd.audit.sections import WORDS, Cell, Column, Section
 from shepherd.core import Adapter, Broadcast
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.model.base import Base
 from shepherd.settings import RunSettings

@@ -40,7 +40,7 @@ from shepherd.compare.folders import (
 from shepherd.compare.scoring import ArmToScore, Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_references, train_run
 from shepherd.consent import NOTHING, Consent
-from shepherd.data import pipeline
+from shepherd.data import data_folder, dataset, pipeline
 from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate.against import summaries
 from shepherd.evaluate.metric import Metric, metrics
@@ -126,7 +126,7 @@ def _compare_arms(
 ) -> Row:
     """Compare the arms in the folder of a finished run."""
     run = Path(settings.output)
-    prepared = pipeline.load(run / "data")
+    prepared = data_folder.load(run / "data")
     chosen = arms(spec, sorted(prepared.clients), started=bool(settings.adapter.start))
     keep_plan(run, spec.match, settings.compare, chosen)
     _write_begun(run, settings, spec, chosen)
@@ -185,7 +185,7 @@ def _train_runs(
     settings: RunSettings,
     spec: CompareSpec,
     chosen: Sequence[Arm],
-    prepared: pipeline.TokenisedData,
+    prepared: dataset.TokenisedData,
     train: Train,
     consent: Consent,
 ) -> None:
@@ -266,10 +266,10 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
     run = Path(settings.output)
     if not folder.is_run(run):
         division = pipeline.divide(settings, consent.plugins)
-        pipeline.require_heldout(len(division.held.heldout), settings.data.source)
+        dataset.require_heldout(len(division.held.heldout), settings.data.source)
         arms(spec, sorted(division.clients))
-    elif pipeline.whole(run / "data"):
-        pipeline.require_heldout(len(pipeline.load(run / "data").heldout), settings.data.source)
+    elif data_folder.whole(run / "data"):
+        dataset.require_heldout(len(data_folder.load(run / "data").heldout), settings.data.source)
 
 
 def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:
@@ -325,7 +325,7 @@ def _write_results(
     spec: CompareSpec,
     *,
     chosen: Sequence[Arm],
-    prepared: pipeline.TokenisedData,
+    prepared: dataset.TokenisedData,
     asked: Questions,
     measured: Sequence[Metric],
     began: float,

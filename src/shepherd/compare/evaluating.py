@@ -22,7 +22,7 @@ from shepherd.compare.arms import BASE, FEDERATED, UNTRAINED, Arm
 from shepherd.compare.folders import COMPARISON, VERDICTS, arm_of, compare_folder, read_json
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
-from shepherd.data import files, packed, pipeline
+from shepherd.data import data_folder, files, packed
 from shepherd.data.examples import Turn
 from shepherd.data.prompts import read as read_prompts
 from shepherd.errors import BadRow, DataError, SettingsError
@@ -203,7 +203,7 @@ def _models(run: Path, base: Base, only: Sequence[str]) -> Models:
     """The arms of a finished comparison in the folder, else base and federated."""
     found = read_json(compare_folder(run) / COMPARISON) or {}
     if found.get("finished"):
-        twins = paths.alike(pipeline.load(run / "data").clients)
+        twins = paths.alike(data_folder.load(run / "data").clients)
         arms, seeds = [arm_of(row, twins) for row in found["arms"]], len(found["seeds"])
     else:
         arms, seeds = [Arm(name=BASE, kind="base"), Arm(name=FEDERATED, kind="federated")], 1

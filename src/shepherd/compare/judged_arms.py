@@ -22,7 +22,7 @@ from shepherd.compare.folders import (
 from shepherd.config import validated
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.data.examples import Turn
 from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
 from shepherd.io import paths, private
@@ -67,7 +67,7 @@ def judged(
 def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None, consent: Consent) -> Row:
     path = compare_folder(run) / COMPARISON
     found = read_json(path) or {}
-    twins = paths.alike(pipeline.load(run / "data").clients)
+    twins = paths.alike(data_folder.load(run / "data").clients)
     arms = [arm_of(row, twins) for row in found["arms"]]
     asked, answers = _questions_and_answers(run, arms, table, echo, consent)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
@@ -100,7 +100,7 @@ def _heldout_answers(
         raise DataError(
             "the comparison answered no held-out question; set evaluation.answers, or set judge.questions"
         )
-    examples = pipeline.load(run / "data").heldout_examples
+    examples = data_folder.load(run / "data").heldout_examples
     every = [questions.held_out([examples[place]])[0] for place in places]
     texts = {
         name: {q.id: answer["text"] for q, answer in zip(every, found["answers"], strict=True)}
@@ -178,7 +178,7 @@ def judge_two(
         seed = settings.data_seed if settings else 0
         asked = questions.drawn(questions.find(table.questions), table.limit, seed)
     elif runs:
-        every = questions.held_out(pipeline.load(runs[0] / "data").heldout_examples)
+        every = questions.held_out(data_folder.load(runs[0] / "data").heldout_examples)
         asked = questions.limited(every, table.limit)
     else:
         raise SettingsError(

@@ -22,7 +22,7 @@ from shepherd.compare.scoring import Sheet, score_one
 from shepherd.compare.table import RIGHT, Measured, seen_unequally
 from shepherd.compare.training import Totals, finished, totals
 from shepherd.consent import NOTHING, Consent
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.data.examples import Example
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.evaluate import loss, scripts
@@ -154,7 +154,7 @@ def _opened(paths: Sequence[Path]) -> tuple[list[RunToCompare], list[Example], i
         folder.read_settings(path)
         if not finished(path):
             raise FolderError(f"the run in {path} is not finished; finish it with `shepherd resume {path}`")
-        heldout[path] = pipeline.load(path / "data").heldout_examples
+        heldout[path] = data_folder.load(path / "data").heldout_examples
     keys = {path: [_key(example) for example in examples] for path, examples in heldout.items()}
     shared = set.intersection(*map(set, keys.values()))
     if not shared:
@@ -229,7 +229,7 @@ def _scored(
     settings = run.settings
     base = load_base(settings, consent)
     plan = plans.read(run.data.parent) or planning.from_run_file(settings, base)
-    prepared = pipeline.load(run.data)
+    prepared = data_folder.load(run.data)
     held = prepared.heldout.take([run.places[place] for place in chosen])
     prompts = {
         place: prompt_ids(base, settings.data, prepared.heldout_examples[run.places[place]].turns[:-1])

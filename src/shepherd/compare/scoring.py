@@ -11,8 +11,8 @@ from typing import Any
 from shepherd.compare.folders import read_json, write_json
 from shepherd.config import PartTable
 from shepherd.core import Adapter
+from shepherd.data.dataset import TokenisedData, categories
 from shepherd.data.examples import Example
-from shepherd.data.pipeline import TokenisedData, categories
 from shepherd.data.tokens import Tokens
 from shepherd.evaluate import loss, rewards
 from shepherd.evaluate.metric import TEXT, Metric

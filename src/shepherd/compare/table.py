@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shepherd.compare.arms import BASE, FEDERATED, START, Arm
 from shepherd.compare.scoring import Questions
-from shepherd.data.pipeline import TokenisedData, categories
+from shepherd.data.dataset import TokenisedData, categories
 from shepherd.evaluate import loss, rewards, scripts
 from shepherd.evaluate.against import Against, against
 from shepherd.evaluate.draws import Draws, draws

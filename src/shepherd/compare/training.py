@@ -20,7 +20,7 @@ from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, Failure, Update, chain, not_finite, seed_for
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
 from shepherd.federation.clients import LocalClients

@@ -25,8 +25,8 @@ import numpy as np
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.data import pipeline
-from shepherd.data.pipeline import Partition, TokenisedData
+from shepherd.data import dataset, pipeline
+from shepherd.data.dataset import Partition, TokenisedData
 from shepherd.drill.attacks import Attack, attacks
 from shepherd.drill.findings import HONEST, said, sections, sentences
 from shepherd.drill.malicious import chosen
@@ -98,7 +98,7 @@ def drill(
     _require_sound(settings, consent)
     _require_kept(where, settings)
     division = pipeline.divide(settings, consent.plugins)
-    pipeline.require_heldout(len(division.held.heldout), settings.data.source)
+    dataset.require_heldout(len(division.held.heldout), settings.data.source)
     clients = sorted(division.clients)
     bad = _bad(clients, spec.share, settings.seed)
     cohort = plugins.selection(settings, consent.plugins).size(len(clients))
@@ -245,7 +245,7 @@ def _plan(where: Path, settings: RunSettings, base: Base, division: Partition, c
     if kept is not None:
         return kept
     prepared = pipeline.tokenised(division, settings, base.tokenizer)
-    tuning, mean = settings.tuning, pipeline.mean_length(prepared)
+    tuning, mean = settings.tuning, dataset.mean_length(prepared)
     sizes = sum(map(len, prepared.clients.values())) / len(prepared.clients)
     visit = tuning.max_steps * tuning.batch_size if tuning.max_steps else (tuning.epochs or 1.0) * sizes
     plan = planning.choose(

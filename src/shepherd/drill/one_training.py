@@ -9,7 +9,7 @@ from pathlib import Path
 from shepherd import plugins
 from shepherd.consent import Consent
 from shepherd.core import Adapter, Aggregation, Context, Method, ServerState, Update
-from shepherd.data.pipeline import Partition, TokenisedData
+from shepherd.data.dataset import Partition, TokenisedData
 from shepherd.drill.attacks import Attack
 from shepherd.drill.malicious import Malicious, corrupted
 from shepherd.drill.rules import Rule

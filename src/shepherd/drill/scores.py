@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from shepherd.core import Adapter
-from shepherd.data import pipeline
+from shepherd.data import dataset
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.examples import Example
-from shepherd.data.pipeline import TokenisedData
 from shepherd.drill.attacks import asked
 from shepherd.evaluate import loss
 from shepherd.evaluate.metrics import right
@@ -61,7 +61,7 @@ def scores(
     Args:
         phrase: the backdoor, if it is to be looked for.
     """
-    named, examples = pipeline.categories(prepared), prepared.heldout_examples
+    named, examples = dataset.categories(prepared), prepared.heldout_examples
     places = loss.stratified_subset(named, settings.evaluation.examples)
     data = prepared.heldout.take(places)
     sums = score.losses(base, [adapter], data, micro_batch=plan.micro_batch_tokens)[0]

@@ -17,7 +17,7 @@ from typing import Any, overload
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, ClientInfo, Payload
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.data.prompts import Prompt, prompt_of, with_context
 from shepherd.data.template import Template, prompt
 from shepherd.errors import DataError, FolderError, SettingsError, TemplateError
@@ -300,7 +300,7 @@ def own_adapter_of(path: Path, base: Base, client: str, round: int | None, conse
     for name, adapter in own_adapters(path, base, round, consent, [client]):
         if name == client:
             return adapter
-    known = pipeline.load(path / "data").clients
+    known = data_folder.load(path / "data").clients
     close = get_close_matches(client, known, n=1)
     meant = f"; did you mean {close[0]!r}?" if close else ""
     raise FolderError(f"the run in {path} has no client {client!r}{meant}")
@@ -327,7 +327,7 @@ def own_adapters(
             f"algorithm.name = {settings.algorithm.name!r} gives all clients of {path} one model; leave out"
             " the client"
         )
-    prepared = pipeline.load(path / "data")
+    prepared = data_folder.load(path / "data")
     saved = load_checkpoint(kept_checkpoint(path, round), base)
     store = OnDisk(path / "clients", settings.checkpoints.keep)
     broadcast = Broadcast(round=saved.state.round, adapter=saved.state.adapter, seed=0)

@@ -12,8 +12,8 @@ import numpy as np
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
-from shepherd.data import pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data import data_folder, dataset, pipeline
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.evaluate import loss, rewards
@@ -136,7 +136,7 @@ def evaluate_run(
     if answers and base.proof.mute:
         raise BaseError(f"{base.name} cannot answer ({base.proof.mute}); leave out --answers")
     prepared = pipeline.only_scored(test, settings, base.tokenizer, paired=objective is not None)
-    pipeline.require_readable(prepared, base)
+    dataset.require_readable(prepared, base)
     scored = adapter_of(where, base, round) if adapter is None else files.read(adapter, base)
     by_loss, categories = _by_loss(base, scored, settings, prepared)
     before = None if objective is None else starting.before(where, folder.read_settings(where), base)
@@ -174,7 +174,7 @@ def _by_loss(
         micro_batch=tokens if isinstance(tokens, int) else PASS_TOKENS,
         what="examples",
     )
-    every = pipeline.categories(prepared)
+    every = dataset.categories(prepared)
     named = np.array([every[place] for place in kept])
     rows = {
         str(name): {
@@ -214,7 +214,7 @@ def _by_preference(
     margins = np.array(
         [rewards.margins(base, objective, each, pairs, micro_batch=most) for each in (None, adapter)]
     )
-    named = pipeline.categories(prepared)
+    named = dataset.categories(prepared)
     return [
         _scored(rewards.ACCURACY, rewards.preferred(margins), named, None),
         _scored(rewards.MARGIN, margins, named, None),
@@ -229,7 +229,7 @@ def _by_answers(
     most: int,
     measures: Sequence[Metric],
 ) -> list[Scored]:
-    named = pipeline.categories(prepared)
+    named = dataset.categories(prepared)
     places = loss.stratified_subset(named, most).tolist() if most else []
     prompts = {
         place: prompt_ids(base, settings.data, prepared.heldout_examples[place].turns[:-1])
@@ -269,9 +269,9 @@ def _trained_on(path: Path, tested: Tokens) -> list[str]:
     """Whether the run trained on these examples, or on their prompts, by the tokens in its folder."""
     if ledger.read(path):
         return ["noise hides what the run was trained on, so the examples were not compared with it"]
-    if not pipeline.whole(path / "data"):
+    if not data_folder.whole(path / "data"):
         return ["the run folder holds no training data, so the examples were not compared with them"]
-    trained = [_digests(data) for data in pipeline.load(path / "data").clients.values()]
+    trained = [_digests(data) for data in data_folder.load(path / "data").clients.values()]
     wholes, prompts = ({digest for pair in trained for digest in pair[side] if digest} for side in (0, 1))
     own = list(zip(*_digests(tested), strict=True))
     same = sum(whole in wholes for whole, _ in own)

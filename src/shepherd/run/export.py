@@ -12,7 +12,7 @@ from shepherd import plugins
 from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import DataError
 from shepherd.io import paths
@@ -115,7 +115,7 @@ def export_clients(
     settings = folder.read_settings(path)
     exporter = _exporter(to, keys, consent)
     folder.require_free(output)
-    clients = pipeline.load(path / "data").clients
+    clients = data_folder.load(path / "data").clients
     verdicts = {
         name: release.require_released(path, _released(path, round, name), unreleased) for name in clients
     }
@@ -187,7 +187,7 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
     settings = folder.planned(path)
     rows = [row for row in read_rows(path) if round is None or row["round"] <= round]
     here = (path / "data").is_dir()
-    prepared = pipeline.load(path / "data") if here else None
+    prepared = data_folder.load(path / "data") if here else None
     taken = rows[-1].get("taken", {}) if rows else {}
     sizes = {name: len(data) for name, data in prepared.clients.items()} if prepared else taken
     return card.text(

@@ -20,7 +20,7 @@ from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Method, Selection, ServerState, seed_for
 from shepherd.data import pipeline
-from shepherd.data.pipeline import Partition
+from shepherd.data.dataset import Partition
 from shepherd.data.tokens import Tokens, typical_length
 from shepherd.errors import DataError
 from shepherd.io.phrases import data_size

@@ -7,7 +7,7 @@ from typing import Any
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.data import lint, pipeline
-from shepherd.data.pipeline import Partition
+from shepherd.data.dataset import Partition
 from shepherd.data.template import Template
 from shepherd.overrides import require_one_stage, require_settings
 from shepherd.settings import RunSettings

@@ -24,8 +24,8 @@ from shepherd.core import (
     require_shapes,
     shapes_of,
 )
-from shepherd.data import pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data import data_folder, dataset, pipeline, remarks
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.tokens import Tokens, typical_length
 from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
@@ -139,7 +139,7 @@ def _start(
         if prepared is None
         else _as_trained(prepared, training, settings)
     )
-    pipeline.require_readable(prepared, base)
+    dataset.require_readable(prepared, base)
     _require_contribution(settings, method, prepared)
     _require_root(settings, method, prepared)
     ranks = ranks_of(settings.adapter, method.aggregation, list(prepared.clients))
@@ -185,7 +185,7 @@ def _start(
                     bytes_up=up * cohort,
                 ),
             )
-        pipeline.save(holder.path / "data", prepared)
+        data_folder.save(holder.path / "data", prepared)
         run = Run(
             settings=settings,
             plan=plan,
@@ -209,11 +209,11 @@ def _start(
 
 def _log_remarks(method: Method, prepared: TokenisedData) -> None:
     """Log what is cut, dropped or masked; what clients hold at DEBUG where noise is to hide it."""
-    for sentence in pipeline.training_remarks(prepared):
+    for sentence in remarks.training_remarks(prepared):
         log.log(_level(method), "%s", sentence)
-    for sentence in pipeline.remarks(prepared):
+    for sentence in remarks.heldout_remarks(prepared):
         log.info("%s", sentence)
-    for sentence in pipeline.training_warnings(prepared):
+    for sentence in remarks.training_warnings(prepared):
         log.log(_level(method, logging.WARNING), "%s", sentence)
 
 
@@ -504,10 +504,10 @@ def _kept_data(
 ) -> TokenisedData:
     """The data of a run folder; prepared again if the run was killed before its first round."""
     data = holder.path / "data"
-    if not (begun or pipeline.whole(data)):
-        pipeline.save(data, pipeline.prepare(settings, base.tokenizer, consent.plugins, paired=paired))
-    prepared = pipeline.load(data)
-    pipeline.require_readable(prepared, base)
+    if not (begun or data_folder.whole(data)):
+        data_folder.save(data, pipeline.prepare(settings, base.tokenizer, consent.plugins, paired=paired))
+    prepared = data_folder.load(data)
+    dataset.require_readable(prepared, base)
     return prepared
 
 
@@ -561,13 +561,13 @@ def _choose_plan(
 
 def _step_tokens(settings: RunSettings, prepared: TokenisedData) -> float:
     """Mean number of tokens of one client's optimiser step."""
-    return pipeline.mean_length(prepared) * settings.tuning.batch_size
+    return dataset.mean_length(prepared) * settings.tuning.batch_size
 
 
 def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -> float:
     """Mean number of tokens that the cohort of one round trains on."""
     held = [len(data) for data in prepared.clients.values()]
-    return pipeline.mean_length(prepared) * cohort * visit_examples(settings.tuning, held)
+    return dataset.mean_length(prepared) * cohort * visit_examples(settings.tuning, held)
 
 
 def _level(method: Method, level: int = logging.INFO) -> int:

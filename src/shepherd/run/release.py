@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shepherd.data import pipeline
+from shepherd.data import data_folder
 from shepherd.errors import FolderError, NotReleased
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.run import checkpoint, folder, lineage, score_file
@@ -284,7 +284,7 @@ def _audits(run: Path) -> Iterator[Row]:
     other = run.parent / f"{run.name}{SUFFIX}"
     of_file = _json(other / "audit.json")
     alike = folder.is_run(other / "run") and _same_training(other / "run", run)
-    if alike and of_file.get("data") == pipeline.digest(pipeline.load(run / "data")):
+    if alike and of_file.get("data") == data_folder.digest(data_folder.load(run / "data")):
         yield of_file
 
 

@@ -35,9 +35,9 @@ from shepherd.core import (
     ServerState,
     Update,
 )
-from shepherd.data import pipeline
+from shepherd.data import dataset, remarks
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.examples import Example
-from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import FederationError, FolderError
 from shepherd.evaluate import answers, contribution, loss, personal, rewards
@@ -232,7 +232,7 @@ class Run(HeldRun):
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
         verdict = release.settled(self.folder).sentence()
-        said = [*pipeline.remarks(self.prepared), *([verdict] if verdict else [])]
+        said = [*remarks.heldout_remarks(self.prepared), *([verdict] if verdict else [])]
         if self.method.algorithm.personal:
             said = [*said, PERSONAL.format(folder=shlex.quote(str(self.folder)))]
         written = self.holder.adapter if is_model else None
@@ -335,7 +335,7 @@ class Run(HeldRun):
     def _personal_scores(self, state: ServerState) -> Row:
         """Held-out loss of clients' own models, each on its own data or on data like its own."""
         prepared, broadcast = self.prepared, next_broadcast(self.method, state, 0)
-        scored = loss.stratified_subset(pipeline.categories(prepared), self.settings.evaluation.examples)
+        scored = loss.stratified_subset(dataset.categories(prepared), self.settings.evaluation.examples)
         names = sorted(prepared.clients)
         names = names[:: math.ceil(len(names) / self.settings.evaluation.clients)]
         found = {}
@@ -351,7 +351,7 @@ class Run(HeldRun):
 
     def _heldout_scores(self, adapter: Adapter) -> Row:
         """Held-out loss of an adapter, on the same examples in every round; and what it prefers of pairs."""
-        categories = pipeline.categories(self.prepared)
+        categories = dataset.categories(self.prepared)
         places = loss.stratified_subset(categories, self.settings.evaluation.examples)
         # what a client holds is its own where noise hides it
         mixes = {} if self.method.is_private else self.prepared.category_counts
@@ -380,7 +380,7 @@ class Run(HeldRun):
     def _losses(
         self, adapter: Adapter, places: Sequence[int], clients: Mapping[str, Mapping[str, int]]
     ) -> loss.HeldOutLoss:
-        data, categories = self.prepared.heldout.take(places), pipeline.categories(self.prepared)
+        data, categories = self.prepared.heldout.take(places), dataset.categories(self.prepared)
         sums = score.losses(self.base, [adapter], data, micro_batch=self.plan.micro_batch_tokens)[0]
         named = [categories[place] for place in places]
         return loss.summarise(sums, tune.predictions(data), named, clients)

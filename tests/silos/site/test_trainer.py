@@ -25,7 +25,7 @@ import pytest
 
 from shepherd import plugins
 from shepherd.core import Adapter, Failure, Update, seed_for
-from shepherd.data import cursor, pipeline
+from shepherd.data import cursor, dataset, pipeline
 from shepherd.errors import AdapterError, DataError, SettingsError, ShepherdError, WireError
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
@@ -555,7 +555,7 @@ def test_scores_are_sums_over_the_sites_own_held_out_examples(
     run = as_scored(site, settings_at_site(site, TABLES, str(llama_folder)))
     prepared = pipeline.held_out(run, NAME, shaped.tokenizer)
     expected: dict[str, tuple[float, int]] = {}
-    categories = pipeline.categories(prepared)
+    categories = dataset.categories(prepared)
     for place, name in enumerate(categories):
         if categories.count(name) < 2:  # too few for a number of its own, and nothing to pool it with
             continue

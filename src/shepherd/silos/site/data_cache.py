@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from shepherd.data import pipeline
+from shepherd.data import data_folder, pipeline, remarks
+from shepherd.data.dataset import TokenisedData
 from shepherd.data.examples import Example
-from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, prints_date
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.io.atomic import disk_errors
@@ -117,23 +117,23 @@ class DataCache:
     def _load_stored(self, key: str) -> TokenisedData | None:
         folder = self.home / "data" / key
         try:
-            return pipeline.load(folder) if pipeline.whole(folder) else None
+            return data_folder.load(folder) if data_folder.whole(folder) else None
         except FolderError:  # damaged: tokenise again
             return None
 
     def _tokenise(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
-        for remark in (*pipeline.training_remarks(made), *pipeline.training_warnings(made)):
+        for remark in (*remarks.training_remarks(made), *remarks.training_warnings(made)):
             log.info("%s", redaction.log_message(DataError(remark)))
         folder = self.home / "data" / key
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
-        pipeline.save(
+        data_folder.save(
             folder, replace(made, heldout_examples=[_without_text(e) for e in made.heldout_examples])
         )
         sweep(folder.parent, MAX_STORED_DATASETS)
-        return pipeline.load(folder)
+        return data_folder.load(folder)
 
 
 def _without_text(example: Example) -> Example:

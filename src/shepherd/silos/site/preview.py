@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shepherd.data import cursor, lint, pipeline
+from shepherd.data import cursor, lint, pipeline, remarks
+from shepherd.data.dataset import Partition
 from shepherd.data.files import left_out
-from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
@@ -224,7 +224,7 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> DataPreview:
         skipped=division.reading.skipped,
         left_out=tuple(left_out(run.data.source, run.data.config, run.data.part)),
         notes=tuple(division.reading.notes.sentences()),
-        repeated=tuple(pipeline.repeat_remarks(division, run)),
+        repeated=tuple(remarks.repeat_remarks(division, run)),
     )
 
 

@@ -36,8 +36,8 @@ from shepherd.core import (
     Update,
     seed_for,
 )
-from shepherd.data import cursor, pipeline
-from shepherd.data.pipeline import TokenisedData
+from shepherd.data import cursor, dataset
+from shepherd.data.dataset import TokenisedData
 from shepherd.errors import ShepherdError, UpdateRefused
 from shepherd.evaluate import loss
 from shepherd.federation.clients import Batches, LocalClients, of_algorithm
@@ -330,7 +330,7 @@ class Trainer:
         self._record(audit.granted_event(request, _now(), visit=visit))
         task.require_awaited()
         base = self.cache.base(settings, request.base, self._max_length(settings))
-        pipeline.require_readable(prepared, base)
+        dataset.require_readable(prepared, base)
         task.require_awaited()
         if request.broadcast is None:
             return _to_answer(self._ready(request, examples))
@@ -536,7 +536,7 @@ class Trainer:
         request, scoring = task.request, self.settings.scoring
         assert request.broadcast is not None
         held = self.cache.heldout(scoring_settings(self.settings, settings), request.base)
-        categories = pipeline.categories(held)
+        categories = dataset.categories(held)
         places = loss.stratified_subset(categories, scoring.examples)
         names = [schema.sentence(categories[i])[: schema.MAX_NAME_CHARS] for i in places]
         least = self.settings.policy.min_examples
@@ -547,7 +547,7 @@ class Trainer:
         self._record(audit.granted_event(request, _now(), scoring=scoring, behind=behind))
         task.require_awaited()
         base = self.cache.base(settings, request.base, self._max_length(settings))
-        pipeline.require_readable(held, base)
+        dataset.require_readable(held, base)
         request_checks.require_fit(request.broadcast, base)
         data = held.heldout.take(places)
         micro_batch = self._micro_batch(base)

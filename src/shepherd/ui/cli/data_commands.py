@@ -15,7 +15,7 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, trust, wished
 from shepherd.visible import shown_line
 
 if TYPE_CHECKING:
-    from shepherd.data.pipeline import Partition
+    from shepherd.data.dataset import Partition
     from shepherd.settings import RunSettings
 
 
@@ -40,7 +40,8 @@ def check(
     run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool, plugins: tuple[str, ...]
 ) -> None:
     """Show examples with their trained part marked, and what share is cut, dropped and masked."""
-    from shepherd.data.pipeline import client_counts, client_remarks
+    from shepherd.data.pipeline import client_counts
+    from shepherd.data.remarks import client_remarks
     from shepherd.overrides import read
     from shepherd.run.inspection import inspect_data
     from shepherd.ui.terminal.data_tables import print_lint_report
@@ -103,7 +104,7 @@ def _stages(settings: RunSettings) -> list[tuple[str, RunSettings]]:
 
 def _print_left_out(division: Partition, settings: RunSettings) -> None:
     from shepherd.data.files import left_out
-    from shepherd.data.pipeline import division_remarks
+    from shepherd.data.remarks import division_remarks
 
     held = division.held
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
