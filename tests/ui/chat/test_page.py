@@ -24,6 +24,7 @@ from shepherd.run.answerer import generate
 from shepherd.ui import access, report
 from shepherd.ui.chat import answering, page
 from shepherd.ui.chat.answering import Chat, open_chat
+from shepherd.ui.chat.fragments import Asked
 from shepherd.ui.chat.page import serve, throttled
 from tests import browser
 from tests.browser import Visit
@@ -361,10 +362,10 @@ def test_examples_fill_the_question_and_answers_are_copied(visit: Callable[..., 
 
 
 def test_its_colours_are_the_reports() -> None:
-    style = (Path(report.__file__).parent / "templates" / "style.css").read_text(encoding="utf8")
-    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
+    sheet = (Path(report.__file__).parent / "templates" / "style.css").read_text(encoding="utf8")
+    light, dark = re.findall(r":root \{(.*?)\}", sheet, re.DOTALL)[:2]
     names = ("paper", "raised", "ink", "soft", "rule", "accent")
-    for name, (by_day, by_night) in zip(names, (*page.COLOURS_OF_REPORT,), strict=True):
+    for name, (by_day, by_night) in zip(names, (*style.COLOURS_OF_REPORT,), strict=True):
         assert f"--{name}: {by_day};" in light
         assert f"--{name}: {by_night};" in dark
 
@@ -580,7 +581,7 @@ def test_pairs_and_places_are_drawn(chat: Chat) -> None:
 
 def test_a_conversation_goes_on_from_answers_of_the_same_training() -> None:
     """The arms of another seed have one name, and are other models."""
-    before: list[page.Asked] = [("one", "c", {"federated": "a"}, 0), ("two", "", {"federated": "b"}, 1)]
+    before: list[Asked] = [("one", "c", {"federated": "a"}, 0), ("two", "", {"federated": "b"}, 1)]
     assert page._turns(before, "federated", 1) == [
         Turn(role="user", text="two"),
         Turn(role="assistant", text="b"),

@@ -27,11 +27,11 @@ from typing import Any, TypeVar
 from shepherd.consent import NOTHING, Consent
 from shepherd.data.examples import Turn
 from shepherd.errors import DataError, ShepherdError
-from shepherd.io.paths import short
 from shepherd.ui.access import Token
-from shepherd.ui.chat import votes
+from shepherd.ui.chat import fragments, style, votes
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.arms import BASE, LOCAL
+from shepherd.ui.chat.fragments import GOING, WRONG, Asked, answer_text, plain, status_line
 from shepherd.ui.chat.gate import Gate
 from shepherd.ui.chat.markdown import as_html
 from shepherd.ui.chat.votes import Ballot
@@ -59,104 +59,7 @@ LOCAL_LABEL = "a local client"
 CHOICES = (("A is better", 0), ("Tie", None), ("B is better", 1))
 """The buttons of a blind vote, with the place of the better answer."""
 _GOING = "Answering …"
-GOING, WRONG = "going", "wrong"
-"""CSS classes of the status line while answers grow, and after a fault."""
 
-PAPER, RAISED, INK, SOFT, RULE = (
-    ("#fcfbf8", "#14171a"),
-    ("#f4f2ec", "#1c2024"),
-    ("#1b2126", "#e9e6e0"),
-    ("#555e67", "#a9b0b7"),
-    ("#dcd8ce", "#363c42"),
-)
-"""Colours of the report, light and dark; see ui/report/templates/style.css."""
-STRONG = ("#0b5c7a", "#86c8e3")
-COLOURS_OF_REPORT = (PAPER, RAISED, INK, SOFT, RULE, STRONG)
-COLOURS = {
-    "body_background_fill": PAPER,
-    "body_text_color": INK,
-    "body_text_color_subdued": SOFT,
-    "background_fill_primary": PAPER,
-    "background_fill_secondary": RAISED,
-    "block_background_fill": RAISED,
-    "block_border_color": RULE,
-    "block_label_background_fill": RAISED,
-    "block_label_text_color": SOFT,
-    "block_title_text_color": SOFT,
-    "block_info_text_color": SOFT,
-    "border_color_primary": RULE,
-    "input_background_fill": PAPER,
-    "input_border_color": RULE,
-    "input_border_color_focus": STRONG,
-    "input_placeholder_color": SOFT,
-    "checkbox_label_background_fill": RAISED,
-    "checkbox_label_background_fill_selected": RAISED,
-    "checkbox_label_text_color": INK,
-    "checkbox_label_text_color_selected": INK,
-    "checkbox_background_color_selected": STRONG,
-    "checkbox_border_color_selected": STRONG,
-    "slider_color": STRONG,
-    "button_primary_background_fill": STRONG,
-    "button_primary_background_fill_hover": ("#084860", "#a8d8ec"),
-    "button_primary_text_color": ("#fcfbf8", "#14171a"),
-    "button_primary_text_color_hover": ("#fcfbf8", "#14171a"),
-    "button_secondary_background_fill": RAISED,
-    "button_secondary_background_fill_hover": RULE,
-    "button_secondary_text_color": INK,
-}
-ACCENT = (
-    *("#eef6f9", "#d9ebf2", "#b6d7e4", "#86c8e3", "#4f9dbb", "#0b5c7a"),
-    *("#0a536e", "#084860", "#073c50", "#053040", "#031f2a"),
-)
-NEUTRAL = (
-    *("#fcfbf8", "#f4f2ec", "#e6e2d8", "#dcd8ce", "#a9b0b7", "#7d868e"),
-    *("#555e67", "#363c42", "#2a2f34", "#1c2024", "#14171a"),
-)
-
-CSS = """
-.gradio-container { max-width: 96rem !important; }
-.head .eyebrow { margin: 0; opacity: .75; font-size: .75rem; font-weight: 600; letter-spacing: .08em;
-                 text-transform: uppercase; }
-.head h1 { margin: .2rem 0 0; font-size: clamp(1.7rem, 1.2rem + 2vw, 2.5rem); font-weight: 650;
-           letter-spacing: -.02em; line-height: 1.2; overflow-wrap: anywhere; }
-.head p { margin: .3rem 0 0; opacity: .85; overflow-wrap: anywhere; }
-#actions button { flex: 1 1 0; max-width: 9rem; }
-#modes .form { display: flex; flex-direction: row; flex-wrap: wrap; border: 0; background: none; }
-#modes .form > * { flex: 0 0 auto !important; width: auto; padding: 0 1.5rem .2rem 0; border: 0;
-                   background: none; }
-#ballot .votes { font-size: .85rem; opacity: .85; }
-#ballot button { flex: 0 1 9rem; }
-#answers, #blind { display: grid !important; gap: .25rem 1rem;
-           grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
-:is(#answers, #blind) > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem;
-                                  align-content: start; }
-:is(#answers, #blind) > .column:not(.hide) { display: grid; grid-row: span 3; grid-template-rows: subgrid; }
-#answers button { justify-self: start; }
-.html-container { padding: 0 !important; }
-.arm h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
-.arm p { margin: .15rem 0 0; font-size: .85rem; line-height: 1.3; opacity: .8; overflow-wrap: anywhere; }
-.answer p, .answer .md { margin: 0; padding: .6rem .75rem; min-height: 8.5rem; font-size: 1rem;
-            line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere;
-            height: 100%; box-sizing: border-box;
-            border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
-            background: var(--block-background-fill); }
-.md { white-space: normal !important; }
-.md p { margin: 0 0 .5em; padding: 0; min-height: 0; height: auto; border: 0; background: none; }
-.md ul, .md ol { margin: 0 0 .5em; padding-left: 1.4em; list-style: revert; }
-.md pre { white-space: pre-wrap; margin: 0 0 .5em; }
-.history h3 { margin: 1rem 0 .25rem; font-size: 1rem; overflow-wrap: anywhere; white-space: pre-wrap; }
-.history dt { font-weight: 600; font-size: .85rem; }
-.history dd { margin: 0 0 .4rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.answer p:empty::before { content: "The answer appears here."; opacity: .6; }
-.answer p.nothing:empty::before { content: "An empty answer."; }
-.chat-status p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
-.chat-status p.wrong { font-weight: 600; }
-"""
-
-
-Asked = tuple[str, str, Mapping[str, str], int]
-"""A question of a session: instruction, context, each arm's answer, and the seed that the arms were trained
-with."""
 T = TypeVar("T")
 Updates = dict[Any, Any]
 """New values of the page's components."""
@@ -234,8 +137,8 @@ def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterat
                 server_name=HOST,
                 server_port=port,
                 share=share,
-                theme=_theme(gradio),
-                css=CSS,
+                theme=style.theme(gradio),
+                css=style.CSS,
                 prevent_thread_lock=True,
                 quiet=True,
                 inline=False,
@@ -289,23 +192,6 @@ def _without_proxy() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _theme(gradio: Any) -> Any:
-    """The colours and system fonts of the report; other fonts would be fetched from elsewhere."""
-    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
-    mono = ["ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace"]
-    theme = gradio.themes.Default(
-        primary_hue=gradio.themes.Color(*ACCENT, name="accent"),
-        neutral_hue=gradio.themes.Color(*NEUTRAL, name="paper"),
-        radius_size=gradio.themes.sizes.radius_sm,
-        font=fonts,
-        font_mono=mono,
-    )
-    chosen: dict[str, str] = {}
-    for name, (light, dark) in COLOURS.items():
-        chosen |= {name: light, f"{name}_dark": dark}
-    return theme.set(**chosen, color_accent=STRONG[0], block_shadow="none", block_label_text_weight="600")
-
-
 def build(chat: Chat) -> Any:
     """The chat page as Gradio blocks."""
     return _Page(chat, _gradio()).blocks
@@ -322,7 +208,7 @@ class _Page:
         self.columns = [*others[:place], *([LOCAL] if chat.local else []), *others[place:]]
         title = f"Shepherd: {shown(chat.settings.output)}"
         with gradio.Blocks(title=title, analytics_enabled=False) as self.blocks:
-            gradio.HTML(_head(chat), elem_classes="head")
+            gradio.HTML(fragments.head(chat), elem_classes="head")
             self._question()
             self._choices()
             self._answers()
@@ -410,7 +296,7 @@ class _Page:
 
     def _answers(self) -> None:
         gr = self.gr
-        self.status = gr.HTML(_status_line(""), elem_classes="chat-status", elem_id="chat-status")
+        self.status = gr.HTML(status_line(""), elem_classes="chat-status", elem_id="chat-status")
         self.heads: list[Any] = []
         self.texts: list[Any] = []
         self.copies: list[Any] = []
@@ -421,7 +307,7 @@ class _Page:
                 with gr.Column(min_width=200) as box:
                     self.heads.append(gr.HTML(self._heading(arm), elem_classes="arm"))
                     text = gr.HTML(
-                        _answer_text(""), elem_classes="answer", elem_id=f"answer-{len(self.texts)}"
+                        answer_text(""), elem_classes="answer", elem_id=f"answer-{len(self.texts)}"
                     )
                     self.copies.append(gr.Button("Copy", size="sm", min_width=70))
                 self.texts.append(text)
@@ -430,7 +316,7 @@ class _Page:
         self.kept = gr.State([])
         self.conversation = gr.State([])
         with gr.Accordion("Earlier questions of this session", open=False):
-            self.history = gr.HTML(_history([]), elem_classes="history", elem_id="history")
+            self.history = gr.HTML(fragments.history([]), elem_classes="history", elem_id="history")
             self.forget = gr.Button("Forget them", size="sm", min_width=90, elem_id="forget")
 
     def _ballot(self) -> None:
@@ -442,14 +328,16 @@ class _Page:
                 self.blind_heads, self.blind_texts = [], []
                 for name in "AB":
                     with gr.Column(min_width=200):
-                        self.blind_heads.append(gr.HTML(_blind_head(name), elem_classes="arm"))
+                        self.blind_heads.append(gr.HTML(fragments.blind_head(name), elem_classes="arm"))
                         self.blind_texts.append(
-                            gr.HTML(_answer_text(""), elem_classes="answer", elem_id=f"blind-{name}")
+                            gr.HTML(answer_text(""), elem_classes="answer", elem_id=f"blind-{name}")
                         )
             with gr.Row():
                 self.votes = [gr.Button(label, min_width=90, interactive=False) for label, _ in CHOICES]
-            gr.HTML(_notice(self.chat.path / votes.FOLDER), elem_classes="votes", elem_id="notice")
-            self.standings = gr.HTML(_standings(self.chat.path), elem_classes="votes", elem_id="standings")
+            gr.HTML(fragments.notice(self.chat.path / votes.FOLDER), elem_classes="votes", elem_id="notice")
+            self.standings = gr.HTML(
+                fragments.standings(self.chat.path), elem_classes="votes", elem_id="standings"
+            )
 
     def _wire(self) -> None:
         gr = self.gr
@@ -460,7 +348,7 @@ class _Page:
         session = [self.kept, self.conversation]
         ask_events = [self.ask.click, self.instruction.submit]
         status = [self.status, self.ask, self.stop, self.clear]
-        gr.on(ask_events, None, None, status, js=_waiting_script(), **immediate)
+        gr.on(ask_events, None, None, status, js=fragments.waiting_script(), **immediate)
         asking = gr.on(
             ask_events,
             self._answer_question,
@@ -472,7 +360,7 @@ class _Page:
             **private,
         )
         for ended in (asking.then, asking.failure):  # only `failure` comes if a number is out of range
-            ended(None, self.status, status, js=_ended_script("Stopped."), **immediate)
+            ended(None, self.status, status, js=fragments.ended_script("Stopped."), **immediate)
         self.stop.click(None, cancels=asking, **immediate)
         cleared = [self.instruction, self.context, self.status, *self.texts, self.conversation]
         self.clear.click(self._cleared, None, [*cleared, *self._of_ballot()], **immediate)
@@ -490,17 +378,17 @@ class _Page:
         for button, (_, choice) in zip(self.votes, CHOICES, strict=True):
             vote = partial(self._voted, choice=choice)
             button.click(vote, self.ballot, voted, trigger_mode="once", **immediate)
-        self.forget.click(lambda: [[], _history([])], None, [self.kept, self.history], **immediate)
+        self.forget.click(lambda: [[], fragments.history([])], None, [self.kept, self.history], **immediate)
         for button, words in zip(self.examples, EXAMPLES, strict=True):
             button.click(None, None, self.instruction, js=f"() => {json.dumps(words)}", **immediate)
         for place, button in enumerate(self.copies):
-            button.click(None, None, None, js=_copy_script(f"answer-{place}"), **immediate)
+            button.click(None, None, None, js=fragments.copy_script(f"answer-{place}"), **immediate)
         self.shown.change(self._visible, self.shown, self.boxes, **immediate)
         if LOCAL in self.columns:
             place = self.columns.index(LOCAL)
             local = [self.heads[place], self.texts[place]]
             self.client.change(
-                lambda name: [self._heading(name), _answer_text("")], self.client, local, **immediate
+                lambda name: [self._heading(name), answer_text("")], self.client, local, **immediate
             )
 
     def _own_system(self) -> str:
@@ -512,7 +400,7 @@ class _Page:
 
     def _heading(self, name: str) -> str:
         arm = self.chat.arms[name]
-        return f"<h3>{_text(arm.name)}</h3><p>{_text(arm.says)}</p>"
+        return f"<h3>{plain(arm.name)}</h3><p>{plain(arm.says)}</p>"
 
     def _visible(self, shown: Sequence[str]) -> list[Any]:
         return [self.gr.Column(visible=name in shown) for name in self.columns]
@@ -529,8 +417,8 @@ class _Page:
         return {
             self.ballot: None,
             **dict.fromkeys(self.votes, self.gr.Button(interactive=False)),
-            **{head: _blind_head(name) for head, name in zip(self.blind_heads, "AB", strict=True)},
-            **dict.fromkeys(self.blind_texts, _answer_text("")),
+            **{head: fragments.blind_head(name) for head, name in zip(self.blind_heads, "AB", strict=True)},
+            **dict.fromkeys(self.blind_texts, answer_text("")),
         }
 
     def _answer_question(
@@ -564,7 +452,7 @@ class _Page:
             "seed": int(seed or 0),
         }
         now = Turn(role="user", text=instruction or "", context=context or "")
-        show = as_html if formatted else _text
+        show = as_html if formatted else plain
         if blind:
             steps = self._blind_steps(now, list(arms.values()), options, show)
         else:
@@ -576,11 +464,11 @@ class _Page:
                 for last in throttled(steps, UPDATE_INTERVAL_S):
                     yield last
         except ShepherdError as error:
-            yield {**last, self.status: _status_line(str(error), WRONG)}
+            yield {**last, self.status: status_line(str(error), WRONG)}
         except Exception as error:  # such as a full GPU; the page stays usable
             _log.exception("an answer failed")
             message = f"the answer failed ({type(error).__name__}: {error}); see the terminal"
-            yield {**last, self.status: _status_line(message, WRONG)}
+            yield {**last, self.status: status_line(message, WRONG)}
 
     def _steps(
         self,
@@ -610,7 +498,7 @@ class _Page:
             **self._outputs(done, arms, texts, "", show),
             self.kept: history,
             self.conversation: [*before, asked],
-            self.history: _history(history),
+            self.history: fragments.history(history),
         }
 
     def _blind_steps(
@@ -620,15 +508,18 @@ class _Page:
         if len(arms) < 2:
             raise DataError("a blind vote is between two arms; choose at least two")
         first, second = SystemRandom().sample(arms, 2)
-        yield {self.status: _status_line(_GOING, GOING), **self._no_ballot()}
+        yield {self.status: status_line(_GOING, GOING), **self._no_ballot()}
         texts = {first: "", second: ""}
         answers = self.chat.answer(now.text, now.context, arms=[first, second], **options)
         with closing(answers):
             for texts in answers:
-                yield {self.status: _status_line(_GOING, GOING), **self._blind_answers(texts, show)}
+                yield {
+                    self.status: status_line(_GOING, GOING),
+                    **self._blind_answers(texts, show),
+                }
         if texts[first] == texts[second]:
             same = "Both answers are the same, so there is nothing to choose; ask something else."
-            yield {self.status: _status_line(same), **self._blind_answers(texts, show, ended=True)}
+            yield {self.status: status_line(same), **self._blind_answers(texts, show, ended=True)}
             return
         said = options["system"] if options["system"] is not None else self._own_system()
         system = [Turn(role="system", text=said)] if said else []
@@ -639,7 +530,7 @@ class _Page:
             options={key: value for key, value in options.items() if key != "system"},
         )
         yield {
-            self.status: _status_line("Which answer is better?"),
+            self.status: status_line("Which answer is better?"),
             **self._blind_answers(texts, show, ended=True),
             self.ballot: ballot,
             **dict.fromkeys(self.votes, self.gr.Button(interactive=True)),
@@ -648,24 +539,24 @@ class _Page:
     def _blind_answers(
         self, texts: Mapping[str, str], show: Callable[[str], str], ended: bool = False
     ) -> Updates:
-        drawn = (_answer_text(text, show, ended) for text in texts.values())
+        drawn = (answer_text(text, show, ended) for text in texts.values())
         return dict(zip(self.blind_texts, drawn, strict=True))
 
     def _voted(self, ballot: Ballot | None, choice: int | None) -> Updates:
         """Save a vote, and show whose answers they were."""
         if ballot is None:
-            return {self.status: _status_line("There is nothing to vote on; ask a question first.", WRONG)}
+            return {self.status: status_line("There is nothing to vote on; ask a question first.", WRONG)}
         try:
             votes.keep(self.chat.path, ballot, choice)
         except ShepherdError as error:
-            return {self.status: _status_line(str(error), WRONG)}
+            return {self.status: status_line(str(error), WRONG)}
         named = zip(self.blind_heads, "AB", ballot.arms, strict=True)
         return {
-            self.status: _status_line(f"Saved. A was {ballot.arms[0]}, B was {ballot.arms[1]}."),
+            self.status: status_line(f"Saved. A was {ballot.arms[0]}, B was {ballot.arms[1]}."),
             self.ballot: None,
             **dict.fromkeys(self.votes, self.gr.Button(interactive=False)),
-            **{head: _blind_head(name, arm) for head, name, arm in named},
-            self.standings: _standings(self.chat.path),
+            **{head: fragments.blind_head(name, arm) for head, name, arm in named},
+            self.standings: fragments.standings(self.chat.path),
         }
 
     def _outputs(
@@ -678,8 +569,8 @@ class _Page:
     ) -> Updates:
         asked = [arms.get(name, "") for name in self.columns]
         ended = kind != GOING
-        shown = (_answer_text(texts.get(arm, ""), show or _text, ended and arm in texts) for arm in asked)
-        return {self.status: _status_line(status, kind), **dict(zip(self.texts, shown, strict=True))}
+        shown = (answer_text(texts.get(arm, ""), show or plain, ended and arm in texts) for arm in asked)
+        return {self.status: status_line(status, kind), **dict(zip(self.texts, shown, strict=True))}
 
 
 def _turns(before: Sequence[Asked], arm: str, training: int) -> list[Turn]:
@@ -693,89 +584,6 @@ def _turns(before: Sequence[Asked], arm: str, training: int) -> list[Turn]:
             Turn(role="assistant", text=texts[arm]),
         )
     ]
-
-
-def _blind_head(name: str, arm: str = "") -> str:
-    return f"<h3>Answer {name}{f': {_text(arm)}' if arm else ''}</h3>"
-
-
-def _notice(folder: Path) -> str:
-    """What a vote saves and where, to be read before the first one."""
-    return (
-        f"<p>A vote is saved in {_text(f'{folder.parent.name}/{folder.name}')} on the machine that serves"
-        " this page: the question, both answers and which was better, as data to train on. Ask nothing that"
-        " must not be kept.</p>"
-    )
-
-
-def _standings(path: Path) -> str:
-    """The votes of a run by pair of arms, as HTML."""
-    try:
-        found = [str(each) for each in votes.standings(path)]
-    except ShepherdError as error:
-        found = [str(error)]
-    lines = "".join(f"<li>{_text(each)}</li>" for each in found)
-    return f"<p>Votes so far:</p><ul>{lines}</ul>" if found else "<p>No votes yet.</p>"
-
-
-def _head(chat: Chat) -> str:
-    name, base = _text(short(chat.settings.output)), _text(short(chat.settings.model.base))
-    return (
-        f'<p class="eyebrow">Shepherd chat</p><h1 dir="auto">{name}</h1>'
-        f"<p>Ask once, and its arms answer side by side, on base {base}.</p>"
-    )
-
-
-def _status_line(text: str, kind: str = "") -> str:
-    return f'<p role="{"alert" if kind == WRONG else "status"}" class="{kind}">{_text(text)}</p>'
-
-
-def _waiting_script() -> str:
-    """JavaScript for the click: show that the question waits, and enable Stop only."""
-    waiting = json.dumps(_status_line("Waiting for an answer …", GOING))
-    return f"() => [{waiting}, {_button_updates(False, True, False)}]"
-
-
-def _ended_script(status: str) -> str:
-    """JavaScript for the end of a question: show `status` if the answers did not end by themselves."""
-    mark, ended = json.dumps(f'class="{GOING}"'), json.dumps(_status_line(status))
-    return f"now => [now.includes({mark}) ? {ended} : now, {_button_updates(True, False, True)}]"
-
-
-def _button_updates(*buttons: bool) -> str:
-    return ", ".join(json.dumps({"__type__": "update", "interactive": each}) for each in buttons)
-
-
-def _answer_text(text: str, show: Callable[[str], str] | None = None, ended: bool = False) -> str:
-    if ended and not text:
-        return '<p class="nothing"></p>'
-    if show is as_html and text:
-        return f'<div class="md">{as_html(text)}</div>'
-    return f"<p>{_text(text)}</p>"
-
-
-def _history(kept: Sequence[Asked]) -> str:
-    """The earlier questions of a session as HTML, the last one first, each with its answers."""
-    if not kept:
-        return "<p>None yet.</p>"
-    return "".join(
-        f"<h3>{_text(instruction)}</h3>{f'<p>{_text(context)}</p>' if context else ''}<dl>"
-        + "".join(f"<dt>{_text(arm)}</dt><dd>{_text(text)}</dd>" for arm, text in texts.items())
-        + "</dl>"
-        for instruction, context, texts, _ in reversed(kept)
-    )
-
-
-def _copy_script(ident: str) -> str:
-    """JavaScript that copies the text of an element."""
-    return (
-        f"() => {{ navigator.clipboard.writeText(document.getElementById({json.dumps(ident)}).innerText); }}"
-    )
-
-
-def _text(text: str) -> str:
-    """A text of others as HTML without markup."""
-    return escape(shown(text))
 
 
 def throttled(values: Iterator[T], seconds: float) -> Iterator[T]:
