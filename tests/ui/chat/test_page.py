@@ -22,7 +22,7 @@ from shepherd.data.examples import Turn
 from shepherd.errors import ShepherdError
 from shepherd.run.answerer import generate
 from shepherd.ui import access, report
-from shepherd.ui.chat import answering, page
+from shepherd.ui.chat import answering, page, style
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.fragments import Asked
 from shepherd.ui.chat.page import serve, throttled
