@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from shepherd.machine import malloc
+from shepherd.machine import limits, malloc
 from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.training import stack
@@ -32,8 +32,8 @@ CUDA_PASS_TOKENS = 16384
 
 
 def use_threads(count: Literal["auto"] | int) -> None:
-    """Compute with `count` processor threads; "auto" is one for each physical core."""
-    torch.set_num_threads(psutil.cpu_count(logical=False) or 1 if count == "auto" else count)
+    """Compute with `count` processor threads; "auto" is one for each physical core of this process."""
+    torch.set_num_threads(limits.cores() if count == "auto" else count)
 
 
 def threads() -> int:
@@ -45,7 +45,7 @@ def free_bytes(device: torch.device) -> int:
     """Free memory of a device, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return limits.available_bytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
