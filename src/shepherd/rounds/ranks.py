@@ -24,8 +24,9 @@ def ranks_of(table: AdapterTable, aggregation: Aggregation, clients: Sequence[st
     whole = dict.fromkeys(sorted(clients), table.rank) if aggregation.side_rank else {}
     if not isinstance(table.ranks, Mapping):
         return whole | dict(zip(sorted(clients), cycle(table.ranks), strict=False))
+    known = set(clients)
     for name in table.ranks:
-        if name not in clients:
+        if name not in known:
             close = get_close_matches(name, clients, n=1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
             raise SettingsError(f"adapter.ranks names {name!r}, and there is no such client{meant}")

@@ -155,7 +155,7 @@ def test_a_mistake_in_the_data_comes_back_as_its_sentence(llama, pair) -> None:
     assert len(list(pair.tuned([job(llama, "ann")], silent))) == 1  # and the workers live on
 
 
-def test_a_worker_that_dies_is_reported_with_what_to_do(llama, single) -> None:
+def test_a_worker_that_dies_is_reported_with_what_to_do_and_another_goes_on(llama, single) -> None:
     """The last test that uses this worker."""
     results = single.tuned([job(llama, "ann")] * 3, silent)
     next(results)
@@ -163,6 +163,7 @@ def test_a_worker_that_dies_is_reported_with_what_to_do(llama, single) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(FederationError, match="died, perhaps for lack of memory; resume with"):
         list(single.tuned([job(llama, "bob")] * 3, silent))
+    assert len(list(single.tuned([job(llama, "bob")], silent))) == 1
 
 
 SCRIPT = """

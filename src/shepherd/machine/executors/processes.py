@@ -99,7 +99,7 @@ class Processes:
                         self._report(numbers, watch)
                         self._begin_largest(waiting, begun, numbers)
                     self._report(numbers, watch)
-                    with _raise_worker_death():
+                    with self._raising_worker_death():
                         result = begun[expected].result()
                     yield result
                     del begun[expected]
@@ -118,7 +118,7 @@ class Processes:
         """
         going: deque[Future[R]] = deque()
         try:
-            with _raise_worker_death():
+            with self._raising_worker_death():
                 for item in items:
                     going.append(self._pool.submit(_with_base, work, item))
                     if len(going) == 2 * self.count:
@@ -137,7 +137,7 @@ class Processes:
             number = max(waiting, key=lambda number: _tokens(waiting[number]))
             serial = next(self._serials)
             numbers[serial] = number
-            with _raise_worker_death():
+            with self._raising_worker_death():
                 begun[number] = self._pool.submit(_work, serial, _with_used_examples(waiting.pop(number)))
 
     def close(self) -> None:
@@ -145,22 +145,23 @@ class Processes:
         if self._end is not None:
             self._end()
 
+    @contextmanager
+    def _raising_worker_death(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool as error:
+            self.close()
+            self.__dict__.pop("_pool", None)  # whoever goes on, gets new workers
+            raise FederationError(
+                "a worker process died, perhaps for lack of memory; resume with workers or stack_size set"
+                " lower in the run folder's plan.json"
+            ) from error
+
     def _report(self, numbers: Mapping[int, int], watch: Watch) -> None:
         while not self._progress.empty():
             serial, progress = self._progress.get()
             if serial in numbers:  # not one of a round that was given up
                 watch(numbers[serial], progress)
-
-
-@contextmanager
-def _raise_worker_death() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise FederationError(
-            "a worker process died, perhaps for lack of memory; resume with workers or stack_size set lower"
-            " in the run folder's plan.json"
-        ) from error
 
 
 def processes(count: int, base: Base, consent: Consent = NOTHING) -> Processes:

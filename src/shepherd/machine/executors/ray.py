@@ -232,7 +232,7 @@ class RayActors:
                             watch(numbers[serial], progress)
                 yield done.pop(expected)
         finally:
-            for reference in going:
+            for reference in going if ray.is_initialized() else ():  # a call would start another Ray
                 ray.cancel(reference)
 
     def _came(

@@ -22,8 +22,13 @@ class Source:
 
     @classmethod
     def of(cls, base: Base) -> Source:
-        """The source of a base that this process has loaded."""
-        return cls(model=base.table, adapter=base.adapter, device=str(base.device), proof=base.proof)
+        """The source of a base that this process has loaded.
+
+        A worker computes in the same number type, whatever its own device would choose: else a run would
+        have other bits there, and after it is resumed with the type that was written down.
+        """
+        table = base.table.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")})
+        return cls(model=table, adapter=base.adapter, device=str(base.device), proof=base.proof)
 
     def load(self, consent: Consent) -> Base:
         """Load the base.

@@ -93,8 +93,9 @@ def _has_job(folder: Path) -> bool:
 def _show_rounds(run: Run | SilosRun, shown: Display) -> None:
     shown.begin(_title(run), run.until, read_rows(run.folder))
     for _, row in run.rounds():
-        for base in read_rows(run.folder)[: row["round"] == 1]:  # scored before the first round
-            shown.row(base)
+        if row["round"] == 1:
+            for scored_before in read_rows(run.folder)[:1]:
+                shown.row(scored_before)
         shown.row(row)
 
 
