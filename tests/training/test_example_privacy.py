@@ -18,6 +18,7 @@ from shepherd.algorithms import fed_sb, fedavg, fedprox, ffa_lora, scaffold
 from shepherd.core import Adapter, Algorithm, Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, SettingsError
+from shepherd.machine.executors.processes import _sliced
 from shepherd.model import pass_plan
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
@@ -213,6 +214,16 @@ def test_an_example_alone_has_the_same_share_whatever_else_is_in_the_step(llama,
         together = gradient(base, clipped(1e9), visit("a", 1, [0, 2, 3, 5]))
         without = gradient(base, clipped(1e9), visit("a", 1, [0, 2, 5]))
         close(together.plus(without, -1.0), alone, tolerance=2e-4)
+
+
+def test_in_a_worker_that_is_sent_the_used_examples_alone_the_draws_are_the_same(llama, dropping) -> None:
+    for base in (llama, dropping):
+        whole = visit("a", 1, [5, 2], [3, 5])
+        sent = _sliced(whole)
+        assert len(sent.data) == 4
+        (one,), (other,) = tuned(base, clipped(0.4), whole), tuned(base, clipped(0.4), sent)
+        for name, tensor in one.delta.items():
+            np.testing.assert_array_equal(tensor, other.delta[name])
 
 
 # --- stacks

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def pack_batch(
             parents=parents,
             output_positions=output_positions,
             training=training,
-            examples=_by_example(rows, ends) if apart else (),
+            examples=_by_example(rows, ends, spans) if apart else (),
             cuda=device.type == "cuda",
         ),
     )
@@ -113,7 +114,8 @@ def pad_batch(data: Tokens, row: Row, *, training: bool, apart: bool = False) ->
     The padding is never seen: it comes after every token of its example.
     """
     examples = [data.example(int(i)) for i in row.examples]
-    width = max(len(ids) for ids, _ in examples)
+    texts = [ids for ids, _ in examples]
+    width = max(map(len, texts))
     ids = np.stack([np.pad(ids, (0, width - len(ids)), mode="edge") for ids, _ in examples])
     predicting = [np.flatnonzero(trained[1:]) for _, trained in examples]
     counts = [len(found) for found in predicting]
@@ -135,14 +137,18 @@ def pad_batch(data: Tokens, row: Row, *, training: bool, apart: bool = False) ->
             row.client,
             dropout_seed=row.seed,
             training=training,
-            examples=_by_example([row], range(0, len(ids) * width + 1, width)) if apart else (),
+            examples=_by_example([row], range(0, len(ids) * width + 1, width), texts) if apart else (),
         ),
     )
 
 
-def _by_example(rows: Sequence[Row], ends: Sequence[int]) -> list[pass_plan.Segment]:
-    """A segment for each example; its seed depends on the example, and not on its place in the row."""
-    seeds = [seed_for(row.seed, int(example)) for row in rows for example in row.examples]
+def _by_example(
+    rows: Sequence[Row], ends: Sequence[int], texts: Sequence[NDArray[Any]]
+) -> list[pass_plan.Segment]:
+    """A segment for each example. Its seed depends on its tokens, and neither on its place in the row nor on
+    its number, which is another in a worker process that is sent fewer examples."""
+    seeds = [row.seed for row in rows for _ in row.examples]
+    seeds = [seed_for(seed, crc32(text.tobytes())) for seed, text in zip(seeds, texts, strict=True)]
     return [
         pass_plan.Segment(adapter=number, start=start, stop=stop, dropout_seed=seed)
         for number, (seed, (start, stop)) in enumerate(zip(seeds, pairwise(ends), strict=True))
