@@ -66,9 +66,16 @@ def test_sgd_steps_there(tmp_path: Path) -> None:
 def test_examples_clipped_one_by_one_wait_only_for_the_noise(tmp_path: Path) -> None:
     """Noise is drawn by the operating system's generator, so it comes from the host in each step."""
     base, privacy = loaded("llama", tmp_path), ExamplePrivacy(norm=1.0, noise=1.0)
-    with step_is_never_read(), mock.patch("shepherd.training.example_privacy.ClippedSums.release"):
+    with (
+        step_is_never_read(),
+        mock.patch("shepherd.training.example_privacy.ClippedSums.release"),
+        mock.patch.object(lora_layers, "_add_by_example", wraps=lora_layers._add_by_example) as added,
+        mock.patch.object(lora_layers, "grouped_lora", wraps=lora_layers.grouped_lora) as grouped,
+    ):
         here, _ = rehearse(base, privacy=privacy)
     assert here.copies.count == 1 + STEPS
+    assert added.call_count == STEPS * len(base.shapes)  # the rows of each factor are written in each step
+    assert grouped.call_count == 0
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2", "mixtral"])

@@ -71,8 +71,9 @@ class StackedLinear(nn.Module):
         examples = _examples_in_tokens(plan, len(flat), flat.device)
         dropout = self.dropout if plan.training else 0.0
         keep = _dropout_mask(flat, examples.segments if examples else segments, dropout, self.index)
-        if plan.groups is not None and len(flat) == plan.size and grouped_takes(flat, self.a, self.b):
-            added = grouped_lora(flat if keep is None else flat * keep, self.a, self.b, plan.groups)
+        groups = plan.groups if len(flat) == plan.size and plan.examples is None else None
+        if groups is not None and grouped_takes(flat, self.a, self.b):
+            added = grouped_lora(flat if keep is None else flat * keep, self.a, self.b, groups)
             return torch.add(self.base(flat), added, alpha=self.scale).view(*x.shape[:-1], -1)
         passed, low = _Down.apply(flat, self.a, segments, keep, examples, self.rows.a)  # type: ignore[no-untyped-call]
         y = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place

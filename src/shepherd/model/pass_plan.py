@@ -127,7 +127,8 @@ class PassPlan:
     varlen: Varlen | None = None
     """The same spans without padding, for CUDA; None elsewhere."""
     groups: Groups | None = None
-    """The adapters' tokens for grouped products on CUDA; None elsewhere, or if an adapter has two groups."""
+    """The adapters' tokens for grouped products on CUDA, which know one gradient an adapter; None elsewhere,
+    if an adapter has two groups, or if the gradients of examples are kept apart."""
     output_positions: Tensor | None = None
     """Positions whose final states are read, ascending; None for all."""
     read: PassPlan | None = None
@@ -198,7 +199,7 @@ def packed(
         training=training,
         padding=_padding(sizes, after),
         varlen=_varlen(sizes, after) if kernels else None,
-        groups=_grouped(segments) if kernels else None,
+        groups=_grouped(segments) if kernels and by_example is None else None,
         output_positions=output_positions,
         read=read,
         examples=by_example,
@@ -253,7 +254,7 @@ def _read(
         segments=own,
         size=len(read),
         training=training,
-        groups=_grouped(own) if kernels else None,
+        groups=_grouped(own) if kernels and examples is None else None,
         examples=None if examples is None else apart(own, _narrowed(examples.segments, read)),
     )
 
