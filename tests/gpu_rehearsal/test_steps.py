@@ -14,7 +14,7 @@ from shepherd.model.base import Base
 from shepherd.training import local
 from shepherd.training.example_privacy import ExamplePrivacy
 from shepherd.training.optimisers import sgd
-from tests.gpu_rehearsal.fake_gpu import GPU, WaitingCopyError, fake_gpu, on_gpu
+from tests.gpu_rehearsal.fake_gpu import AMPERE, BLACKWELL, GPU, HOPPER, WaitingCopyError, fake_gpu, on_gpu
 from tests.gpu_rehearsal.rehearsing import REHEARSAL, STEPS, rehearse, step_is_never_read
 from tests.model import bases
 
@@ -49,6 +49,19 @@ def test_one_client_alone_takes_no_grouped_product(kind: str, tmp_path: Path) ->
     with step_is_never_read(), mock.patch.object(lora_layers, "grouped_lora") as grouped:
         here, _ = rehearse(loaded(kind, tmp_path), clients=1)
     assert grouped.call_count == 0
+    assert here.copies.count == 1 + STEPS
+
+
+@pytest.mark.parametrize(("capability", "takes"), [(AMPERE, False), (HOPPER, True), (BLACKWELL, True)])
+def test_grouped_products_are_taken_where_their_kernel_waits_for_nothing(
+    capability: tuple[int, int], takes: bool, tmp_path: Path
+) -> None:
+    with (
+        step_is_never_read(),
+        mock.patch.object(lora_layers, "grouped_lora", wraps=lora_layers.grouped_lora) as grouped,
+    ):
+        here, _ = rehearse(loaded("llama", tmp_path), capability=capability)
+    assert (grouped.call_count > 0) == takes
     assert here.copies.count == 1 + STEPS
 
 

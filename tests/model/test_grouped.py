@@ -63,7 +63,7 @@ def test_outputs_and_gradients_are_those_of_each_adapter(counts, order, dropout)
 
 
 def test_examples_that_are_kept_apart_get_their_rows_where_groups_are_taken(monkeypatch) -> None:
-    """A grouped product has one gradient for each adapter, so it must not run where examples have their own."""
+    """A grouped product has one gradient for each adapter, so none may run where examples have theirs."""
     monkeypatch.setattr(lora_layers, "grouped_takes", lambda *given: True)
     borders = [(0, 0, 3), (0, 3, 5), (1, 5, 9), (1, 9, 10)]  # adapter, start, stop of each example
     segments = [Segment(adapter=0, start=0, stop=5), Segment(adapter=1, start=5, stop=10)]
@@ -128,3 +128,17 @@ def test_it_is_chosen_by_device_and_sizes(x, a, b, device, expected, monkeypatch
     monkeypatch.setattr(lora_layers, "_has_grouped", lambda device_of_x: device == "cuda")
     tensors = (torch.zeros(x, dtype=torch.bfloat16), torch.zeros(a), torch.zeros(b))
     assert grouped_takes(*tensors) is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((8, 0), False), ((8, 9), False), ((9, 0), True), ((10, 0), True), ((10, 3), True), ((12, 0), False)],
+)
+def test_it_is_chosen_where_the_kernel_waits_for_nothing(capability, expected, monkeypatch) -> None:
+    """Other GPUs take PyTorch's own loop, which reads the ends of the groups on the host at each product."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    lora_layers._has_grouped.cache_clear()
+    try:
+        assert lora_layers._has_grouped(torch.device("cuda:0")) is expected
+    finally:
+        lora_layers._has_grouped.cache_clear()

@@ -228,7 +228,7 @@ def test_clients_of_a_stack_are_as_alone(llama) -> None:
         np.testing.assert_array_equal(tensor, turned[1].delta[name])
 
 
-def test_clients_of_a_stack_are_as_alone_where_a_gpu_would_take_grouped_products(tmp_path, monkeypatch) -> None:
+def test_clients_of_a_stack_are_as_alone_where_a_gpu_takes_grouped_products(tmp_path, monkeypatch) -> None:
     llama = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path), rank=8)  # the least that they take
     packed = pass_plan.packed
     monkeypatch.setattr(pass_plan, "packed", lambda *args, **more: packed(*args, **{**more, "cuda": True}))

@@ -37,6 +37,9 @@ class Rows:
 NO_ROWS = Rows(None, None)
 GROUPED_MULTIPLE, MAX_GROUPS = 8, 1024
 """Of a rank and a width, so that rows of bfloat16 begin at 16 bytes; and of groups that a kernel takes."""
+GROUPED_MAJORS = (9, 10)
+"""Compute capabilities (Hopper, datacentre Blackwell) that have the kernel; on others PyTorch copies the ends
+of the groups to the host at each product and multiplies group by group (ATen/native/GroupedMMUtils.h)."""
 
 
 class StackedLinear(nn.Module):
@@ -82,7 +85,7 @@ class StackedLinear(nn.Module):
 
 
 def grouped_takes(x: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether one grouped product over all adapters is possible and worth it: bfloat16 on CUDA, K > 1."""
+    """Whether one grouped product over all adapters is possible and worth it: bfloat16 on Hopper, K > 1."""
     sizes = a.shape[1], a.shape[2], b.shape[1]
     aligned = all(size % GROUPED_MULTIPLE == 0 for size in sizes)
     return aligned and 1 < len(a) <= MAX_GROUPS and x.dtype == torch.bfloat16 and _has_grouped(x.device)
@@ -91,7 +94,7 @@ def grouped_takes(x: Tensor, a: Tensor, b: Tensor) -> bool:
 @lru_cache(maxsize=8)
 def _has_grouped(device: torch.device) -> bool:
     known = hasattr(torch.nn.functional, "grouped_mm")  # PyTorch 2.10
-    return known and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return known and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in GROUPED_MAJORS
 
 
 def grouped_lora(x: Tensor, a: Tensor, b: Tensor, groups: Groups) -> Tensor:
