@@ -141,7 +141,7 @@ def test_an_answer_ends_with_the_first_of_the_texts_that_end_it(base, options) -
     def text(ids: list[int]) -> str:
         return base.tokenizer.decode(ids, skip_special_tokens=True)
 
-    until = [text(free[0][0][:3]), text(free[1][3][:6])]
+    until = [text(free[0][0][:3]), text(free[0][2][:6])]
     ended = answers(base, *arms, stop=[0], until=until, **options)
     for whole, cut in zip([*free[0], *free[1]], [*ended[0], *ended[1]], strict=True):
         lengths = range(1, len(whole) + 1)
