@@ -92,21 +92,22 @@ def test_examples_clipped_one_by_one_wait_only_for_the_noise(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2", "mixtral"])
-def test_answers_read_one_value_a_token(kind: str, tmp_path: Path) -> None:
-    """transformers asks after each token whether all answers have ended; nothing else is read."""
-    base, found = loaded(kind, tmp_path), {}
+def test_answers_read_their_tokens_and_nothing_else(kind: str, tmp_path: Path) -> None:
+    """Each row's token once, all of a step in one copy; whether a row has ended, the host knows by itself.
+
+    Not seen here: transformers asks once a pass whether the mask has padding, and skips that for tensors
+    without values, as for those that are traced.
+    """
+    base = loaded(kind, tmp_path)
     adapter = bases.random_adapter(base, 1)
-    mixin = "transformers.generation.utils.GenerationMixin._has_unfinished_sequences"
     with fake_gpu() as here:
         there = on_gpu(base)
         here.copies.answers_reads = True
         for tokens in (2, 5):
             here.copies.reads = 0
-            with mock.patch(mixin, side_effect=[True] * tokens + [False]):
-                out = generate.answer(there, [adapter, None], [[5, 6, 7], [8, 9]], tokens, [2])
+            out = generate.answer(there, [adapter, None], [[5, 6, 7], [8, 9]], tokens, [2])
             assert [[len(row) for row in rows] for rows in out] == [[tokens] * 2] * 2
-            found[tokens] = here.copies.reads - 4 * tokens  # without those of the answers themselves
-    assert found[5] - found[2] <= 3
+            assert here.copies.reads == 4 * tokens  # each read value is 0, and so ends no answer
 
 
 def test_in_float32_the_buckets_are_used(tmp_path: Path) -> None:
