@@ -152,9 +152,9 @@ def kernel_bytes(base: Base) -> int:
 def peak_bytes(device: torch.device) -> int | None:
     """Most memory that a base on this device and its tuning have taken so far, in bytes; None if unknown.
 
-    On CUDA, the most that PyTorch has held of the device's memory, and `PROCESS_BYTES` of the driver's context,
-    which it does not see and a plan counts. Elsewhere the host's memory of this process and its worker
-    processes, as the sum of each one's own peak: pages that they share are counted in each of them.
+    On CUDA, the most that PyTorch has held of the device's memory, and `PROCESS_BYTES` of the driver's
+    context, which it does not see and a plan counts. Elsewhere the host's memory of this process and its
+    worker processes, as the sum of each one's own peak: pages that they share are counted in each of them.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) + PROCESS_BYTES
