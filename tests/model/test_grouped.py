@@ -100,6 +100,16 @@ def test_a_plan_of_examples_has_no_groups_at_the_read_positions_either() -> None
     assert plan.read.groups is None
 
 
+def test_no_positions_are_no_group(monkeypatch) -> None:
+    segments = [Segment(adapter=k, start=5 * k, stop=5 * k + 5) for k in range(2)]
+    plan = pass_plan.packed([10], segments, CPU, output_positions=torch.tensor([], dtype=int), cuda=True)
+    assert plan.read is not None
+    assert plan.read.groups is None  # of which a kernel would start nothing
+    y, *gradients = run(plan.read, True, 0.0, monkeypatch)
+    assert y.shape == (1, 0, OUTPUTS)
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_rows_of_one_adapter_are_one_group() -> None:
     groups = plan_of([2, 3, 4], [1, 1, 0]).groups
     assert groups is not None

@@ -70,18 +70,18 @@ class StackedLinear(nn.Module):
         segments = _in_tokens(plan, len(flat))
         if plan.answering:
             y = _answered(self.base(flat), flat, self.a, self.b, segments)
-            return y.view(*x.shape[:-1], -1)
+            return y.view(*x.shape[:-1], y.shape[-1])
         examples = _examples_in_tokens(plan, len(flat), flat.device)
         dropout = self.dropout if plan.training else 0.0
         keep = _dropout_mask(flat, examples.segments if examples else segments, dropout, self.index)
         groups = plan.groups if len(flat) == plan.size and plan.examples is None else None
         if groups is not None and grouped_takes(flat, self.a, self.b):
             added = grouped_lora(flat if keep is None else flat * keep, self.a, self.b, groups)
-            return torch.add(self.base(flat), added, alpha=self.scale).view(*x.shape[:-1], -1)
+            return torch.add(self.base(flat), added, alpha=self.scale).view(*x.shape[:-1], added.shape[-1])
         passed, low = _Down.apply(flat, self.a, segments, keep, examples, self.rows.a)  # type: ignore[no-untyped-call]
         y = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale, examples, self.rows.b)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
 
 def grouped_takes(x: Tensor, a: Tensor, b: Tensor) -> bool:
@@ -165,7 +165,7 @@ class StackedExperts(nn.Module):
         base: Any = self.base
         tokens, choices = chosen.shape
         routed = _route(chosen, _in_tokens(plan, tokens), base.num_experts, plan.answering)
-        x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
+        x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, hidden.shape[-1])
         x = x.index_select(0, routed.pairs)  # each pair once, so that gradients are summed in a fixed order
         x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
         x = base._apply_gate(x) if base.has_gate else base.act_fn(x)
@@ -174,7 +174,7 @@ class StackedExperts(nn.Module):
             x = base.post_expert_norm(x)
         x = x * weights.reshape(-1, 1).index_select(0, routed.pairs)
         y = x.new_zeros(tokens * choices, x.shape[1]).index_copy(0, routed.pairs, x)
-        return y.view(tokens, choices, -1).sum(1).to(hidden.dtype)
+        return y.view(tokens, choices, y.shape[-1]).sum(1).to(hidden.dtype)
 
     def _product(self, x: Tensor, name: str, routed: _Routed) -> Tensor:
         """(pairs, in) -> (pairs, out), by the matrix of each pair's expert and the factors of its adapter."""

@@ -268,7 +268,7 @@ def _narrowed(segments: Sequence[Segment], read: Tensor) -> tuple[Segment, ...]:
 
 
 def _grouped(segments: Sequence[Segment]) -> Groups | None:
-    """The segments' tokens by adapter; None if an adapter's are in two places, or the tokens have gaps.
+    """The segments' tokens by adapter; None if there are none, with gaps, or an adapter's in two places.
 
     >>> one, other = Segment(adapter=2, start=0, stop=3), Segment(adapter=2, start=3, stop=5)
     >>> _grouped([one, other]).ends.tolist(), _grouped([one, replace(other, start=4)])
@@ -278,7 +278,8 @@ def _grouped(segments: Sequence[Segment]) -> Groups | None:
         return None
     runs = [list(run) for _, run in groupby(segments, key=lambda segment: segment.adapter)]
     adapters = [run[0].adapter for run in runs]
-    if not segments or segments[0].start or len(set(adapters)) < len(adapters):
+    empty = not segments or not segments[-1].stop
+    if empty or segments[0].start or len(set(adapters)) < len(adapters):
         return None
     ends = torch.tensor([run[-1].stop for run in runs], dtype=torch.int32)
     return Groups(adapters=torch.tensor(adapters), ends=ends)
