@@ -8,8 +8,9 @@ device's highest of a side, and the share of the peak is the useful work by form
 the fastest matrix product of this device in bfloat16. At the end of its case the base of 1B is proven as at
 any load.
 
-What is known is written after every turn, so nothing is lost where the time ends. A side or a case that fails,
-for want of memory or otherwise, is a row that says so, and the others are measured; the exit code is then 1.
+What is known is written after every turn, so nothing is lost where the time ends. A side or a case that
+fails, for want of memory or otherwise, is a row that says so, and the others are measured; the exit code is
+then 1.
 
     python -m benchmarks.gpu [--json gpu.json]          # on a GPU; without one it says so and does nothing
     python -m benchmarks.gpu --rehearse                 # tiny shapes on the processor: that the script works
@@ -81,10 +82,11 @@ REHEARSED = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return common.run(options(arguments), measure, tables)
+    return common.run(parsed(arguments), measure, tables)
 
 
-def options(arguments: Sequence[str] | None) -> Namespace:
+def parsed(arguments: Sequence[str] | None) -> Namespace:
+    """The options; on a GPU the figures are always written."""
     parser = common.parser(__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the processor")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds in all (default {LIMIT_S})")

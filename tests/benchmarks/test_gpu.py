@@ -38,6 +38,16 @@ def test_rehearsed_it_prints_and_writes_every_row(tmp_path, capsys) -> None:
     assert "tiny 4 bits: engine, stack of 1" in capsys.readouterr().out
 
 
+def without_recipe(monkeypatch) -> None:
+    """Its turns take seconds, and one case is enough."""
+    monkeypatch.setattr(gpu.recipe, "one_round", raising(OUT_OF_MEMORY))
+    monkeypatch.setattr(gpu, "REHEARSED", gpu.REHEARSED[:1])
+
+
+def engine_of(case: dict[str, Any]) -> list[dict[str, Any]]:
+    return [side for name, side in case["sides"].items() if name != gpu.RECIPE]
+
+
 def test_a_side_and_a_case_that_fail_are_rows_and_the_others_are_measured(
     tmp_path, capsys, monkeypatch
 ) -> None:
@@ -60,6 +70,7 @@ def test_a_side_and_a_case_that_fail_are_rows_and_the_others_are_measured(
 
 def test_a_side_that_fails_in_a_later_turn_keeps_what_it_had(tmp_path, capsys, monkeypatch) -> None:
     whole, turns = gpu._engine_round, []
+    without_recipe(monkeypatch)
 
     def second_fails(*args: Any) -> Any:
         turns.append(args)
@@ -75,29 +86,31 @@ def test_a_side_that_fails_in_a_later_turn_keeps_what_it_had(tmp_path, capsys, m
 
 
 def test_a_proof_that_refuses_ends_nothing(tmp_path, capsys, monkeypatch) -> None:
+    without_recipe(monkeypatch)
     monkeypatch.setattr(gpu, "CASES", gpu.REHEARSED)  # whose first is proven
     monkeypatch.setattr(gpu, "verify_packing", raising(BaseError("its answers differ")))
     assert rehearsed(tmp_path / "gpu.json") == 1
     cases = json.loads((tmp_path / "gpu.json").read_text())["figures"]["cases"]
     assert cases["tiny"]["proof"]["failed"] == "BaseError: its answers differ"
-    assert all(len(side["seconds"]) == 1 for case in cases.values() for side in case["sides"].values())
+    assert all(len(side["seconds"]) == 1 for side in engine_of(cases["tiny"]))
     assert "tiny: the proof failed: BaseError: its answers differ" in capsys.readouterr().out
 
 
 def test_a_pass_is_as_long_as_memory_allows(tmp_path, monkeypatch) -> None:
+    without_recipe(monkeypatch)
     monkeypatch.setattr(gpu.memory, "micro_batch", lambda base: 16_384)
     monkeypatch.setattr(gpu.memory, "bytes_per_token", lambda base: 2**20)
     monkeypatch.setattr(gpu.memory, "free_bytes", lambda device: 200 * 2**20)
-    assert rehearsed(tmp_path / "gpu.json") == 0
+    rehearsed(tmp_path / "gpu.json")
     sides = json.loads((tmp_path / "gpu.json").read_text())["figures"]["cases"]["tiny"]["sides"]
     assert sides[gpu.ENGINE.format(2)]["micro_batch_tokens"] == 120
 
 
 def test_on_a_gpu_it_writes_without_being_asked() -> None:
-    options = gpu.options(["--threads", "1"])
+    options = gpu.parsed(["--threads", "1"])
     assert options.json.name == "gpu.json"
-    assert gpu.options(["--rehearse"]).json is None
-    assert gpu.options(["--json", "mine.json"]).json.name == "mine.json"
+    assert gpu.parsed(["--rehearse"]).json is None
+    assert gpu.parsed(["--json", "mine.json"]).json.name == "mine.json"
 
 
 def test_what_there_is_no_time_for_is_said_and_the_rest_is_kept(tmp_path, capsys) -> None:
