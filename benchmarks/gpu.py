@@ -5,22 +5,29 @@ and 32 to a step, as in FedIT (arXiv 2305.05644). Each case builds one base for 
 lets them take turns in this process: the engine with stacks of several sizes, and transformers' Trainer with
 PEFT on padded batches (benchmarks/recipe.py). Time is measured to the end of a round, the memory is the
 device's highest of a side, and the share of the peak is the useful work by formula (benchmarks/flops.py) by
-the fastest matrix product of this device in bfloat16. First, the base of 1B is proven as at any load.
+the fastest matrix product of this device in bfloat16. At the end of its case the base of 1B is proven as at
+any load.
 
-What is known is written after every turn, so nothing is lost where the time ends.
+What is known is written after every turn, so nothing is lost where the time ends. A side or a case that
+fails, for want of memory or otherwise, is a row that says so, and the others are measured; the exit code is
+then 1.
 
-    python -m benchmarks.gpu --json gpu.json            # on a GPU; without one it says so and does nothing
+    python -m benchmarks.gpu [--json gpu.json]          # on a GPU; without one it says so and does nothing
     python -m benchmarks.gpu --rehearse                 # tiny shapes on the processor: that the script works
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -41,7 +48,9 @@ from shepherd.model.base import Base, assembled
 from shepherd.model.proof import verify_packing
 from shepherd.training import tune
 
-LIMIT_S, REPEATS = 480, 3
+LIMIT_S, REPEATS, PROOF_S = 480, 3, 20
+WRITTEN = Path("gpu.json")
+"""Where the figures of a GPU go if no file is named: they may not be had again."""
 RECIPE, ENGINE = "recipe", "engine, stack of {}"
 
 
@@ -73,16 +82,25 @@ REHEARSED = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return common.run(parsed(arguments), measure, tables)
+
+
+def parsed(arguments: Sequence[str] | None) -> Namespace:
+    """The options; on a GPU the figures are always written."""
     parser = common.parser(__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the processor")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds in all (default {LIMIT_S})")
-    return common.run(parser.parse_args(arguments), measure, tables)
+    asked = parser.parse_args(arguments)
+    asked.rehearse = asked.rehearse or asked.quick
+    if not asked.rehearse:
+        asked.json = asked.json or WRITTEN
+    return asked
 
 
 def measure(options: Namespace) -> Figures:
-    if not (options.rehearse or options.quick or torch.cuda.is_available()):
+    if not (options.rehearse or torch.cuda.is_available()):
         raise Missing("a GPU that PyTorch can use (--rehearse runs tiny shapes on the processor)")
-    rehearsed = options.rehearse or options.quick
+    rehearsed = options.rehearse
     device, ends = torch.device("cpu" if rehearsed else "cuda:0"), perf_counter() + options.limit
     dtype = torch.float32 if rehearsed else torch.bfloat16
     sizes = (64,) if rehearsed else (4096, 8192, 16384)
@@ -92,21 +110,41 @@ def measure(options: Namespace) -> Figures:
         "cases": {},
     }
     for case in REHEARSED if rehearsed else CASES:
+        found: Figures = {"sides": {}}
+        figures["cases"][case.name] = found
         if ends - perf_counter() < case.seconds:
-            figures["cases"][case.name] = {"skipped": "no time was left"}
+            found["skipped"] = "no time was left"
         elif case.four_bits and find_spec("bitsandbytes") is None:
-            figures["cases"][case.name] = {"skipped": "bitsandbytes is not installed"}
+            found["skipped"] = "bitsandbytes is not installed"
         else:
-            _measure(case, device, dtype, figures, options, ends)
+            _free(device)  # the case before
+            with _noted(found):
+                _measure(case, device, dtype, figures, options, ends)
         _save(figures, options)
-    return {**figures, "passed": all(_ends_alike(each) for each in figures["cases"].values())}
+    return {**figures, "passed": all(_is_whole(each) for each in figures["cases"].values())}
+
+
+@contextmanager
+def _noted(found: Figures) -> Iterator[None]:
+    """Whatever fails inside is written down, and what comes after it goes on: time on a GPU is scarce."""
+    try:
+        yield
+    except Exception as error:
+        found["failed"] = " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _free(device: torch.device) -> None:
+    """Give back what nothing refers to any more; bases and their layers refer to each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _measure(
     case: Case, device: torch.device, dtype: torch.dtype, figures: Figures, options: Namespace, ends: float
 ) -> None:
     """Measure one case into `figures`, turn by turn."""
-    began = perf_counter()
+    found, began = figures["cases"][case.name], perf_counter()
     work = _work(case, device, options.seed)
     bases = _base(case, device, dtype, work, options.seed), _peft(case, device, dtype, work, options.seed)
     resting = _held(device)
@@ -114,26 +152,29 @@ def _measure(
     useful = flops.useful(
         _shape(bases[0]), np.concatenate(work.lengths()), sum(map(sum, map(work.trained, work.clients)))
     )
-    found: Figures = {
-        "tokens": work.tokens,
-        "useful_tflop": useful / 1e12,
-        "sides": {},
-        "built_s": perf_counter() - began,
-    }
-    figures["cases"][case.name] = found
-    if case is CASES[0]:
-        found["proof"] = str(verify_packing(bases[0], large.MOST_TOKENS))
+    found.update(tokens=work.tokens, useful_tflop=useful / 1e12, built_s=perf_counter() - began)
     for name, side in sides.items():  # the first of each warms up
-        _turn(found["sides"].setdefault(name, {"seconds": []}), side, device, resting, counted=False)
+        own = found["sides"].setdefault(name, {"seconds": []})
+        _free(device)
+        with _noted(own):
+            _turn(own, side, device, resting, counted=False)
+        _save(figures, options)
     for _ in range(1 if device.type == "cpu" else REPEATS):
         for name, side in sides.items():
-            if ends - perf_counter() < found["sides"][name]["warm_up_s"]:
-                return
-            _turn(found["sides"][name], side, device, resting, counted=True)
-            seconds = median(found["sides"][name]["seconds"])
-            found["sides"][name]["tokens_per_second"] = work.tokens / seconds
-            found["sides"][name]["share_of_peak"] = useful / seconds / 1e12 / figures["peak_tflops"]
+            own = found["sides"][name]
+            if "failed" in own or ends - perf_counter() < own["warm_up_s"]:
+                continue
+            with _noted(own):
+                _turn(own, side, device, resting, counted=True)
+                seconds = median(own["seconds"])
+                own["tokens_per_second"] = work.tokens / seconds
+                own["share_of_peak"] = useful / seconds / 1e12 / figures["peak_tflops"]
             _save(figures, options)
+    if case is CASES[0] and ends - perf_counter() >= PROOF_S:
+        _free(device)
+        found["proof"] = {}
+        with _noted(found["proof"]):
+            found["proof"]["said"] = str(verify_packing(bases[0], large.MOST_TOKENS))
 
 
 def _turn(found: Figures, side: Any, device: torch.device, resting: int, *, counted: bool) -> None:
@@ -146,6 +187,8 @@ def _turn(found: Figures, side: Any, device: torch.device, resting: int, *, coun
         torch.cuda.synchronize(device)
     seconds = perf_counter() - began
     found["loss"] = measured.loss
+    if measured.micro_batch_tokens:
+        found["micro_batch_tokens"] = measured.micro_batch_tokens
     if not counted:
         found["warm_up_s"] = seconds
         return
@@ -227,12 +270,26 @@ def _sides(case: Case, device: torch.device, work: Work, base: Base, peft: Any) 
     sides: dict[str, Any] = {
         RECIPE: lambda: recipe.one_round(peft, asked, examples, collator, device, bfloat16=bfloat16)
     }
+    pass_tokens = cache(partial(_pass_tokens, base, asked))  # measured once a size, while it warms up
     for size in case.stacks:
-        sides[ENGINE.format(size)] = lambda size=size: _engine_round(base, asked, size)
+        sides[ENGINE.format(size)] = lambda size=size: _engine_round(base, asked, size, pass_tokens(size))
     return sides
 
 
-def _engine_round(base: Base, work: Work, size: int) -> Measured:
+def _pass_tokens(base: Base, work: Work, size: int) -> int:
+    """Tokens of a pass as a run would choose them, by the memory that is free."""
+    return memory.sizes(
+        base,
+        clients=len(work.clients),
+        step_tokens=work.tokens / len(work.clients),
+        all_tokens=work.tokens,
+        micro_batch=memory.micro_batch(base),
+        workers=1,
+        stack_size=size,
+    ).micro_batch_tokens
+
+
+def _engine_round(base: Base, work: Work, size: int, pass_tokens: int) -> Measured:
     """Every client, `size` at a time; the mean of what they changed."""
     names, results = list(work.clients), []
     for first in range(0, len(names), size):
@@ -246,7 +303,7 @@ def _engine_round(base: Base, work: Work, size: int) -> Measured:
             visits=visits,
             tuning=work.settings.tuning,
             learning_rate=work.settings.tuning.learning_rate,
-            micro_batch_tokens=memory.micro_batch(base),
+            micro_batch_tokens=pass_tokens,
         )
         results += tune.tune(base, job)
     reports = [result.report for result in results]
@@ -259,6 +316,7 @@ def _engine_round(base: Base, work: Work, size: int) -> Measured:
         adapter=mean,
         loss=sum(report.loss * report.trained_tokens for report in reports) / trained,
         dtype=str(base.dtype),
+        micro_batch_tokens=pass_tokens,
     )
 
 
@@ -277,16 +335,20 @@ def _held(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def _ends_alike(case: Figures) -> bool:
-    """Whether all sides of a case lost the same while tuning, within 3 %."""
-    losses = [side["loss"] for side in case.get("sides", {}).values()]
-    return not losses or max(losses) <= 1.03 * min(losses)
+def _is_whole(case: Figures) -> bool:
+    """Whether nothing of a case failed, and all its sides lost the same while tuning, within 3 %."""
+    sides = list(case["sides"].values())
+    losses = [side["loss"] for side in sides if "loss" in side]
+    failed = any("failed" in each for each in (case, case.get("proof", {}), *sides))
+    return not failed and (not losses or max(losses) <= 1.03 * min(losses))
 
 
 def _save(figures: Figures, options: Namespace) -> None:
     if options.json:
         written = {**common.circumstances(options), "figures": figures, "partial": True}
-        options.json.write_text(json.dumps(written, indent=1, default=str) + "\n", encoding="utf8")
+        unfinished = options.json.with_suffix(".part")  # the file is whole at any moment
+        unfinished.write_text(json.dumps(written, indent=1, default=str) + "\n", encoding="utf8")
+        unfinished.replace(options.json)
 
 
 def tables(figures: Figures) -> list[Table]:
@@ -294,13 +356,19 @@ def tables(figures: Figures) -> list[Table]:
     for case, found in figures["cases"].items():
         if "skipped" in found:
             notes.append(f"{case} was skipped: {found['skipped']}")
-            continue
-        theirs = found["sides"][RECIPE]["seconds"]
+        if "failed" in found:
+            notes.append(f"{case} failed: {found['failed']}")
+        theirs = found["sides"].get(RECIPE, {}).get("seconds", [])
         for name, side in found["sides"].items():
-            if not side["seconds"]:
-                notes.append(f"{case}, {name}: no time was left for a turn")
-                continue
             own = side["seconds"]
+            if "failed" in side:
+                notes.append(f"{case}: {name} failed: {side['failed']}")
+                if not own:
+                    rows.append((f"{case}: {name}", "failed", "", "", "", ""))
+            elif not own:
+                notes.append(f"{case}, {name}: no time was left for a turn")
+            if not own:
+                continue
             paired = [other / mine for mine, other in zip(own, theirs, strict=False)]
             ratio = (
                 f"{median(theirs) / median(own):.2f} ({min(paired):.2f}-{max(paired):.2f})" if paired else ""
@@ -315,8 +383,10 @@ def tables(figures: Figures) -> list[Table]:
                     "" if name == RECIPE else ratio,
                 )
             )
-        if "proof" in found:
-            notes.append(f"{case}: {found['proof']}")
+        if "said" in found.get("proof", {}):
+            notes.append(f"{case}: {found['proof']['said']}")
+        if "failed" in found.get("proof", {}):
+            notes.append(f"{case}: the proof failed: {found['proof']['failed']}")
     title = f"{figures['device']}: tuning, {figures['peak_tflops']:,.1f} TFLOP/s in a matrix product"
     columns = ("base: side", "seconds", "tokens/s", "of peak", "GiB", "times the recipe's speed")
     return [Table(title, columns, rows, notes)]

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shepherd.model import attention, lora_layers
 from shepherd.model.base import Base
 
 GPU = torch.device("cuda:0")
+AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 CUDA_BUILD = torch.backends.cuda.is_built()
 WHY_SKIPPED = "needs a CUDA build of PyTorch, with or without a GPU: make rehearse-gpu"
 
@@ -109,10 +111,11 @@ class FakeGPU:
 
 
 @contextlib.contextmanager
-def fake_gpu() -> Iterator[FakeGPU]:
+def fake_gpu(capability: tuple[int, int] = HOPPER) -> Iterator[FakeGPU]:
     """Inside, new tensors on `cuda:0` have no values, and `backward` and `autograd.grad` are walked."""
     here = FakeGPU()
     with (
+        _forgotten(),
         FakeTensorMode(allow_non_fake_inputs=True),
         here.copies,
         mock.patch.object(torch.Tensor, "backward", lambda loss: _backward(here, loss)),
@@ -120,9 +123,22 @@ def fake_gpu() -> Iterator[FakeGPU]:
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, device=None: tensor),
         mock.patch("torch.Generator", return_value=_CpuGenerator()),
         mock.patch("torch.tensor", here.copies.tensor),
-        mock.patch("torch.cuda.get_device_capability", return_value=(9, 0)),
+        mock.patch("torch.cuda.get_device_capability", return_value=capability),
     ):
         yield here
+
+
+@contextlib.contextmanager
+def _forgotten() -> Iterator[None]:
+    """What is remembered of a device is asked anew inside, and again after it."""
+    remembered = (lora_layers._has_grouped, attention._has_flash)
+    for each in remembered:
+        each.cache_clear()
+    try:
+        yield
+    finally:
+        for each in remembered:
+            each.cache_clear()
 
 
 def on_gpu(base: Base, dtype: torch.dtype = torch.bfloat16) -> Base:

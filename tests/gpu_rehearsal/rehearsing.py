@@ -18,7 +18,7 @@ from shepherd.settings import TuningTable
 from shepherd.training import stack, tune
 from shepherd.training.example_privacy import ExamplePrivacy
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
-from tests.gpu_rehearsal.fake_gpu import CUDA_BUILD, WHY_SKIPPED, FakeGPU, fake_gpu, on_gpu
+from tests.gpu_rehearsal.fake_gpu import CUDA_BUILD, HOPPER, WHY_SKIPPED, FakeGPU, fake_gpu, on_gpu
 from tests.model import bases
 
 REHEARSAL = [pytest.mark.gpu_rehearsal, pytest.mark.skipif(not CUDA_BUILD, reason=WHY_SKIPPED)]
@@ -42,6 +42,7 @@ def rehearse(
     training: LocalTraining = DEFAULT_TRAINING,
     algorithm: Algorithm = fedavg.ALGORITHM,
     privacy: ExamplePrivacy | None = None,
+    capability: tuple[int, int] = HOPPER,
 ) -> tuple[FakeGPU, torch.Tensor]:
     """Run all optimiser steps of some visits; the base's weights are gone afterwards."""
     adapter = base.zero
@@ -60,7 +61,7 @@ def rehearse(
         training=training,
         privacy=privacy,
     )
-    with fake_gpu() as here:
+    with fake_gpu(capability) as here:
         there = on_gpu(base)
         adapters = stack.build([adapter] * clients, lambda name: True, there.device)
         lora.bind_adapters(there.model, there.targets, adapters.all)

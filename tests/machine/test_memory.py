@@ -128,3 +128,14 @@ def test_a_pass_is_as_small_as_the_bases_size_allows(llama, monkeypatch) -> None
     assert memory.micro_batch(llama) == 1024  # SmolLM2-135M
     monkeypatch.setattr(memory, "parameters", lambda base: 10**12)
     assert memory.micro_batch(llama) == 1024  # the shared prefix of a row alone
+
+
+def test_the_peak_is_that_of_the_device_which_the_plan_counts(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * 2**30)
+    gpu = torch.device("cuda:1")
+    assert memory.peak_bytes(gpu) == 3 * 2**30 + memory.PROCESS_BYTES
+    assert asked == [gpu]
+    on_host = memory.peak_bytes(torch.device("cpu"))
+    assert on_host is None or on_host >= memory.resident_bytes() // 2
+    assert asked == [gpu]

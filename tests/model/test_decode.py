@@ -101,6 +101,15 @@ def test_a_finished_row_leaves_and_the_others_do_not_notice(llama, shapes) -> No
     assert sum(steps) == sum(lengths) - len(lengths)
 
 
+def test_the_host_reads_once_a_token(llama, monkeypatch) -> None:
+    """On a GPU each reading waits for all work before it; all rows' tokens come in one."""
+    read, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: read.append(len(self)) or tolist(self))
+    (found,) = answers(llama, [None], [[8, 9, 10], [11, 12, 13]], stop=(0,))
+    steps = [min(len(row) + 1, 12) for row in found]  # with that of the token that ends it
+    assert read == [sum(step < own for own in steps) for step in range(max(steps))]
+
+
 @settings(max_examples=15)
 @given(data=st.data())
 def test_rows_have_the_logits_that_they_have_alone(llama, data) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import BaseError
 from shepherd.io import progress
 from shepherd.model import base as loading
+from shepherd.model import decode
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, ModelTable
@@ -124,6 +126,38 @@ def test_an_answer_ends_before_its_first_stop_token(llama) -> None:
         assert short == long[: next((i for i, token in enumerate(long) if token in stop), len(long))]
     assert len(cut[0]) <= 4
     assert len(cut[2]) <= 2
+
+
+def without_leaving(base: Base) -> Base:
+    """The same base, answered through transformers' own generate."""
+    return replace(base, proof=replace(base.proof, decodes=False))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "sampled"])
+def test_an_answer_ends_with_the_first_of_the_texts_that_end_it(base, options) -> None:
+    arms = [adapter(base, 1), None]
+    free = answers(base, *arms, stop=[0], **options)
+
+    def text(ids: list[int]) -> str:
+        return base.tokenizer.decode(ids, skip_special_tokens=True)
+
+    until = [text(free[0][0][:3]), text(free[0][2][:6])]
+    ended = answers(base, *arms, stop=[0], until=until, **options)
+    for whole, cut in zip([*free[0], *free[1]], [*ended[0], *ended[1]], strict=True):
+        lengths = range(1, len(whole) + 1)
+        holds = [n for n in lengths if any(each in text(whole[:n]) for each in until)]
+        assert cut == whole[: holds[0] if holds else len(whole)]
+    assert all(until)
+    assert len(ended[0][0]) <= 3
+    assert ended == answers(without_leaving(base), *arms, stop=[0], until=until, **options)
+
+
+def test_a_row_that_ended_with_a_text_leaves_the_batch(llama, monkeypatch) -> None:
+    (whole,) = answers(llama, adapter(llama, 1), stop=[0])
+    rows, read = [], decode.Rows.read
+    monkeypatch.setattr(decode.Rows, "read", lambda self, *of: rows.append(len(of[0])) or read(self, *of))
+    answers(llama, adapter(llama, 1), stop=[0], until=[llama.tokenizer.decode(whole[0][2])])
+    assert rows[-1] < len(PROMPTS)
 
 
 def test_small_batches_change_nothing(llama, monkeypatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shepherd.model import lora_layers, pass_plan
-from shepherd.model.lora_layers import StackedLinear, grouped_takes
+from shepherd.model.lora_layers import Rows, StackedLinear, grouped_takes
 from shepherd.model.pass_plan import Segment
 
 CPU, INPUTS, OUTPUTS, RANK = torch.device("cpu"), 16, 24, 8
@@ -60,6 +62,54 @@ def test_outputs_and_gradients_are_those_of_each_adapter(counts, order, dropout)
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_examples_that_are_kept_apart_get_their_rows_where_groups_are_taken(monkeypatch) -> None:
+    """A grouped product has one gradient for each adapter, so none may run where examples have theirs."""
+    monkeypatch.setattr(lora_layers, "grouped_takes", lambda *given: True)
+    borders = [(0, 0, 3), (0, 3, 5), (1, 5, 9), (1, 9, 10)]  # adapter, start, stop of each example
+    segments = [Segment(adapter=0, start=0, stop=5), Segment(adapter=1, start=5, stop=10)]
+    examples = [Segment(adapter=e, start=start, stop=stop) for e, (_, start, stop) in enumerate(borders)]
+    plan = pass_plan.packed([3, 2, 4, 1], segments, CPU, training=True, examples=examples, cuda=True)
+    grouped = pass_plan.packed([10], segments, CPU, cuda=True).groups
+    assert plan.groups is None
+    assert grouped is not None
+    x, a, b, outer = (
+        drawn(10, INPUTS, seed=0),
+        drawn(2, RANK, INPUTS, seed=1),
+        drawn(2, OUTPUTS, RANK, seed=2),
+        drawn(10, OUTPUTS, seed=3).detach(),
+    )
+    for asked in (plan, replace(plan, groups=grouped)):  # nor if a plan has groups all the same
+        layer = StackedLinear(nn.Linear(INPUTS, OUTPUTS).requires_grad_(False), scale=0.5, dropout=0.0)
+        layer.a, layer.b = a, b
+        layer.rows = Rows(torch.zeros(4, RANK, INPUTS), torch.zeros(4, RANK, OUTPUTS))
+        with pass_plan.use_plan(asked):
+            (layer(x) * outer).sum().backward()
+        for example, (adapter, start, stop) in enumerate(borders):
+            own, wide = x[start:stop].detach(), outer[start:stop]
+            by_a = 0.5 * b[adapter].detach().T @ wide.T @ own
+            by_b = 0.5 * a[adapter].detach() @ own.T @ wide
+            torch.testing.assert_close(layer.rows.a[example], by_a, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(layer.rows.b[example], by_b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plan_of_examples_has_no_groups_at_the_read_positions_either() -> None:
+    segments = [Segment(adapter=k, start=5 * k, stop=5 * k + 5) for k in range(2)]
+    read = torch.tensor([1, 2, 7])
+    plan = pass_plan.packed([5, 5], segments, CPU, output_positions=read, examples=segments, cuda=True)
+    assert plan.read is not None
+    assert plan.read.groups is None
+
+
+def test_no_positions_are_no_group(monkeypatch) -> None:
+    segments = [Segment(adapter=k, start=5 * k, stop=5 * k + 5) for k in range(2)]
+    plan = pass_plan.packed([10], segments, CPU, output_positions=torch.tensor([], dtype=int), cuda=True)
+    assert plan.read is not None
+    assert plan.read.groups is None  # of which a kernel would start nothing
+    y, *gradients = run(plan.read, True, 0.0, monkeypatch)
+    assert y.shape == (1, 0, OUTPUTS)
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_rows_of_one_adapter_are_one_group() -> None:
     groups = plan_of([2, 3, 4], [1, 1, 0]).groups
     assert groups is not None
@@ -88,3 +138,17 @@ def test_it_is_chosen_by_device_and_sizes(x, a, b, device, expected, monkeypatch
     monkeypatch.setattr(lora_layers, "_has_grouped", lambda device_of_x: device == "cuda")
     tensors = (torch.zeros(x, dtype=torch.bfloat16), torch.zeros(a), torch.zeros(b))
     assert grouped_takes(*tensors) is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((8, 0), False), ((8, 9), False), ((9, 0), True), ((10, 0), True), ((10, 3), True), ((12, 0), False)],
+)
+def test_it_is_chosen_where_the_kernel_waits_for_nothing(capability, expected, monkeypatch) -> None:
+    """Other GPUs take PyTorch's own loop, which reads the ends of the groups on the host at each product."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    lora_layers._has_grouped.cache_clear()
+    try:
+        assert lora_layers._has_grouped(torch.device("cuda:0")) is expected
+    finally:
+        lora_layers._has_grouped.cache_clear()

@@ -19,7 +19,7 @@ from shepherd.core import Adapter, Algorithm, Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, SettingsError
 from shepherd.machine.executors.processes import _sliced
-from shepherd.model import pass_plan
+from shepherd.model import lora_layers, pass_plan
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import example_privacy, tune
@@ -237,6 +237,17 @@ def test_clients_of_a_stack_are_as_alone(llama) -> None:
     turned = tuned(llama, clipped(0.4), b, a)
     for name, tensor in first.delta.items():
         np.testing.assert_array_equal(tensor, turned[1].delta[name])
+
+
+def test_clients_of_a_stack_are_as_alone_where_a_gpu_takes_grouped_products(tmp_path, monkeypatch) -> None:
+    llama = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path), rank=8)  # the least that they take
+    packed = pass_plan.packed
+    monkeypatch.setattr(pass_plan, "packed", lambda *args, **more: packed(*args, **{**more, "cuda": True}))
+    monkeypatch.setattr(lora_layers, "grouped_takes", lambda x, a, b: len(a) > 1)
+    visits = [visit(f"client-{seed}", seed, [0, 1, 2]) for seed in (1, 2)]
+    assert norm_of(gradient(llama, clipped(0.1), visits[0])) > 0.01
+    for each, together in zip(visits, tuned(llama, clipped(0.1), *visits), strict=True):
+        close(together.delta.times(-1.0), gradient(llama, clipped(0.1), each))
 
 
 def test_ranks_that_a_client_does_not_train_stay_and_do_not_count(llama) -> None:

@@ -64,6 +64,22 @@ def test_a_batch_is_a_batch_however_it_is_cut_into_rows(llama) -> None:
         close(cut.delta, whole.delta, 2e-4)
 
 
+@pytest.mark.parametrize(("kind", "stacks"), [("llama", ()), ("mixtral", bases.STACKS)])
+def test_a_pass_that_trains_nothing_is_a_pass_like_others(
+    kind: str, stacks: tuple[str, ...], tmp_path
+) -> None:
+    """Its last layer has no position to compute, of which no shape can be inferred."""
+    base = bases.load(
+        bases.save({**bases.CONFIGS, **bases.MIXTURES}[kind], tmp_path), target_parameters=list(stacks)
+    )
+    data = bases.tokens(1, [9, 12])
+    data = replace(data, loss_mask=data.loss_mask & (np.arange(21) < 9))  # nothing of the second example
+    asked = tune.Visit(client="a", data=data, batches=[np.arange(2)])
+    apart, together = (tuned(base, asked, micro_batch_tokens=tokens)[0] for tokens in (12, 100))
+    close(apart.delta, together.delta, 1e-4)
+    assert apart.report.trained_tokens == together.report.trained_tokens > 0
+
+
 def test_a_shared_prefix_changes_no_result_and_is_not_shared_under_dropout(
     llama, dropping, monkeypatch
 ) -> None:

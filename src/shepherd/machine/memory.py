@@ -149,11 +149,15 @@ def kernel_bytes(base: Base) -> int:
     return KERNEL_BYTES if compiled else 0
 
 
-def peak_bytes() -> int | None:
-    """Most memory that this process and its worker processes have had so far, in bytes; None if unknown.
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory that a base on this device and its tuning have taken so far, in bytes; None if unknown.
 
-    The sum of each one's own peak: pages that processes share are counted in each of them.
+    On CUDA, the most that PyTorch has held of the device's memory, and `PROCESS_BYTES` of the driver's
+    context, which it does not see and a plan counts. Elsewhere the host's memory of this process and its
+    worker processes, as the sum of each one's own peak: pages that they share are counted in each of them.
     """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) + PROCESS_BYTES
     process = psutil.Process()
     found = [_peak(each.pid) for each in (process, *process.children(recursive=True))]
     known = [peak for peak in found if peak is not None]

@@ -66,8 +66,9 @@ class Rows:
         """Read more tokens of each row, (R, n), padded on the left; returns the logits after them, (R, V)."""
         self.mask = torch.cat([self.mask, mask], 1)
         positions = (self.mask.cumsum(1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
-        # an index and not a count, whose slice has PyTorch copy the head's weight once for each row
-        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        # an index and not a count, whose slice has PyTorch copy the head's weight once for each row; filled
+        # there, since a copy of it to a GPU would wait
+        last = ids.new_full((1,), ids.shape[1] - 1)
         with nullcontext() if self.alone else pass_plan.use_plan(_plan(self.owners)):
             out = self.base.model(
                 input_ids=ids,
@@ -114,6 +115,7 @@ def decode(
     stop: Sequence[int],
     choose: Choose = greedy,
     alone: bool = False,
+    until: Sequence[str] = (),
 ) -> list[list[list[int]]]:
     """The new token ids of each adapter's answer to each prompt, without stop tokens.
 
@@ -124,6 +126,7 @@ def decode(
         stop: the token ids that end an answer.
         choose: picks the tokens; the sample of a row is the index of its prompt.
         alone: whether no adapter is bound, and the base runs by itself.
+        until: texts that end an answer as well; an answer holds the one that ended it.
     """
     distinct = [list(prompt) for prompt, _ in groupby(prompts, key=list)]
     rows, scores = read_prompts(base, adapters, distinct, alone=alone)
@@ -135,14 +138,16 @@ def decode(
         scores = scores[again]
     answers: list[list[int]] = [[] for _ in samples]
     going = list(range(len(samples)))  # of the rows, which answer each is
-    ends = torch.tensor(list(stop), device=base.device)
     for step in range(max_new_tokens):
         tokens = choose(scores, [samples[row] for row in going])
-        ended = torch.isin(tokens, ends).tolist()
-        left = [place for place, end in enumerate(ended) if not end]
-        for place, token in enumerate(tokens.tolist()):
-            if not ended[place]:
+        left = []
+        for place, token in enumerate(tokens.tolist()):  # all that the host reads: it waits for a GPU
+            if token not in stop:
                 answers[going[place]].append(token)
+                left.append(place)
+        if until:
+            texts = base.tokenizer.batch_decode([answers[going[p]] for p in left], skip_special_tokens=True)
+            left = [p for p, text in zip(left, texts, strict=True) if not any(end in text for end in until)]
         if not left or step == max_new_tokens - 1:
             break
         if len(left) < len(going):

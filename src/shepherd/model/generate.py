@@ -235,6 +235,7 @@ def answer(
                 stop=stop,
                 choose=decode.greedy if sampler is None else sampler.pick,
                 alone=not tuned,
+                until=until,
             )
     ids, mask = decode.left_padded(prompts, stop[0], base.device)
     width = ids.shape[1]

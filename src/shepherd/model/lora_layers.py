@@ -37,6 +37,9 @@ class Rows:
 NO_ROWS = Rows(None, None)
 GROUPED_MULTIPLE, MAX_GROUPS = 8, 1024
 """Of a rank and a width, so that rows of bfloat16 begin at 16 bytes; and of groups that a kernel takes."""
+GROUPED_MAJORS = (9, 10)
+"""Compute capabilities (Hopper, datacentre Blackwell) that have the kernel; on others PyTorch copies the ends
+of the groups to the host at each product and multiplies group by group (ATen/native/GroupedMMUtils.h)."""
 
 
 class StackedLinear(nn.Module):
@@ -67,21 +70,22 @@ class StackedLinear(nn.Module):
         segments = _in_tokens(plan, len(flat))
         if plan.answering:
             y = _answered(self.base(flat), flat, self.a, self.b, segments)
-            return y.view(*x.shape[:-1], -1)
+            return y.view(*x.shape[:-1], y.shape[-1])
         examples = _examples_in_tokens(plan, len(flat), flat.device)
         dropout = self.dropout if plan.training else 0.0
         keep = _dropout_mask(flat, examples.segments if examples else segments, dropout, self.index)
-        if plan.groups is not None and len(flat) == plan.size and grouped_takes(flat, self.a, self.b):
-            added = grouped_lora(flat if keep is None else flat * keep, self.a, self.b, plan.groups)
-            return torch.add(self.base(flat), added, alpha=self.scale).view(*x.shape[:-1], -1)
+        groups = plan.groups if len(flat) == plan.size and plan.examples is None else None
+        if groups is not None and grouped_takes(flat, self.a, self.b):
+            added = grouped_lora(flat if keep is None else flat * keep, self.a, self.b, groups)
+            return torch.add(self.base(flat), added, alpha=self.scale).view(*x.shape[:-1], added.shape[-1])
         passed, low = _Down.apply(flat, self.a, segments, keep, examples, self.rows.a)  # type: ignore[no-untyped-call]
         y = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale, examples, self.rows.b)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
 
 def grouped_takes(x: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether one grouped product over all adapters is possible and worth it: bfloat16 on CUDA, K > 1."""
+    """Whether one grouped product over all adapters is possible and worth it: bfloat16 on Hopper, K > 1."""
     sizes = a.shape[1], a.shape[2], b.shape[1]
     aligned = all(size % GROUPED_MULTIPLE == 0 for size in sizes)
     return aligned and 1 < len(a) <= MAX_GROUPS and x.dtype == torch.bfloat16 and _has_grouped(x.device)
@@ -90,7 +94,7 @@ def grouped_takes(x: Tensor, a: Tensor, b: Tensor) -> bool:
 @lru_cache(maxsize=8)
 def _has_grouped(device: torch.device) -> bool:
     known = hasattr(torch.nn.functional, "grouped_mm")  # PyTorch 2.10
-    return known and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return known and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in GROUPED_MAJORS
 
 
 def grouped_lora(x: Tensor, a: Tensor, b: Tensor, groups: Groups) -> Tensor:
@@ -161,7 +165,7 @@ class StackedExperts(nn.Module):
         base: Any = self.base
         tokens, choices = chosen.shape
         routed = _route(chosen, _in_tokens(plan, tokens), base.num_experts, plan.answering)
-        x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
+        x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, hidden.shape[-1])
         x = x.index_select(0, routed.pairs)  # each pair once, so that gradients are summed in a fixed order
         x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
         x = base._apply_gate(x) if base.has_gate else base.act_fn(x)
@@ -170,7 +174,7 @@ class StackedExperts(nn.Module):
             x = base.post_expert_norm(x)
         x = x * weights.reshape(-1, 1).index_select(0, routed.pairs)
         y = x.new_zeros(tokens * choices, x.shape[1]).index_copy(0, routed.pairs, x)
-        return y.view(tokens, choices, -1).sum(1).to(hidden.dtype)
+        return y.view(tokens, choices, y.shape[-1]).sum(1).to(hidden.dtype)
 
     def _product(self, x: Tensor, name: str, routed: _Routed) -> Tensor:
         """(pairs, in) -> (pairs, out), by the matrix of each pair's expert and the factors of its adapter."""

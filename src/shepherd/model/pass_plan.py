@@ -127,7 +127,8 @@ class PassPlan:
     varlen: Varlen | None = None
     """The same spans without padding, for CUDA; None elsewhere."""
     groups: Groups | None = None
-    """The adapters' tokens for grouped products on CUDA; None elsewhere, or if an adapter has two groups."""
+    """The adapters' tokens for grouped products on CUDA, which know one gradient an adapter; None elsewhere,
+    if an adapter has two groups, or if the gradients of examples are kept apart."""
     output_positions: Tensor | None = None
     """Positions whose final states are read, ascending; None for all."""
     read: PassPlan | None = None
@@ -198,7 +199,7 @@ def packed(
         training=training,
         padding=_padding(sizes, after),
         varlen=_varlen(sizes, after) if kernels else None,
-        groups=_grouped(segments) if kernels else None,
+        groups=_grouped(segments) if kernels and by_example is None else None,
         output_positions=output_positions,
         read=read,
         examples=by_example,
@@ -253,7 +254,7 @@ def _read(
         segments=own,
         size=len(read),
         training=training,
-        groups=_grouped(own) if kernels else None,
+        groups=_grouped(own) if kernels and examples is None else None,
         examples=None if examples is None else apart(own, _narrowed(examples.segments, read)),
     )
 
@@ -267,7 +268,7 @@ def _narrowed(segments: Sequence[Segment], read: Tensor) -> tuple[Segment, ...]:
 
 
 def _grouped(segments: Sequence[Segment]) -> Groups | None:
-    """The segments' tokens by adapter; None if an adapter's are in two places, or the tokens have gaps.
+    """The segments' tokens by adapter; None if there are none, with gaps, or an adapter's in two places.
 
     >>> one, other = Segment(adapter=2, start=0, stop=3), Segment(adapter=2, start=3, stop=5)
     >>> _grouped([one, other]).ends.tolist(), _grouped([one, replace(other, start=4)])
@@ -277,7 +278,8 @@ def _grouped(segments: Sequence[Segment]) -> Groups | None:
         return None
     runs = [list(run) for _, run in groupby(segments, key=lambda segment: segment.adapter)]
     adapters = [run[0].adapter for run in runs]
-    if not segments or segments[0].start or len(set(adapters)) < len(adapters):
+    empty = not segments or not segments[-1].stop
+    if empty or segments[0].start or len(set(adapters)) < len(adapters):
         return None
     ends = torch.tensor([run[-1].stop for run in runs], dtype=torch.int32)
     return Groups(adapters=torch.tensor(adapters), ends=ends)

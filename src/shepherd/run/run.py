@@ -228,7 +228,9 @@ class Run(HeldRun):
         if is_model:
             self._write_card(scores)
         if not self.method.is_private:  # while the worker processes are there
-            self.holder.write(measured.MEASURED, measured.text(memory_bytes=memory.peak_bytes()))
+            # the memory of actors, perhaps on other machines, is not known here
+            peak = None if self.settings.machine.ray else memory.peak_bytes(self.base.device)
+            self.holder.write(measured.MEASURED, measured.text(memory_bytes=peak))
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
         verdict = release.settled(self.folder).sentence()
