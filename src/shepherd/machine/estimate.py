@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
@@ -11,12 +12,14 @@ import numpy as np
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
+from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
 from shepherd.io.progress import stage
 from shepherd.machine import memory
 from shepherd.machine.plan import Plan
 from shepherd.model.base import Base
-from shepherd.settings import TuningTable
+from shepherd.privacy import example_level
+from shepherd.settings import RunSettings, TuningTable
 from shepherd.training import tune
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, Visit
@@ -97,15 +100,48 @@ def expected(
     )
 
 
-def visit_examples(tuning: TuningTable, sizes: Sequence[int]) -> float:
-    """Mean number of examples that a client trains on in one visit.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amounts:
+    """How much a run tunes on, on average."""
+
+    cohort: float
+    """Clients of a round."""
+    step_tokens: float
+    """Tokens of one client's optimiser step; a client with few examples makes small steps."""
+    round_tokens: float
+    """Tokens that the cohort of a round tunes on, repeated ones included."""
+
+
+def amounts(settings: RunSettings, sizes: Sequence[int], *, cohort: float, length: float) -> Amounts:
+    """Amounts of a run whose clients are asked equally often.
 
     Args:
-        sizes: examples of each client.
+        sizes: examples of each client, at least one.
+        cohort: clients of a round, on average.
+        length: tokens of an example, on average; of a pair, those of both answers.
     """
-    if tuning.max_steps:
-        return tuning.max_steps * tuning.batch_size
-    return (tuning.epochs or 1.0) * sum(sizes) / len(sizes)
+    tuning, visits = settings.tuning, max(1, round(settings.federation.rounds * cohort / len(sizes)))
+    step = visit = 0.0
+    for size, clients in Counter(sizes).items():
+        batch = min(tuning.batch_size, size)
+        if settings.privacy.examples is not None:
+            examples = float(example_level.steps(tuning, size) * batch)
+        else:
+            _, taken = cursor.taken(
+                size,
+                visits=visits,
+                epochs=tuning.epochs,
+                max_steps=tuning.max_steps,
+                batch_size=tuning.batch_size,
+            )
+            examples = taken / visits
+        step += clients * batch
+        visit += clients * examples
+    return Amounts(
+        cohort=cohort,
+        step_tokens=length * step / len(sizes),
+        round_tokens=length * cohort * visit / len(sizes),
+    )
 
 
 def pass_tokens(plan: Plan, step_tokens: float) -> int:
@@ -161,6 +197,9 @@ def seconds_a_token(
     memory.use_threads(max(1, threads // plan.workers))
     try:
         most = pass_tokens(plan, step_tokens)
+        length = len(sample.ids) * training.objective.group_size / len(sample)
+        batch = min(tuning.batch_size, max(1, round(step_tokens / length)))
+        tuning = tuning.model_copy(update={"batch_size": batch})
         return 1 / (plan.workers * _measured_speed(base, tuning, sample, most, plan.stack_size, training))
     finally:
         memory.use_threads(threads)

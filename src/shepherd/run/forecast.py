@@ -18,8 +18,8 @@ import numpy as np
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Method, Selection, ServerState, seed_for
-from shepherd.data import pipeline
+from shepherd.core import Method, ServerState, seed_for
+from shepherd.data import dataset, pipeline
 from shepherd.data.dataset import Partition
 from shepherd.data.tokens import Tokens, typical_length
 from shepherd.errors import DataError
@@ -38,8 +38,6 @@ from shepherd.run.loading import placed
 from shepherd.settings import RunSettings
 from shepherd.training.local import LocalTraining, completed, local_training
 
-SAMPLED_EXAMPLES = 1024
-"""Examples that are tokenised to know how long all are."""
 TRIAL_PARAMETERS = 30_000_000
 """Parameters of the layers that a trial may have; a base with fewer is tried as a whole."""
 STORED_TOKEN_BYTES, STORED_EXAMPLE_BYTES = 5, 8
@@ -157,13 +155,16 @@ def forecast(
     more_ranks = method.aggregation.side_rank + method.algorithm.adds_ranks
     adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     context = context_of(settings, selection, adapter, len(division.clients))
-    work = _work(settings, selection, division, len(sample.ids) * training.objective.group_size / len(sample))
+    length = len(sample.ids) * training.objective.group_size / len(sample)
+    sizes = [len(own) for own in division.clients.values()]
+    work = estimate.amounts(settings, sizes, cohort=selection.expected(len(sizes)), length=length)
+    scored_tokens = length * min(len(division.held.heldout), settings.evaluation.examples)
     # a run chooses its plan with the base loaded
     left = max(0, available - on_cpu * memory.resident_bytes() - memory.weight_bytes(base))
     with stage("measuring the speed of a few layers"):
         trial = _Trial.of(base, consent)
-        length = typical_length([sample])
-        token_bytes = trial.extrapolated([memory.bytes_per_token(each, length) for each in trial.bases])
+        typical = typical_length([sample])
+        token_bytes = trial.extrapolated([memory.bytes_per_token(each, typical) for each in trial.bases])
         malloc.release_free_memory()
         # before the timed trials, whose passes and compiled products are counted by themselves
         held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.bases)
@@ -198,50 +199,23 @@ def forecast(
         plan=plan,
         parameters=memory.parameters(base),
         trained=sum(int(np.prod(shape)) for shape in base.shapes.values()),
-        examples=work.examples,
-        tokens=round(work.examples * work.length),
+        examples=sum(sizes),
+        tokens=round(sum(sizes) * length),
         clients=len(division.clients),
         cohort=work.cohort,
         rounds=settings.federation.rounds,
         memory=memory_of(plan),
         available_bytes=available,
         tuning_seconds=seconds * work.round_tokens,
-        scoring_seconds=FORWARD_SHARE * seconds * plan.workers * work.scored_tokens,
+        scoring_seconds=FORWARD_SHARE * seconds * plan.workers * scored_tokens,
         scored_rounds=-(-settings.federation.rounds // settings.evaluation.every),
         bytes_down=down * work.cohort,
         bytes_up=up * work.cohort,
-        disk=_disk(settings, division, work, state),
+        disk=_disk(settings, division, length, state),
         free_disk_bytes=shutil.disk_usage(_existing(Path(settings.output))).free,
         probe=trial.words,
     )
     return replace(found, advice=tuple(_advice(found, base, memory_of)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """Amounts of a run: examples to train on, and tokens of an example, of a step, of a round and scored."""
-
-    examples: int
-    cohort: float
-    length: float
-    step_tokens: float
-    round_tokens: float
-    scored_tokens: float
-
-
-def _work(settings: RunSettings, selection: Selection, division: Partition, length: float) -> _Work:
-    sizes = [len(own) for own in division.clients.values()]
-    cohort = selection.expected(len(sizes))
-    visit = estimate.visit_examples(settings.tuning, sizes)
-    scored = min(len(division.held.heldout), settings.evaluation.examples)
-    return _Work(
-        examples=sum(sizes),
-        cohort=cohort,
-        length=length,
-        step_tokens=length * settings.tuning.batch_size,
-        round_tokens=length * cohort * visit,
-        scored_tokens=length * scored,
-    )
 
 
 def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training: LocalTraining) -> Tokens:
@@ -251,7 +225,7 @@ def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training
         DataError: none of them is kept.
     """
     rng = np.random.default_rng(seed_for(settings.seed, "forecast"))
-    drawn = rng.permutation(division.held.train)[:SAMPLED_EXAMPLES]
+    drawn = rng.permutation(division.held.train)[: dataset.SAMPLED_EXAMPLES]
     tokens, found = pipeline.training_tokens(
         division.of(drawn.tolist()), settings, tokenizer, paired=training.paired
     )
@@ -309,10 +283,11 @@ def _state_bytes(state: ServerState) -> int:
     return sum(each.nbytes for each in tensors)
 
 
-def _disk(settings: RunSettings, division: Partition, work: _Work, state: ServerState) -> Disk:
+def _disk(settings: RunSettings, division: Partition, length: float, state: ServerState) -> Disk:
     held = division.of(division.held.heldout.tolist())
     texts = sum(len(turn.text) + len(turn.context) for example in held for turn in example.turns)
-    tokens = (work.examples + len(held)) * (work.length * STORED_TOKEN_BYTES + STORED_EXAMPLE_BYTES)
+    examples = sum(map(len, division.clients.values())) + len(held)
+    tokens = examples * (length * STORED_TOKEN_BYTES + STORED_EXAMPLE_BYTES)
     rounds = settings.federation.rounds
     return Disk(
         data=round(tokens) + texts,
