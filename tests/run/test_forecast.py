@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 
 import pytest
 
 from shepherd.errors import ShepherdError
+from shepherd.machine import memory
+from shepherd.model import outline
 from shepherd.run import measured
 from shepherd.run.forecast import _Trial, forecast
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run
+from shepherd.ui.terminal.forecast_table import print_forecast
 from tests import runs
 
 UNEQUAL = {
@@ -97,6 +102,36 @@ def test_what_does_not_fit_says_what_to_change(pair, tmp_path) -> None:
     assert tight.plain()["fits"] is False
 
 
+def test_a_base_of_which_not_even_a_trial_fits_is_not_made(pair, tmp_path, monkeypatch) -> None:
+    _, _, _, folder = pair
+    given = runs.settings(folder.parent / "headers", folder.parent / "rows.jsonl", tmp_path / "run")
+    made = []
+    monkeypatch.setattr(
+        outline,
+        "cut",
+        lambda *args, device=None, real=outline.cut: (made.append(device), real(*args, device=device))[1],
+    )
+    found = forecast(given, available=memory.resident_bytes() + 1000)
+    assert made == [outline.META]
+    assert (found.tuning_seconds, found.scoring_seconds, found.seconds_a_round) == (None, None, None)
+    assert not found.fits
+    assert "the time is not known" in found.advice[0]
+    assert json.loads(found.text())["tuning_seconds"] is None
+    out = io.StringIO()
+    print_forecast(found, out)
+    assert "It does not fit." in out.getvalue()
+    assert " down and " in out.getvalue()
+
+
+def test_trials_that_do_not_fit_together_are_made_one_after_another(llama) -> None:
+    made = []
+    trial = _Trial(counts=(1, 2), whole=2, cut=lambda count: made.append(count) or llama, largest_bytes=10)
+    assert trial.made(20).kept == [llama, llama]
+    made.clear()
+    assert trial.made(19).measured(lambda base: float(made[-1])) == 2.0
+    assert made == [1, 2]
+
+
 def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:
     given = runs.settings(llama_folder, tmp_path / "none.jsonl", tmp_path / "run")
     with pytest.raises(ShepherdError, match=r"none\.jsonl"):
@@ -106,6 +141,6 @@ def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:
 
 def test_a_value_of_few_layers_is_drawn_out_to_all() -> None:
     """5 for what is outside the layers and 2 for each: 5 + 2 * 30."""
-    assert _Trial(bases=(), counts=(2, 6), whole=30).extrapolated([9.0, 17.0]) == 65.0
-    assert _Trial(bases=(), counts=(2, 6), whole=30).extrapolated([9.0, 8.0]) == 8.0  # noise
-    assert _Trial(bases=(), counts=(4,), whole=4).extrapolated([3.0]) == 3.0
+    assert _Trial(cut=None, largest_bytes=0, counts=(2, 6), whole=30).extrapolated([9.0, 17.0]) == 65.0
+    assert _Trial(cut=None, largest_bytes=0, counts=(2, 6), whole=30).extrapolated([9.0, 8.0]) == 8.0  # noise
+    assert _Trial(cut=None, largest_bytes=0, counts=(4,), whole=4).extrapolated([3.0]) == 3.0

@@ -59,13 +59,16 @@ def layers(base: Base) -> int:
     return int(base.model.config.get_text_config().num_hidden_layers)
 
 
-def cut(base: Base, count: int, consent: Consent = NOTHING) -> Base:
-    """The base with its first `count` layers and random weights, on its device: to measure passes.
+def cut(base: Base, count: int, consent: Consent = NOTHING, *, device: torch.device | None = None) -> Base:
+    """The base with its first `count` layers and random weights: to measure passes.
+
+    Args:
+        device: where its weights are; None is the base's device, and `META` makes none.
 
     Raises:
         BaseError: the architecture does not run with fewer layers.
     """
-    network = _network(base.table, base.dtype, base.device, count, consent)
+    network = _network(base.table, base.dtype, device or base.device, count, consent)
     quantise(network, base.table, base.device, base.dtype)
     return _base(network, base.table, base.adapter, base.name, base.device, base.dtype, base.tokenizer)
 

@@ -84,10 +84,10 @@ class Forecast:
     memory: Memory
     available_bytes: int
     """Memory that there is for the run."""
-    tuning_seconds: float
-    """Seconds of local tuning in one round."""
-    scoring_seconds: float
-    """Seconds of scoring after a round that is scored."""
+    tuning_seconds: float | None
+    """Seconds of local tuning in one round; None where even a trial does not fit."""
+    scoring_seconds: float | None
+    """Seconds of scoring after a round that is scored; None with `tuning_seconds`."""
     scored_rounds: int
     bytes_down: float
     """Bytes that the cohort of one round receives."""
@@ -95,7 +95,7 @@ class Forecast:
     disk: Disk
     free_disk_bytes: int
     probe: str
-    """What was measured, in words."""
+    """What was measured, in words; "" if nothing was."""
     advice: tuple[str, ...] = ()
     """What to change where the run does not fit, a sentence each."""
 
@@ -105,8 +105,10 @@ class Forecast:
         return self.memory.total <= self.available_bytes and self.disk.total <= self.free_disk_bytes
 
     @property
-    def seconds_a_round(self) -> float:
-        """Seconds of one round, with its share of the scoring."""
+    def seconds_a_round(self) -> float | None:
+        """Seconds of one round, with its share of the scoring; None where it was not measured."""
+        if self.tuning_seconds is None or self.scoring_seconds is None:
+            return None
         return self.tuning_seconds + self.scoring_seconds * self.scored_rounds / self.rounds
 
     def plain(self) -> dict[str, Any]:
@@ -160,30 +162,38 @@ def forecast(
     work = estimate.amounts(settings, sizes, cohort=selection.expected(len(sizes)), length=length)
     scored_tokens = length * min(len(division.held.heldout), settings.evaluation.examples)
     # a run chooses its plan with the base loaded
-    left = max(0, available - on_cpu * memory.resident_bytes() - memory.weight_bytes(base))
-    with stage("measuring the speed of a few layers"):
-        trial = _Trial.of(base, consent)
-        typical = typical_length([sample])
-        token_bytes = trial.extrapolated([memory.bytes_per_token(each, typical) for each in trial.bases])
-        malloc.release_free_memory()
-        # before the timed trials, whose passes and compiled products are counted by themselves
-        held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.bases)
-        plan = planning.choose(
-            settings,
-            base,
-            clients=max(1, round(work.cohort)),
-            step_tokens=work.step_tokens,
-            all_tokens=settings.federation.rounds * work.round_tokens,
-            more_ranks=more_ranks,
-            token_bytes=round(token_bytes),
-            free=left,
-        )
-        seconds = trial.extrapolated(
-            [
-                estimate.seconds_a_token(each, settings.tuning, plan, sample, work.step_tokens, training)
-                for each in trial.bases
-            ]
-        )
+    left_for_trial = max(0, available - on_cpu * memory.resident_bytes())
+    left = max(0, left_for_trial - memory.weight_bytes(base))
+    room = min(left_for_trial, memory.free_bytes(base.device))
+    choose = partial(
+        planning.choose,
+        settings,
+        base,
+        clients=max(1, round(work.cohort)),
+        step_tokens=work.step_tokens,
+        all_tokens=settings.federation.rounds * work.round_tokens,
+        more_ranks=more_ranks,
+        free=left,
+    )
+    trial = _Trial.of(base, consent)
+    seconds: float | None = None
+    if trial.largest_bytes > room:  # a plan must not exhaust the memory that it measures
+        token_bytes, held = 0, memory.resident_bytes()
+        plan = choose(token_bytes=1)
+    else:
+        with stage("measuring the speed of a few layers"):
+            trial = trial.made(room)
+            typical = typical_length([sample])
+            token_bytes = round(trial.measured(lambda each: memory.bytes_per_token(each, typical)))
+            malloc.release_free_memory()
+            # before the timed trials, whose passes and compiled products are counted by themselves
+            held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.kept)
+            plan = choose(token_bytes=token_bytes)
+            seconds = trial.measured(
+                lambda each: estimate.seconds_a_token(
+                    each, settings.tuning, plan, sample, work.step_tokens, training
+                )
+            )
     state = start(method, adapter, context)
     down, up = bytes_of_round(method, state, [ranks.get(client) for client in division.clients])
     memory_of = partial(
@@ -191,7 +201,7 @@ def forecast(
         base,
         step_tokens=work.step_tokens,
         more_ranks=more_ranks,
-        token_bytes=round(token_bytes),
+        token_bytes=token_bytes,
         process=held + PROOF_BYTES if on_cpu else memory.PROCESS_BYTES,
         server=_server_bytes(method, state, up, work.cohort) if on_cpu else 0,
     )
@@ -206,16 +216,17 @@ def forecast(
         rounds=settings.federation.rounds,
         memory=memory_of(plan),
         available_bytes=available,
-        tuning_seconds=seconds * work.round_tokens,
-        scoring_seconds=FORWARD_SHARE * seconds * plan.workers * scored_tokens,
+        tuning_seconds=None if seconds is None else seconds * work.round_tokens,
+        scoring_seconds=None if seconds is None else FORWARD_SHARE * seconds * plan.workers * scored_tokens,
         scored_rounds=-(-settings.federation.rounds // settings.evaluation.every),
         bytes_down=down * work.cohort,
         bytes_up=up * work.cohort,
         disk=_disk(settings, division, length, state),
         free_disk_bytes=shutil.disk_usage(_existing(Path(settings.output))).free,
-        probe=trial.words,
+        probe=trial.words if seconds is not None else "",
     )
-    return replace(found, advice=tuple(_advice(found, base, memory_of)))
+    said = [] if seconds is not None else [trial.refusal(room)]
+    return replace(found, advice=(*said, *_advice(found, base, memory_of)))
 
 
 def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training: LocalTraining) -> Tokens:
@@ -239,24 +250,52 @@ def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training
 class _Trial:
     """Bases with some of the layers: one with all of them, or two from which the rest follows."""
 
-    bases: Sequence[Base]
     counts: Sequence[int]
     whole: int
+    cut: Callable[[int], Base]
+    """The base with this many layers and random weights."""
+    largest_bytes: int
+    """Of its weights, before they are quantised."""
+    kept: Sequence[Base] = ()
+    """The bases, if there is room for them at the same time; else each is made when it is measured."""
 
     @classmethod
     def of(cls, base: Base, consent: Consent) -> _Trial:
-        """Trials with as many layers as `TRIAL_PARAMETERS` have, and half of them."""
+        """Trials with as many layers as `TRIAL_PARAMETERS` have, and half of them; nothing is made yet."""
         whole = outline.layers(base)
         ends = base.model.get_input_embeddings().weight.numel()
         of_layer = max(1, (memory.parameters(base) - ends) // whole)
         most = min(whole, max(2, TRIAL_PARAMETERS // of_layer))
-        counts = [whole] if most == whole else [max(1, most // 2), most]
-        return cls(bases=[outline.cut(base, count, consent) for count in counts], counts=counts, whole=whole)
+        sized = memory.parameters(outline.cut(base, most, consent, device=outline.META))
+        return cls(
+            counts=[whole] if most == whole else [max(1, most // 2), most],
+            whole=whole,
+            cut=lambda count: outline.cut(base, count, consent),
+            largest_bytes=sized * base.dtype.itemsize,
+        )
+
+    def made(self, room: int) -> _Trial:
+        """The trial with its bases, where `room` bytes hold them all."""
+        fit = len(self.counts) * self.largest_bytes <= room
+        return replace(self, kept=[self.cut(count) for count in self.counts] if fit else ())
+
+    def measured(self, measure: Callable[[Base], float]) -> float:
+        """What `measure` gives for each base, extrapolated to all layers."""
+        made = [measure(each) for each in self.kept]
+        return self.extrapolated(made or [measure(self.cut(count)) for count in self.counts])
+
+    def refusal(self, room: int) -> str:
+        """Why nothing was measured, and what that leaves out."""
+        return (
+            f"a trial of {many(self.counts[-1], 'layer')} takes {data_size(self.largest_bytes)} and"
+            f" {data_size(room)} are free, so the time is not known and activations are not counted; plan"
+            " where more memory is free"
+        )
 
     def extrapolated(self, values: Sequence[float]) -> float:
         """A value that grows evenly with the layers, at all of them; at least that of the largest trial.
 
-        >>> _Trial(bases=(), counts=(1, 3), whole=30).extrapolated([2.0, 3.0])
+        >>> _Trial(counts=(1, 3), whole=30, cut=..., largest_bytes=0).extrapolated([2.0, 3.0])
         16.5
         """
         if len(values) == 1:
