@@ -8,13 +8,16 @@ import shutil
 
 import pytest
 
+from shepherd.data import pipeline
 from shepherd.errors import ShepherdError
 from shepherd.machine import memory
 from shepherd.model import outline
+from shepherd.overrides import parse
 from shepherd.run import measured
-from shepherd.run.forecast import _Trial, forecast
+from shepherd.run.forecast import _scored_examples, _Trial, forecast
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run
+from shepherd.training import score
 from shepherd.ui.terminal.forecast_table import print_forecast
 from tests import runs
 
@@ -48,8 +51,6 @@ def pair(llama_folder, tmp_path_factory):
 
 
 def _transforms(given):
-    from shepherd.overrides import parse
-
     table = given.model_dump(exclude_defaults=True)
     return parse({**table, "transforms": UNEQUAL["transforms"]}).transforms
 
@@ -130,6 +131,56 @@ def test_trials_that_do_not_fit_together_are_made_one_after_another(llama) -> No
     made.clear()
     assert trial.made(19).measured(lambda base: float(made[-1])) == 2.0
     assert made == [1, 2]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_bytes_of_a_secure_sum_are_those_of_its_ring(llama_folder, tmp_path, bits) -> None:
+    given = runs.settings(
+        llama_folder,
+        runs.written(tmp_path / "rows.jsonl"),
+        tmp_path / "run",
+        federation={"rounds": 1, "weights": "equal"},
+        selection={"share": 1.0},
+        tuning={"max_steps": 1},
+    )
+    coded = [{"name": "clip", "norm": 1.0}, {"name": "fixed_point"}]
+    table = given.model_dump(exclude_defaults=True)
+    given = parse({**table, "transforms": coded, "secure": {"ring_bits": bits}})
+    found = forecast(given)
+    with open_run(given) as run:
+        for _ in run.rounds():
+            pass
+    row = read_rows(tmp_path / "run")[-1]
+    assert (found.bytes_down, found.bytes_up) == (row["bytes_down"], row["bytes_up"])
+    kept = json.loads((tmp_path / "run" / measured.EXPECTED).read_text())
+    assert (kept["bytes_down"], kept["bytes_up"]) == (row["bytes_down"], row["bytes_up"])
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"evaluation": {"examples": 2}},
+        {"evaluation": {"contribution": True}, "selection": {"share": 1.0}},
+        {"algorithm": {"name": "fedsa_lora"}, "evaluation": {"clients": 3}},
+        {"algorithm": {"name": "local_adapter"}},
+    ],
+)
+def test_an_example_counts_as_often_as_it_is_scored(llama_folder, tmp_path, monkeypatch, tables) -> None:
+    source = runs.written(tmp_path / "rows.jsonl")
+    given = runs.settings(llama_folder, source, tmp_path / "run", **{"federation": {"rounds": 1}, **tables})
+    scored, losses = [], score.losses
+
+    def counted(base, adapters, data, **how):
+        scored.append(len(data) * len(adapters))
+        return losses(base, adapters, data, **how)
+
+    with open_run(given) as run:
+        monkeypatch.setattr(score, "losses", counted)
+        for _ in run.rounds():
+            pass
+        method, cohort = run.method, run.selection.expected(len(run.prepared.clients))
+    assert _scored_examples(given, method, pipeline.divide(given), cohort) == sum(scored)
 
 
 def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:

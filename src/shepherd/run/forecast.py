@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from shepherd.data import dataset, pipeline
 from shepherd.data.dataset import Partition
 from shepherd.data.tokens import Tokens, typical_length
 from shepherd.errors import DataError
+from shepherd.evaluate import personal
+from shepherd.evaluate.loss import stratified_subset
 from shepherd.io.phrases import data_size
 from shepherd.io.progress import many, stage
 from shepherd.machine import estimate, malloc, memory, planning
@@ -32,37 +35,19 @@ from shepherd.model import lora, outline
 from shepherd.model.base import Base
 from shepherd.overrides import require_settings
 from shepherd.rounds import context_of, start
-from shepherd.rounds.loop import bytes_of_round
+from shepherd.rounds.loop import bytes_of_round, client_memory
 from shepherd.rounds.ranks import ranks_of
+from shepherd.run.disk import Disk, disk, state_bytes
 from shepherd.run.loading import placed
 from shepherd.settings import RunSettings
 from shepherd.training.local import LocalTraining, completed, local_training
 
 TRIAL_PARAMETERS = 30_000_000
 """Parameters of the layers that a trial may have; a base with fewer is tried as a whole."""
-STORED_TOKEN_BYTES, STORED_EXAMPLE_BYTES = 5, 8
-"""Of a token, its id and its mask; of an example, where it begins."""
-ROW_BYTES, ROW_CLIENT_BYTES = 1000, 32
-"""Of a line of rounds.jsonl, and of each client's share in it."""
 PROOF_BYTES = 130 * 2**20
 """What the proof at load leaves behind in a process, which a plan does not make; measured."""
 FORWARD_SHARE = 1 / 3
 """Of a token's time in tuning that scoring it takes: the forward pass alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
-    """What a run's folder comes to hold, in bytes."""
-
-    data: int
-    checkpoints: int
-    adapter: int
-    log: int
-
-    @property
-    def total(self) -> int:
-        """Their sum."""
-        return sum(getattr(self, part.name) for part in fields(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +145,7 @@ def forecast(
     length = len(sample.ids) * training.objective.group_size / len(sample)
     sizes = [len(own) for own in division.clients.values()]
     work = estimate.amounts(settings, sizes, cohort=selection.expected(len(sizes)), length=length)
-    scored_tokens = length * min(len(division.held.heldout), settings.evaluation.examples)
+    scored_tokens = length * _scored_examples(settings, method, division, work.cohort)
     # a run chooses its plan with the base loaded
     left_for_trial = max(0, available - on_cpu * memory.resident_bytes())
     left = max(0, left_for_trial - memory.weight_bytes(base))
@@ -195,7 +180,12 @@ def forecast(
                 )
             )
     state = start(method, adapter, context)
-    down, up = bytes_of_round(method, state, [ranks.get(client) for client in division.clients])
+    down, up = bytes_of_round(
+        method,
+        state,
+        [ranks.get(client) for client in division.clients],
+        64 if settings.secure is None else settings.secure.ring_bits,
+    )
     memory_of = partial(
         estimate.memory_of,
         base,
@@ -221,7 +211,7 @@ def forecast(
         scored_rounds=-(-settings.federation.rounds // settings.evaluation.every),
         bytes_down=down * work.cohort,
         bytes_up=up * work.cohort,
-        disk=_disk(settings, division, length, state),
+        disk=disk(settings, division, state, client_memory(method, state), length=length, cohort=work.cohort),
         free_disk_bytes=shutil.disk_usage(_existing(Path(settings.output))).free,
         probe=trial.words if seconds is not None else "",
     )
@@ -314,26 +304,21 @@ class _Trial:
 def _server_bytes(method: Method, state: ServerState, up: float, cohort: float) -> int:
     """The state before and after a round, and the updates that the aggregation holds."""
     updates = 2.0 if method.aggregation.streams else cohort + 1
-    return round(2 * _state_bytes(state) + updates * max(up, state.adapter.nbytes))
+    return round(2 * state_bytes(state) + updates * max(up, state.adapter.nbytes))
 
 
-def _state_bytes(state: ServerState) -> int:
-    tensors = (state.adapter, *state.memory.values(), *state.optimiser.values())
-    return sum(each.nbytes for each in tensors)
-
-
-def _disk(settings: RunSettings, division: Partition, length: float, state: ServerState) -> Disk:
+def _scored_examples(settings: RunSettings, method: Method, division: Partition, cohort: float) -> float:
+    """Examples that are scored after a round that is scored, each as often as it is."""
     held = division.of(division.held.heldout.tolist())
-    texts = sum(len(turn.text) + len(turn.context) for example in held for turn in example.turns)
-    examples = sum(map(len, division.clients.values())) + len(held)
-    tokens = examples * (length * STORED_TOKEN_BYTES + STORED_EXAMPLE_BYTES)
-    rounds = settings.federation.rounds
-    return Disk(
-        data=round(tokens) + texts,
-        checkpoints=min(settings.checkpoints.keep, rounds) * _state_bytes(state),
-        adapter=state.adapter.nbytes,
-        log=rounds * (ROW_BYTES + ROW_CLIENT_BYTES * len(division.clients)),
-    )
+    places = stratified_subset([example.category or "all" for example in held], settings.evaluation.examples)
+    # with contribution also the model before the round, and the one without each client
+    models = method.algorithm.server_is_model * (1 + settings.evaluation.contribution * (1 + cohort))
+    if not method.algorithm.personal or method.is_private:
+        return models * len(places)
+    names = personal.scored_clients(list(division.clients), settings.evaluation.clients)
+    mixes = (Counter(e.category or "all" for e in division.of(division.clients[name])) for name in names)
+    own = [personal.own_places(held, places.tolist(), *each) for each in zip(names, mixes, strict=True)]
+    return models * len(places) + sum(map(len, own))
 
 
 def _existing(path: Path) -> Path:

@@ -171,7 +171,12 @@ def _start(
     with holder.closed_on_error():
         starting.keep(holder, first, base)
         if not method.is_private:
-            down, up = bytes_of_round(method, state, [ranks.get(client) for client in prepared.clients])
+            down, up = bytes_of_round(
+                method,
+                state,
+                [ranks.get(client) for client in prepared.clients],
+                64 if settings.secure is None else settings.secure.ring_bits,
+            )
             holder.write(
                 measured.EXPECTED,
                 measured.text(

@@ -16,7 +16,8 @@ from shepherd.ui.terminal.console import PlainConsole, styled
 
 if TYPE_CHECKING:
     from shepherd.machine.estimate import Memory
-    from shepherd.run.forecast import Disk, Forecast
+    from shepherd.run.disk import Disk
+    from shepherd.run.forecast import Forecast
 
 WORDS = {
     "process": "Python, PyTorch and the data",
@@ -27,6 +28,7 @@ WORDS = {
     "server": "server",
     "data": "tokens and held-out examples",
     "checkpoints": "checkpoints",
+    "memories": "what clients remember",
     "adapter": "final adapter",
     "log": "log",
 }
