@@ -154,6 +154,15 @@ def test_each_process_holds_the_base_and_its_own_passes(llama) -> None:
     assert small.total == 7 + 5 + memory.weight_bytes(llama) + kept // 2 + adapters
 
 
+def test_actors_are_apart_and_each_node_holds_its_own(llama) -> None:
+    def memory_of(workers: int, nodes: int) -> estimate.Memory:
+        return estimate.memory_of(llama, replace(PLAN, workers=workers), step_tokens=5000, nodes=nodes)
+
+    assert memory_of(8, 8) == memory_of(1, 1)
+    assert memory_of(8, 4) == memory_of(2, 0) == memory_of(7, 4)
+    assert memory_of(1, 1).base == 2 * memory_of(1, 0).base
+
+
 def test_a_trial_is_a_step_of_a_whole_stack(llama, monkeypatch) -> None:
     """60 examples are 15 for each of 4 clients; 3 examples are 2 batches."""
     tried: list[list[int]] = []

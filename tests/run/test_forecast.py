@@ -183,6 +183,44 @@ def test_an_example_counts_as_often_as_it_is_scored(llama_folder, tmp_path, monk
     assert _scored_examples(given, method, pipeline.divide(given), cohort) == sum(scored)
 
 
+def test_of_actors_on_many_nodes_each_node_holds_its_own(pair, tmp_path) -> None:
+    """Eight actors with the only thread of a machine each are on eight; this one has one and the server."""
+    _, _, _, folder = pair
+    place = (folder.parent / "headers", folder.parent / "rows.jsonl", tmp_path / "run")
+    alone = forecast(runs.settings(*place))
+    spread = {"split": {"clients": 8}, "selection": {"share": 1.0}}
+    given = runs.settings(*place, machine={"ray": {"actors": 8}, "stack_size": 1}, **spread)
+    found = forecast(given)
+    assert (found.plan.workers, found.nodes) == (8, 8)
+    assert found.memory.process - alone.memory.process == pytest.approx(memory.PROCESS_BYTES, rel=0.2)
+    assert found.memory.base == 2 * alone.memory.base
+    tight = forecast(
+        runs.settings(*place, machine={"ray": {"actors": 8}, "stack_size": 1}, **spread), available=1000
+    )
+    assert "machine.workers" not in " ".join(tight.advice)
+    assert forecast(runs.settings(*place)).nodes == 0
+
+
+def test_actors_that_share_a_node_are_told_to_take_one_each(pair, tmp_path) -> None:
+    _, _, _, folder = pair
+    spread = {"split": {"clients": 8}, "selection": {"share": 1.0}}
+    given = runs.settings(
+        folder.parent / "headers",
+        folder.parent / "rows.jsonl",
+        tmp_path / "run",
+        machine={"ray": {"actors": 8}, "threads": 2, "stack_size": 1},
+        **spread,
+    )
+    found = forecast(given)
+    assert found.nodes == 4
+    needed = found.memory.total - memory.PROCESS_BYTES // 2  # one actor a node fits
+    tight = forecast(given, available=needed)
+    assert tight.advice[0].startswith("set machine.ray.cpus = 2, which takes")
+    cpus = given.machine.ray.model_copy(update={"cpus": 2})
+    wider = given.model_copy(update={"machine": given.machine.model_copy(update={"ray": cpus})})
+    assert forecast(wider, available=needed).fits
+
+
 def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:
     given = runs.settings(llama_folder, tmp_path / "none.jsonl", tmp_path / "run")
     with pytest.raises(ShepherdError, match=r"none\.jsonl"):

@@ -33,7 +33,7 @@ LONG_TRIAL_S = 1.0  # after a trial of this duration no larger one is made
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Peak memory of a run by what it is for, in bytes, of all processes together."""
+    """Peak memory of a run by what it is for, in bytes, of all its processes on one machine."""
 
     process: int
     """Python, PyTorch and the other libraries, once a process."""
@@ -59,7 +59,7 @@ class Expected:
     """Estimated memory and time of a run."""
 
     memory_bytes: int
-    """Peak memory of all processes together, in bytes."""
+    """Peak memory of all processes on one machine, in bytes."""
     seconds_a_round: float
     """Seconds of local tuning in one round."""
 
@@ -76,6 +76,7 @@ def expected(
     training: LocalTraining = DEFAULT_TRAINING,
     token_bytes: int | None = None,
     process: int = memory.PROCESS_BYTES,
+    nodes: int = 0,
 ) -> Expected:
     """Estimate a run by tuning on the first examples of `sample`.
 
@@ -84,7 +85,7 @@ def expected(
         step_tokens: tokens of one client's optimiser step, on average.
         more_ranks: ranks of a client's adapter in addition to the run's, which count in its memory.
         training: the objective, whose groups follow one another in `sample`.
-        token_bytes: as for `memory_of`, like `process`.
+        token_bytes: as for `memory_of`, like `process` and `nodes`.
     """
     needed = memory_of(
         base,
@@ -93,6 +94,7 @@ def expected(
         more_ranks=more_ranks,
         token_bytes=token_bytes,
         process=process,
+        nodes=nodes,
     )
     return Expected(
         memory_bytes=needed.total,
@@ -158,6 +160,7 @@ def memory_of(
     token_bytes: int | None = None,
     process: int = memory.PROCESS_BYTES,
     server: int = 0,
+    nodes: int = 0,
 ) -> Memory:
     """Peak memory: the base in each process, the activations of a pass, and the adapters of its clients.
 
@@ -166,13 +169,16 @@ def memory_of(
         token_bytes: what one token keeps for the backward pass; None measures it on a short row.
         process: bytes of this process without a base.
         server: bytes of the server's state and of the updates that it holds.
+        nodes: machines that Ray's actors are spread over, of which this one has the most to hold; 0 without
+            Ray, whose actors are always processes apart.
     """
-    workers, many = plan.workers, plan.workers > 1
+    workers = math.ceil(plan.workers / max(1, nodes))
+    apart = workers if nodes or workers > 1 else 0
     kept = memory.bytes_per_token(base) if token_bytes is None else token_bytes
     factors = workers * plan.stack_size * memory.adapter_bytes(base, more_ranks)
     return Memory(
-        process=process + many * workers * memory.PROCESS_BYTES + workers * memory.kernel_bytes(base),
-        base=(1 + many * workers) * memory.weight_bytes(base),
+        process=process + apart * memory.PROCESS_BYTES + workers * memory.kernel_bytes(base),
+        base=(1 + apart) * memory.weight_bytes(base),
         adapters=(memory.ADAPTER_COPIES - OPTIMISER_COPIES) * factors,
         optimiser=OPTIMISER_COPIES * factors,
         activations=round(ACTIVATION_MARGIN * workers * pass_tokens(plan, step_tokens) * kept),

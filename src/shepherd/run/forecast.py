@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,9 @@ class Forecast:
     """Clients of a round, on average."""
     rounds: int
     memory: Memory
+    """Of this machine; where Ray's actors fill several, one of which must be as large as this."""
     available_bytes: int
-    """Memory that there is for the run."""
+    """Memory that there is for the run on this machine."""
     tuning_seconds: float | None
     """Seconds of local tuning in one round; None where even a trial does not fit."""
     scoring_seconds: float | None
@@ -81,6 +82,8 @@ class Forecast:
     free_disk_bytes: int
     probe: str
     """What was measured, in words; "" if nothing was."""
+    nodes: int = 0
+    """Machines like this one that Ray's actors fill; 0 without Ray."""
     advice: tuple[str, ...] = ()
     """What to change where the run does not fit, a sentence each."""
 
@@ -179,7 +182,7 @@ def forecast(
                     each, settings.tuning, plan, sample, work.step_tokens, training
                 )
             )
-    state = start(method, adapter, context)
+    state, nodes = start(method, adapter, context), planning.nodes(settings, base, workers=plan.workers)
     down, up = bytes_of_round(
         method,
         state,
@@ -194,6 +197,7 @@ def forecast(
         token_bytes=token_bytes,
         process=held + PROOF_BYTES if on_cpu else memory.PROCESS_BYTES,
         server=_server_bytes(method, state, up, work.cohort) if on_cpu else 0,
+        nodes=nodes,
     )
     found = Forecast(
         plan=plan,
@@ -214,6 +218,7 @@ def forecast(
         disk=disk(settings, division, state, client_memory(method, state), length=length, cohort=work.cohort),
         free_disk_bytes=shutil.disk_usage(_existing(Path(settings.output))).free,
         probe=trial.words if seconds is not None else "",
+        nodes=nodes,
     )
     said = [] if seconds is not None else [trial.refusal(room)]
     return replace(found, advice=(*said, *_advice(found, base, memory_of)))
@@ -327,7 +332,7 @@ def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
 
 
-def _advice(found: Forecast, base: Base, memory_of: Callable[[Plan], Memory]) -> list[str]:
+def _advice(found: Forecast, base: Base, memory_of: Callable[..., Memory]) -> list[str]:
     """What to change, one step after another, until the run would fit."""
     said = []
     if found.disk.total > found.free_disk_bytes:
@@ -335,17 +340,18 @@ def _advice(found: Forecast, base: Base, memory_of: Callable[[Plan], Memory]) ->
             f"the run folder needs {data_size(found.disk.total)} and {data_size(found.free_disk_bytes)} are"
             " free; name another place in output, or lower checkpoints.keep"
         )
-    steps: Sequence[Mapping[str, int]] = (
-        {"workers": 1},
-        {"stack_size": 1},
-        {"micro_batch_tokens": memory.MIN_CPU_PASS_TOKENS},
-    )
+    steps = {"stack_size": 1, "micro_batch_tokens": memory.MIN_CPU_PASS_TOKENS}
     plan, changes = found.plan, []
     total = found.memory.total
-    for step in steps:
+    if found.nodes == 0:
+        steps = {"workers": 1, **steps}  # beside Ray's actors there are no worker processes
+    elif total > found.available_bytes and found.nodes < plan.workers and base.device.type == "cpu":
+        memory_of = partial(memory_of, nodes=plan.workers)
+        changes.append(f"machine.ray.cpus = {memory.threads()}")  # one actor on a node
+        total = memory_of(plan).total
+    for key, value in steps.items():
         if total <= found.available_bytes:
             break
-        (key, value), *_ = step.items()
         if getattr(plan, key) <= value:
             continue
         plan = replace(plan, **{key: value})  # type: ignore[arg-type]

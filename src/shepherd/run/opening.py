@@ -163,6 +163,7 @@ def _start(
         training=training,
         token_bytes=kept,
         process=memory.process_bytes(base),
+        nodes=planning.nodes(settings, base, workers=plan.workers),
     )
     _log_expectation(found)
     context = context_of(settings, selection, first.adapter, len(prepared.clients))
@@ -517,6 +518,7 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
                     more_ranks=_more_ranks(run.method),
                     token_bytes=memory.bytes_per_token(run.base, length),
                     process=memory.process_bytes(run.base),
+                    nodes=planning.nodes(run.settings, run.base, workers=run.plan.workers),
                 ).total,
                 seconds_a_round=median(took),
             )

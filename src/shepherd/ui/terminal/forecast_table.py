@@ -44,8 +44,13 @@ def print_forecast(found: Forecast, stream: TextIO | None = None) -> None:
         f" {many(found.clients, 'client')}, {found.cohort:.4g} a round",
         soft_wrap=True,
     )
+    workers = (
+        f"{many(plan.workers, 'actor')} of Ray on {many(found.nodes, 'node')} like this machine"
+        if found.nodes
+        else many(plan.workers, "process" if plan.workers == 1 else "processe")
+    )
     console.print(
-        f"{many(plan.workers, 'process' if plan.workers == 1 else 'processe')},"
+        f"{workers},"
         f" {many(plan.stack_size, 'client')} in a pass of at most {plan.micro_batch_tokens:,} tokens"
         + (f" (measured on {found.probe})" if found.probe else ""),
         soft_wrap=True,
