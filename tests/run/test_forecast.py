@@ -221,6 +221,28 @@ def test_actors_that_share_a_node_are_told_to_take_one_each(pair, tmp_path) -> N
     assert forecast(wider, available=needed).fits
 
 
+def test_the_run_counts_its_memory_as_the_plan_does(llama_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "process_bytes", lambda base: 0)
+    given = runs.settings(llama_folder, runs.written(tmp_path / "rows.jsonl"), tmp_path / "run")
+    found = forecast(given).memory
+    with open_run(given):
+        kept = json.loads((tmp_path / "run" / measured.EXPECTED).read_text())
+    assert found.server > 0
+    assert kept["memory_bytes"] == found.total - found.process
+
+
+def test_an_algorithm_that_a_run_refuses_is_refused(llama_folder, tmp_path) -> None:
+    given = runs.settings(
+        llama_folder,
+        runs.written(tmp_path / "rows.jsonl"),
+        tmp_path / "run",
+        algorithm={"name": "scaffold"},
+        federation={"weights": "equal"},
+    )
+    with pytest.raises(ShepherdError, match=r"plain SGD"):
+        forecast(given)
+
+
 def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:
     given = runs.settings(llama_folder, tmp_path / "none.jsonl", tmp_path / "run")
     with pytest.raises(ShepherdError, match=r"none\.jsonl"):

@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from shepherd.algorithms import fedavg
-from shepherd.core import Broadcast
+from shepherd.core import Broadcast, Method, ServerState
 from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
 from shepherd.io.progress import stage
@@ -76,6 +76,7 @@ def expected(
     training: LocalTraining = DEFAULT_TRAINING,
     token_bytes: int | None = None,
     process: int = memory.PROCESS_BYTES,
+    server: int = 0,
     nodes: int = 0,
 ) -> Expected:
     """Estimate a run by tuning on the first examples of `sample`.
@@ -85,7 +86,7 @@ def expected(
         step_tokens: tokens of one client's optimiser step, on average.
         more_ranks: ranks of a client's adapter in addition to the run's, which count in its memory.
         training: the objective, whose groups follow one another in `sample`.
-        token_bytes: as for `memory_of`, like `process` and `nodes`.
+        token_bytes: as for `memory_of`, like `process`, `server` and `nodes`.
     """
     needed = memory_of(
         base,
@@ -94,6 +95,7 @@ def expected(
         more_ranks=more_ranks,
         token_bytes=token_bytes,
         process=process,
+        server=server,
         nodes=nodes,
     )
     return Expected(
@@ -184,6 +186,22 @@ def memory_of(
         activations=round(ACTIVATION_MARGIN * workers * pass_tokens(plan, step_tokens) * kept),
         server=server,
     )
+
+
+def server_bytes(method: Method, state: ServerState, up: float, cohort: float) -> int:
+    """The server's state before and after a round, and the updates that its aggregation holds.
+
+    Args:
+        up: bytes that a client sends, as they travel.
+        cohort: clients of a round, on average.
+    """
+    updates = 2.0 if method.aggregation.streams else cohort + 1
+    return round(2 * state_bytes(state) + updates * max(up, state.adapter.nbytes))
+
+
+def state_bytes(state: ServerState) -> int:
+    """Bytes of the tensors of a server's state."""
+    return sum(part.nbytes for part in (state.adapter, *state.memory.values(), *state.optimiser.values()))
 
 
 def seconds_a_token(

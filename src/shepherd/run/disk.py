@@ -9,6 +9,7 @@ import numpy as np
 
 from shepherd.core import Payload, ServerState
 from shepherd.data.dataset import Partition
+from shepherd.machine.estimate import state_bytes
 from shepherd.settings import RunSettings
 
 # Bytes, each measured on run folders of a few clients and of thousands.
@@ -81,11 +82,6 @@ def disk(
         adapter=state.adapter.nbytes,
         log=round(rounds * row),
     )
-
-
-def state_bytes(state: ServerState) -> int:
-    """Bytes of the tensors of a server's state."""
-    return sum(part.nbytes for part in _parts(state))
 
 
 def _parts(state: ServerState) -> list[Payload]:

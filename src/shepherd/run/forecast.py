@@ -19,7 +19,7 @@ import numpy as np
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Method, ServerState, seed_for
+from shepherd.core import Method, seed_for
 from shepherd.data import dataset, pipeline
 from shepherd.data.dataset import Partition
 from shepherd.data.tokens import Tokens, typical_length
@@ -37,10 +37,10 @@ from shepherd.overrides import require_settings
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import bytes_of_round, client_memory
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run.disk import Disk, disk, state_bytes
+from shepherd.run.disk import Disk, disk
 from shepherd.run.loading import placed
 from shepherd.settings import RunSettings
-from shepherd.training.local import LocalTraining, completed, local_training
+from shepherd.training.local import LocalTraining, completed, local_training, require_steps_of
 
 TRIAL_PARAMETERS = 30_000_000
 """Parameters of the layers that a trial may have; a base with fewer is tried as a whole."""
@@ -130,6 +130,7 @@ def forecast(
     method = plugins.method(settings, consent.plugins)
     selection = plugins.selection(settings, consent.plugins)
     training = local_training(settings.tuning, consent.plugins)
+    require_steps_of(method.algorithm, training.optimiser, settings)
     settings = completed(settings, consent.plugins)
     name = settings.model.base
     base = outline.outline(
@@ -196,7 +197,7 @@ def forecast(
         more_ranks=more_ranks,
         token_bytes=token_bytes,
         process=held + PROOF_BYTES if on_cpu else memory.PROCESS_BYTES,
-        server=_server_bytes(method, state, up, work.cohort) if on_cpu else 0,
+        server=estimate.server_bytes(method, state, up, work.cohort) if on_cpu else 0,
         nodes=nodes,
     )
     found = Forecast(
@@ -304,12 +305,6 @@ class _Trial:
         if len(self.counts) == 1:
             return f"all {many(self.whole, 'layer')} with random weights"
         return f"{self.counts[0]} and {self.counts[1]} of {self.whole} layers with random weights"
-
-
-def _server_bytes(method: Method, state: ServerState, up: float, cohort: float) -> int:
-    """The state before and after a round, and the updates that the aggregation holds."""
-    updates = 2.0 if method.aggregation.streams else cohort + 1
-    return round(2 * state_bytes(state) + updates * max(up, state.adapter.nbytes))
 
 
 def _scored_examples(settings: RunSettings, method: Method, division: Partition, cohort: float) -> float:

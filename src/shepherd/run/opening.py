@@ -32,7 +32,7 @@ from shepherd.io import paths
 from shepherd.io.progress import many, roughly, stage
 from shepherd.machine import memory, planning
 from shepherd.machine import plan as plans
-from shepherd.machine.estimate import Amounts, Expected, amounts, expected, memory_of
+from shepherd.machine.estimate import Amounts, Expected, amounts, expected, memory_of, server_bytes
 from shepherd.machine.executors import ray
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
@@ -152,6 +152,14 @@ def _start(
     plan = _choose_plan(dated, base, work, _more_ranks(method), kept)
     _log_description(base, plan, method, prepared)
     _log_remarks(method, prepared)
+    context = context_of(settings, selection, first.adapter, len(prepared.clients))
+    state = start(method, first.adapter, context)  # a transform may refuse this many numbers
+    down, up = bytes_of_round(
+        method,
+        state,
+        [ranks.get(client) for client in prepared.clients],
+        64 if settings.secure is None else settings.secure.ring_bits,
+    )
     found = expected(
         base,
         settings.tuning,
@@ -163,21 +171,14 @@ def _start(
         training=training,
         token_bytes=kept,
         process=memory.process_bytes(base),
+        server=server_bytes(method, state, up, work.cohort) if base.device.type == "cpu" else 0,
         nodes=planning.nodes(settings, base, workers=plan.workers),
     )
     _log_expectation(found)
-    context = context_of(settings, selection, first.adapter, len(prepared.clients))
-    state = start(method, first.adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         starting.keep(holder, first, base)
         if not method.is_private:
-            down, up = bytes_of_round(
-                method,
-                state,
-                [ranks.get(client) for client in prepared.clients],
-                64 if settings.secure is None else settings.secure.ring_bits,
-            )
             holder.write(
                 measured.EXPECTED,
                 measured.text(
