@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd.data.cursor import coverage, visit
+from shepherd.data.cursor import coverage, taken, visit
 
 SIZES, SEEDS, BATCHES = st.integers(1, 60), st.integers(0, 5), st.integers(1, 40)
 
@@ -146,3 +146,23 @@ def test_of_thirty_examples_two_steps_of_eight_go_on_for_ever():
 def test_numbers_that_make_no_sense(size, position, batch):
     with pytest.raises(ValueError, match="must be positive"):
         visit(size, position, batch_size=batch, seed=0)
+
+
+@given(
+    size=SIZES,
+    batch=BATCHES,
+    least=LEAST,
+    visits=st.integers(1, 7),
+    tuning=st.one_of(
+        st.builds(lambda steps: {"max_steps": steps}, st.integers(1, 9)),
+        st.builds(lambda epochs: {"epochs": epochs}, st.floats(0.01, 3.0)),
+        st.just({}),
+    ),
+)
+def test_amounts_are_those_of_the_visits_themselves(size, batch, least, visits, tuning):
+    position, steps = 0, []
+    for _ in range(visits):
+        made, position = visit(size, position, batch_size=batch, seed=0, min_batch=least, **tuning)
+        steps += made
+    found = taken(size, visits=visits, batch_size=batch, min_batch=least, **tuning)
+    assert found == (len(steps), sum(map(len, steps)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
         "trained_tokens": sum(int(data.loss_mask.sum()) for data in own),
     }
     assert dataset.mean_length(prepared) == prepared.summary["tokens"] / 30
+    drawn, whole = (
+        sorted(sides.example(i)[0].tolist() for i in range(len(sides)))
+        for sides in (dataset.sample(prepared, 0), dataset.Tokens.pooled(list(own)))
+    )
+    assert drawn == whole  # so few that all are drawn
+    both = replace(prepared, rejected=prepared.clients)
+    assert dataset.sample(both, 0).lengths.reshape(-1, 2).tolist() == [
+        [length, length] for length in dataset.sample(prepared, 0).lengths
+    ]
     assert sorted(dataset.categories(prepared)) == sorted([*runs.CATEGORIES, *runs.CATEGORIES])
 
 

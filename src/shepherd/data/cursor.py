@@ -114,6 +114,42 @@ def batches(examples: int, batch_size: int, min_batch: int = 1) -> int:
     return max(0, examples - min_batch) // batch_size + 1 if examples else 0
 
 
+def taken(
+    size: int,
+    *,
+    visits: int = 1,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    batch_size: int,
+    min_batch: int = 1,
+) -> tuple[int, int]:
+    """Steps and examples of a client's first visits in a row: as `visit` makes them, without their indices.
+
+    Later visits are as long as these are on average: each epoch has the same steps.
+
+    >>> taken(5, max_steps=2, batch_size=4), taken(5, visits=2, max_steps=2, batch_size=4)
+    ((2, 5), (4, 10))
+    >>> taken(2, max_steps=4, batch_size=32)
+    (4, 8)
+    """
+    each = batches(size, batch_size, min_batch)
+    if max_steps is not None:
+        whole, rest = divmod(visits * max_steps, each)
+        return visits * max_steps, whole * size + rest * batch_size
+    target, steps, position = max(1, round((epochs or 1.0) * size)), 0, 0
+    for _ in range(visits):
+        position = begin(size, position, min_batch)
+        stop = end(size, position, target, min_batch)
+        whole, rest = divmod(stop, size)
+        if position // size == whole:
+            steps += batches(stop - position, batch_size, min_batch)
+        else:
+            steps += batches(-position % size, batch_size, min_batch)
+            steps += (whole + -position // size) * each + batches(rest, batch_size, min_batch)
+        position = stop
+    return steps, position
+
+
 def order(size: int, epoch: int, seed: int) -> Indices:
     """Order of the examples in one epoch: a permutation of [0, size) determined by (seed, epoch)."""
     return np.random.default_rng(seed_for(seed, "epoch", epoch)).permutation(size)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from shepherd.core import seed_for
 from shepherd.data.examples import Example, Reading
 from shepherd.data.holdout import HoldOut
 from shepherd.data.noted import Notes
@@ -17,6 +20,8 @@ if TYPE_CHECKING:  # torch is not for `data split`
     from shepherd.model.base import Base
 
 HELD_OUT = "the held-out examples"
+SAMPLED_EXAMPLES = 1024
+"""Examples whose lengths and speed stand for those of all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -91,6 +96,19 @@ def mean_length(prepared: TokenisedData) -> float:
     """Tokens of an example, on average over all clients; of a pair, those of both answers."""
     tokens = sum(len(data.ids) for data in (*prepared.clients.values(), *prepared.rejected.values()))
     return tokens / sum(len(data) for data in prepared.clients.values())
+
+
+def sample(prepared: TokenisedData, seed: int) -> Tokens:
+    """Up to `SAMPLED_EXAMPLES` examples of all clients, drawn at random; of pairs both answers in turn."""
+    names = list(prepared.clients)
+    starts = np.cumsum([0, *(len(prepared.clients[name]) for name in names)])
+    drawn = np.random.default_rng(seed_for(seed, "forecast")).permutation(starts[-1])[:SAMPLED_EXAMPLES]
+    owners = np.searchsorted(starts, drawn, side="right") - 1
+    places = [(names[owner], place - starts[owner]) for owner, place in zip(owners, drawn, strict=True)]
+    sides = [side for side in (prepared.clients, prepared.rejected) if side]
+    return Tokens.interleaved(
+        [Tokens.pooled([side[name].take([place]) for name, place in places]) for side in sides]
+    )
 
 
 def require_readable(prepared: TokenisedData, base: Base) -> None:

@@ -37,8 +37,8 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.io import paths, private
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many, stage
+from shepherd.machine import estimate, planning
 from shepherd.machine import plan as plans
-from shepherd.machine import planning
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model.base import Base
 from shepherd.overrides import dump, read_kept, require_one_stage
@@ -245,15 +245,14 @@ def _plan(where: Path, settings: RunSettings, base: Base, division: Partition, c
     if kept is not None:
         return kept
     prepared = pipeline.tokenised(division, settings, base.tokenizer)
-    tuning, mean = settings.tuning, dataset.mean_length(prepared)
-    sizes = sum(map(len, prepared.clients.values())) / len(prepared.clients)
-    visit = tuning.max_steps * tuning.batch_size if tuning.max_steps else (tuning.epochs or 1.0) * sizes
+    sizes = [len(own) for own in prepared.clients.values()]
+    work = estimate.amounts(settings, sizes, cohort=cohort, length=dataset.mean_length(prepared))
     plan = planning.choose(
         settings,
         base,
         clients=cohort,
-        step_tokens=mean * tuning.batch_size,
-        all_tokens=settings.federation.rounds * mean * cohort * visit,
+        step_tokens=work.step_tokens,
+        all_tokens=settings.federation.rounds * work.round_tokens,
     )
     write_atomic(where / PLAN, plan.text())
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,6 +28,15 @@ def own_places(
     if any(examples[place].client for place in places):
         return [place for place in places if examples[place].client == client]
     return [place for place in places if (examples[place].category or "all") in mix]
+
+
+def scored_clients(names: Sequence[str], most: int) -> list[str]:
+    """At most `most` of the clients, evenly over their sorted names.
+
+    >>> scored_clients(["e", "d", "c", "b", "a"], 3)
+    ['a', 'c', 'e']
+    """
+    return sorted(names)[:: math.ceil(len(names) / most)]
 
 
 def summarise(clients: Mapping[str, HeldOutLoss]) -> HeldOutLoss:

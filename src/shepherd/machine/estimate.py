@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
@@ -10,13 +11,15 @@ from time import perf_counter
 import numpy as np
 
 from shepherd.algorithms import fedavg
-from shepherd.core import Broadcast
+from shepherd.core import Broadcast, Method, ServerState
+from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
 from shepherd.io.progress import stage
 from shepherd.machine import memory
 from shepherd.machine.plan import Plan
 from shepherd.model.base import Base
-from shepherd.settings import TuningTable
+from shepherd.privacy import example_level
+from shepherd.settings import RunSettings, TuningTable
 from shepherd.training import tune
 from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, Visit
@@ -30,7 +33,7 @@ LONG_TRIAL_S = 1.0  # after a trial of this duration no larger one is made
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Peak memory of a run by what it is for, in bytes, of all processes together."""
+    """Peak memory of a run by what it is for, in bytes, of all its processes on one machine."""
 
     process: int
     """Python, PyTorch and the other libraries, once a process."""
@@ -56,7 +59,7 @@ class Expected:
     """Estimated memory and time of a run."""
 
     memory_bytes: int
-    """Peak memory of all processes together, in bytes."""
+    """Peak memory of all processes on one machine, in bytes."""
     seconds_a_round: float
     """Seconds of local tuning in one round."""
 
@@ -73,6 +76,8 @@ def expected(
     training: LocalTraining = DEFAULT_TRAINING,
     token_bytes: int | None = None,
     process: int = memory.PROCESS_BYTES,
+    server: int = 0,
+    nodes: int = 0,
 ) -> Expected:
     """Estimate a run by tuning on the first examples of `sample`.
 
@@ -81,7 +86,7 @@ def expected(
         step_tokens: tokens of one client's optimiser step, on average.
         more_ranks: ranks of a client's adapter in addition to the run's, which count in its memory.
         training: the objective, whose groups follow one another in `sample`.
-        token_bytes: as for `memory_of`, like `process`.
+        token_bytes: as for `memory_of`, like `process`, `server` and `nodes`.
     """
     needed = memory_of(
         base,
@@ -90,6 +95,8 @@ def expected(
         more_ranks=more_ranks,
         token_bytes=token_bytes,
         process=process,
+        server=server,
+        nodes=nodes,
     )
     return Expected(
         memory_bytes=needed.total,
@@ -97,15 +104,48 @@ def expected(
     )
 
 
-def visit_examples(tuning: TuningTable, sizes: Sequence[int]) -> float:
-    """Mean number of examples that a client trains on in one visit.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amounts:
+    """How much a run tunes on, on average."""
+
+    cohort: float
+    """Clients of a round."""
+    step_tokens: float
+    """Tokens of one client's optimiser step; a client with few examples makes small steps."""
+    round_tokens: float
+    """Tokens that the cohort of a round tunes on, repeated ones included."""
+
+
+def amounts(settings: RunSettings, sizes: Sequence[int], *, cohort: float, length: float) -> Amounts:
+    """Amounts of a run whose clients are asked equally often.
 
     Args:
-        sizes: examples of each client.
+        sizes: examples of each client, at least one.
+        cohort: clients of a round, on average.
+        length: tokens of an example, on average; of a pair, those of both answers.
     """
-    if tuning.max_steps:
-        return tuning.max_steps * tuning.batch_size
-    return (tuning.epochs or 1.0) * sum(sizes) / len(sizes)
+    tuning, visits = settings.tuning, max(1, round(settings.federation.rounds * cohort / len(sizes)))
+    step = visit = 0.0
+    for size, clients in Counter(sizes).items():
+        batch = min(tuning.batch_size, size)
+        if settings.privacy.examples is not None:
+            examples = float(example_level.steps(tuning, size) * batch)
+        else:
+            _, taken = cursor.taken(
+                size,
+                visits=visits,
+                epochs=tuning.epochs,
+                max_steps=tuning.max_steps,
+                batch_size=tuning.batch_size,
+            )
+            examples = taken / visits
+        step += clients * batch
+        visit += clients * examples
+    return Amounts(
+        cohort=cohort,
+        step_tokens=length * step / len(sizes),
+        round_tokens=length * cohort * visit / len(sizes),
+    )
 
 
 def pass_tokens(plan: Plan, step_tokens: float) -> int:
@@ -122,6 +162,7 @@ def memory_of(
     token_bytes: int | None = None,
     process: int = memory.PROCESS_BYTES,
     server: int = 0,
+    nodes: int = 0,
 ) -> Memory:
     """Peak memory: the base in each process, the activations of a pass, and the adapters of its clients.
 
@@ -130,18 +171,37 @@ def memory_of(
         token_bytes: what one token keeps for the backward pass; None measures it on a short row.
         process: bytes of this process without a base.
         server: bytes of the server's state and of the updates that it holds.
+        nodes: machines that Ray's actors are spread over, of which this one has the most to hold; 0 without
+            Ray, whose actors are always processes apart.
     """
-    workers, many = plan.workers, plan.workers > 1
+    workers = math.ceil(plan.workers / max(1, nodes))
+    apart = workers if nodes or workers > 1 else 0
     kept = memory.bytes_per_token(base) if token_bytes is None else token_bytes
     factors = workers * plan.stack_size * memory.adapter_bytes(base, more_ranks)
     return Memory(
-        process=process + many * workers * memory.PROCESS_BYTES + workers * memory.kernel_bytes(base),
-        base=(1 + many * workers) * memory.weight_bytes(base),
+        process=process + apart * memory.PROCESS_BYTES + workers * memory.kernel_bytes(base),
+        base=(1 + apart) * memory.weight_bytes(base),
         adapters=(memory.ADAPTER_COPIES - OPTIMISER_COPIES) * factors,
         optimiser=OPTIMISER_COPIES * factors,
         activations=round(ACTIVATION_MARGIN * workers * pass_tokens(plan, step_tokens) * kept),
         server=server,
     )
+
+
+def server_bytes(method: Method, state: ServerState, up: float, cohort: float) -> int:
+    """The server's state before and after a round, and the updates that its aggregation holds.
+
+    Args:
+        up: bytes that a client sends, as they travel.
+        cohort: clients of a round, on average.
+    """
+    updates = 2.0 if method.aggregation.streams else cohort + 1
+    return round(2 * state_bytes(state) + updates * max(up, state.adapter.nbytes))
+
+
+def state_bytes(state: ServerState) -> int:
+    """Bytes of the tensors of a server's state."""
+    return sum(part.nbytes for part in (state.adapter, *state.memory.values(), *state.optimiser.values()))
 
 
 def seconds_a_token(
@@ -161,6 +221,9 @@ def seconds_a_token(
     memory.use_threads(max(1, threads // plan.workers))
     try:
         most = pass_tokens(plan, step_tokens)
+        length = len(sample.ids) * training.objective.group_size / len(sample)
+        batch = min(tuning.batch_size, max(1, round(step_tokens / length)))
+        tuning = tuning.model_copy(update={"batch_size": batch})
         return 1 / (plan.workers * _measured_speed(base, tuning, sample, most, plan.stack_size, training))
     finally:
         memory.use_threads(threads)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shepherd.machine import limits, malloc
 from shepherd.model import lora, pass_plan
@@ -188,8 +188,13 @@ def process_bytes(base: Base) -> int:
 
 
 def parameters(base: Base) -> int:
-    """Number of parameters of the frozen base."""
-    return sum(weight.numel() for weight in base.model.parameters())
+    """Number of parameters of the frozen base; of quantised weights, those that they stand for."""
+    packed = {
+        id(module.weight): module.in_features * module.out_features
+        for module in base.model.modules()
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    }
+    return sum(packed.get(id(weight), weight.numel()) for weight in base.model.parameters())
 
 
 def weight_bytes(base: Base) -> int:

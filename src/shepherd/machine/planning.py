@@ -58,7 +58,7 @@ def choose(
         all_tokens=all_tokens,
         micro_batch=_micro_batch(settings, base),
         workers=None if workers == "auto" else workers,
-        hosts=1 if machine.ray is None else _hosts(machine.ray, base),
+        hosts=max(1, nodes(settings, base, workers=1 if workers == "auto" else workers)),
         stack_size=None if machine.stack_size == "auto" else machine.stack_size,
         more_ranks=more_ranks,
         token_bytes=token_bytes,
@@ -95,11 +95,16 @@ def for_coordinator(settings: RunSettings, base: Base) -> Plan:
     return _plan(settings, base, sizes)
 
 
-def _hosts(ray: RayTable, base: Base) -> int:
-    """Nodes like this machine that Ray's actors fill."""
+def nodes(settings: RunSettings, base: Base, *, workers: int) -> int:
+    """Nodes like this machine that this many of Ray's actors fill; 0 for a run without Ray."""
+    ray = settings.machine.ray
+    return 0 if ray is None else math.ceil(workers / _on_a_node(ray, base))
+
+
+def _on_a_node(ray: RayTable, base: Base) -> int:
+    """Actors that a node like this machine has room for."""
     on_processor = max(1, memory.threads() // ray.cpus)
-    fit = max(1, int(1 / ray.gpus)) if ray.gpus and base.device.type != "cpu" else on_processor
-    return math.ceil(ray.actors / fit)
+    return max(1, int(1 / ray.gpus)) if ray.gpus and base.device.type != "cpu" else on_processor
 
 
 def _plan(settings: RunSettings, base: Base, sizes: Sizes) -> Plan:

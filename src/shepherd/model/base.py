@@ -14,8 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import cached_file, extract_commit_hash, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
@@ -403,10 +405,7 @@ def load_network(
             " safetensors"
         ) from error
     _require_complete(model, report)
-    for module in network.modules():
-        # else a pass without gradients makes bitsandbytes lay weights out for a kernel that has none
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    _without_cpu_layout(network)
     network.generation_config = GenerationConfig()  # without the base's own repetition penalty and such
     return network
 
@@ -461,6 +460,44 @@ def _quantisation(model: ModelTable, device: torch.device, dtype: torch.dtype) -
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def quantise(network: Any, model: ModelTable, device: torch.device, dtype: torch.dtype) -> None:
+    """Quantise the linear modules of an unquantised network in place, as loading by this table would.
+
+    On the meta device the weights get the shapes and the number types of quantised ones.
+
+    Raises:
+        BaseError: this device cannot compute with such weights, or bitsandbytes is missing.
+    """
+    if model.quantize == "none":
+        return
+    before = dict(network.named_modules())
+    AutoHfQuantizer.from_config(_quantisation(model, device, dtype)).preprocess_model(
+        network, device_map=None
+    )
+    for name, module in network.named_modules():
+        if module is before[name] or not isinstance(module, nn.Linear):
+            continue
+        whole, empty = before[name].weight.data, module.weight
+        packed: Any = type(empty)
+        if isinstance(before[name], Conv1D):
+            whole = whole.T.contiguous()
+        if whole.is_meta:
+            four = model.quantize == "4bit"
+            shape, kind = ((-(-whole.numel() // 2), 1), torch.uint8) if four else (whole.shape, torch.int8)
+            module.weight = nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
+        else:
+            module.weight = packed(whole, requires_grad=False, **empty.__dict__).to(whole.device)
+        module.bias = before[name].bias
+    _without_cpu_layout(network)
+
+
+def _without_cpu_layout(network: Any) -> None:
+    """Keep bitsandbytes from laying weights out, in a pass without gradients, for a kernel that has none."""
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ a loaded base (parameters, bytes, shapes of adapters, what a pass keeps) can be 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,16 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.errors import BaseError
 from shepherd.model import remote_code
 from shepherd.model.attention import PACKED
-from shepherd.model.base import Base, assembled, attention_impl, load_tokenizer, pick_device, pick_dtype
+from shepherd.model.base import (
+    Base,
+    Proof,
+    assembled,
+    attention_impl,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    quantise,
+)
 from shepherd.settings import AdapterTable, ModelTable
 
 META = torch.device("meta")
@@ -31,8 +41,8 @@ def outline(
 ) -> Base:
     """A base as `base.load` gives it, without weights and without a proof: it cannot compute.
 
-    It is taken to run packed, which only loading proves; `Base.device` and `dtype` are those that loading
-    would choose.
+    It is taken to run packed where its attention can be replaced, which only loading proves; `Base.device`
+    and `dtype` are those that loading would choose.
 
     Raises:
         BaseError: as `base.load`, of what the configuration and the tokenizer show.
@@ -40,6 +50,7 @@ def outline(
     where = pick_device(device)
     dtype = pick_dtype(model.dtype, where)
     network = _network(model, dtype, META, None, consent)
+    quantise(network, model, where, dtype)
     return _base(network, model, adapter, name or model.base, where, dtype, load_tokenizer(model, consent))
 
 
@@ -48,13 +59,17 @@ def layers(base: Base) -> int:
     return int(base.model.config.get_text_config().num_hidden_layers)
 
 
-def cut(base: Base, count: int, consent: Consent = NOTHING) -> Base:
-    """The base with its first `count` layers and random weights, on its device: to measure passes.
+def cut(base: Base, count: int, consent: Consent = NOTHING, *, device: torch.device | None = None) -> Base:
+    """The base with its first `count` layers and random weights: to measure passes.
+
+    Args:
+        device: where its weights are; None is the base's device, and `META` makes none.
 
     Raises:
         BaseError: the architecture does not run with fewer layers.
     """
-    network = _network(base.table, base.dtype, base.device, count, consent)
+    network = _network(base.table, base.dtype, device or base.device, count, consent)
+    quantise(network, base.table, base.device, base.dtype)
     return _base(network, base.table, base.adapter, base.name, base.device, base.dtype, base.tokenizer)
 
 
@@ -80,7 +95,8 @@ def _network(
 def _keep_layers(config: Any, count: int) -> None:
     config.num_hidden_layers = count
     for key in ("layer_types", "mlp_layer_types"):  # one entry a layer
-        if isinstance(kinds := getattr(config, key, None), list):
+        derived = isinstance(getattr(type(config), key, None), property)  # from the number of layers
+        if not derived and isinstance(kinds := getattr(config, key, None), list):
             setattr(config, key, kinds[:count])
 
 
@@ -96,5 +112,8 @@ def _base(
     base = assembled(
         network, tokenizer, model, adapter, name=name, fingerprint="", device=device, dtype=dtype
     )
-    with attention_impl(base, PACKED):  # as tuning will, so that an architecture that cannot says so now
-        return base
+    try:
+        with attention_impl(base, PACKED):
+            return base
+    except Exception as error:  # each architecture's own code may refuse in its own way, as in the proof
+        return replace(base, proof=Proof(unpacked=str(error)))

@@ -23,6 +23,7 @@ from shepherd.core import (
     Draws,
     Federation,
     FromSystem,
+    LocalResult,
     Method,
     Payload,
     Scoped,
@@ -271,11 +272,14 @@ def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
     return Update(round=broadcast.round, delta=delta, extra=extra, weight=0.0, clients=())
 
 
-def bytes_of_round(method: Method, state: ServerState, ranks: Sequence[int | None]) -> tuple[float, float]:
+def bytes_of_round(
+    method: Method, state: ServerState, ranks: Sequence[int | None], ring_bits: int = 64
+) -> tuple[float, float]:
     """Bytes of the tensors that a client receives and sends in a round, on average, encoded as they travel.
 
     Args:
         ranks: how many ranks of the adapter each client trains; None for all.
+        ring_bits: of each number of a secure sum, whose codes are 64 bits until they are masked.
     """
     broadcast = next_broadcast(method, state, seed=0)
     sent = 0
@@ -284,7 +288,22 @@ def bytes_of_round(method: Method, state: ServerState, ranks: Sequence[int | Non
         update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
         update, _ = method.transform.at_client(update, broadcast.transforms, Seeded(0), broadcast, Payload())
         sent += clients * update.nbytes
-    return broadcast.nbytes, sent / len(ranks)
+    return broadcast.nbytes, sent / len(ranks) * ring_bits / 64
+
+
+def client_memory(method: Method, state: ServerState) -> Payload:
+    """What a client remembers after its first visit, if that changed nothing; used for its layout."""
+    broadcast, client = next_broadcast(method, state, seed=0), ClientInfo(name="anyone", examples=1)
+    begun = method.algorithm.start(broadcast, Payload(), client)
+    trained = Adapter(
+        {n: tensor for n, tensor in begun.items() if method.algorithm.trainable(n, state.round)}
+    )
+    result = LocalResult(start=begun, local=trained, steps=1, rate_sum=1.0, learning_rate=1.0)
+    own, _ = method.algorithm.remember(Payload(), broadcast, result)
+    delta, extra = _zeros(method, broadcast)
+    update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
+    _, kept = method.transform.at_client(update, broadcast.transforms, Seeded(0), broadcast, Payload())
+    return Payload({**own, **{f"transform {name}": tensor for name, tensor in kept.items()}})
 
 
 def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tuple[Adapter, Payload]:

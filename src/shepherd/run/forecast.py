@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import numpy as np
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Method, Selection, ServerState, seed_for
-from shepherd.data import pipeline
+from shepherd.core import Method, seed_for
+from shepherd.data import dataset, pipeline
 from shepherd.data.dataset import Partition
 from shepherd.data.tokens import Tokens, typical_length
 from shepherd.errors import DataError
+from shepherd.evaluate import personal
+from shepherd.evaluate.loss import stratified_subset
 from shepherd.io.phrases import data_size
 from shepherd.io.progress import many, stage
 from shepherd.machine import estimate, malloc, memory, planning
@@ -32,39 +35,19 @@ from shepherd.model import lora, outline
 from shepherd.model.base import Base
 from shepherd.overrides import require_settings
 from shepherd.rounds import context_of, start
-from shepherd.rounds.loop import bytes_of_round
+from shepherd.rounds.loop import bytes_of_round, client_memory
 from shepherd.rounds.ranks import ranks_of
+from shepherd.run.disk import Disk, disk
 from shepherd.run.loading import placed
 from shepherd.settings import RunSettings
-from shepherd.training.local import LocalTraining, completed, local_training
+from shepherd.training.local import LocalTraining, completed, local_training, require_steps_of
 
-SAMPLED_EXAMPLES = 1024
-"""Examples that are tokenised to know how long all are."""
 TRIAL_PARAMETERS = 30_000_000
 """Parameters of the layers that a trial may have; a base with fewer is tried as a whole."""
-STORED_TOKEN_BYTES, STORED_EXAMPLE_BYTES = 5, 8
-"""Of a token, its id and its mask; of an example, where it begins."""
-ROW_BYTES, ROW_CLIENT_BYTES = 1000, 32
-"""Of a line of rounds.jsonl, and of each client's share in it."""
 PROOF_BYTES = 130 * 2**20
 """What the proof at load leaves behind in a process, which a plan does not make; measured."""
 FORWARD_SHARE = 1 / 3
 """Of a token's time in tuning that scoring it takes: the forward pass alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
-    """What a run's folder comes to hold, in bytes."""
-
-    data: int
-    checkpoints: int
-    adapter: int
-    log: int
-
-    @property
-    def total(self) -> int:
-        """Their sum."""
-        return sum(getattr(self, part.name) for part in fields(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +67,13 @@ class Forecast:
     """Clients of a round, on average."""
     rounds: int
     memory: Memory
+    """Of this machine; where Ray's actors fill several, one of which must be as large as this."""
     available_bytes: int
-    """Memory that there is for the run."""
-    tuning_seconds: float
-    """Seconds of local tuning in one round."""
-    scoring_seconds: float
-    """Seconds of scoring after a round that is scored."""
+    """Memory that there is for the run on this machine."""
+    tuning_seconds: float | None
+    """Seconds of local tuning in one round; None where even a trial does not fit."""
+    scoring_seconds: float | None
+    """Seconds of scoring after a round that is scored; None with `tuning_seconds`."""
     scored_rounds: int
     bytes_down: float
     """Bytes that the cohort of one round receives."""
@@ -97,7 +81,9 @@ class Forecast:
     disk: Disk
     free_disk_bytes: int
     probe: str
-    """What was measured, in words."""
+    """What was measured, in words; "" if nothing was."""
+    nodes: int = 0
+    """Machines like this one that Ray's actors fill; 0 without Ray."""
     advice: tuple[str, ...] = ()
     """What to change where the run does not fit, a sentence each."""
 
@@ -107,8 +93,10 @@ class Forecast:
         return self.memory.total <= self.available_bytes and self.disk.total <= self.free_disk_bytes
 
     @property
-    def seconds_a_round(self) -> float:
-        """Seconds of one round, with its share of the scoring."""
+    def seconds_a_round(self) -> float | None:
+        """Seconds of one round, with its share of the scoring; None where it was not measured."""
+        if self.tuning_seconds is None or self.scoring_seconds is None:
+            return None
         return self.tuning_seconds + self.scoring_seconds * self.scored_rounds / self.rounds
 
     def plain(self) -> dict[str, Any]:
@@ -142,6 +130,7 @@ def forecast(
     method = plugins.method(settings, consent.plugins)
     selection = plugins.selection(settings, consent.plugins)
     training = local_training(settings.tuning, consent.plugins)
+    require_steps_of(method.algorithm, training.optimiser, settings)
     settings = completed(settings, consent.plugins)
     name = settings.model.base
     base = outline.outline(
@@ -157,91 +146,83 @@ def forecast(
     more_ranks = method.aggregation.side_rank + method.algorithm.adds_ranks
     adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     context = context_of(settings, selection, adapter, len(division.clients))
-    work = _work(settings, selection, division, len(sample.ids) * training.objective.group_size / len(sample))
+    length = len(sample.ids) * training.objective.group_size / len(sample)
+    sizes = [len(own) for own in division.clients.values()]
+    work = estimate.amounts(settings, sizes, cohort=selection.expected(len(sizes)), length=length)
+    scored_tokens = length * _scored_examples(settings, method, division, work.cohort)
     # a run chooses its plan with the base loaded
-    left = max(0, available - on_cpu * memory.resident_bytes() - memory.weight_bytes(base))
-    with stage("measuring the speed of a few layers"):
-        trial = _Trial.of(base, consent)
-        length = typical_length([sample])
-        token_bytes = trial.extrapolated([memory.bytes_per_token(each, length) for each in trial.bases])
-        malloc.release_free_memory()
-        # before the timed trials, whose passes and compiled products are counted by themselves
-        held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.bases)
-        plan = planning.choose(
-            settings,
-            base,
-            clients=max(1, round(work.cohort)),
-            step_tokens=work.step_tokens,
-            all_tokens=settings.federation.rounds * work.round_tokens,
-            more_ranks=more_ranks,
-            token_bytes=round(token_bytes),
-            free=left,
-        )
-        seconds = trial.extrapolated(
-            [
-                estimate.seconds_a_token(each, settings.tuning, plan, sample, work.step_tokens, training)
-                for each in trial.bases
-            ]
-        )
-    state = start(method, adapter, context)
-    down, up = bytes_of_round(method, state, [ranks.get(client) for client in division.clients])
+    left_for_trial = max(0, available - on_cpu * memory.resident_bytes())
+    left = max(0, left_for_trial - memory.weight_bytes(base))
+    room = min(left_for_trial, memory.free_bytes(base.device))
+    choose = partial(
+        planning.choose,
+        settings,
+        base,
+        clients=max(1, round(work.cohort)),
+        step_tokens=work.step_tokens,
+        all_tokens=settings.federation.rounds * work.round_tokens,
+        more_ranks=more_ranks,
+        free=left,
+    )
+    trial = _Trial.of(base, consent)
+    seconds: float | None = None
+    if trial.largest_bytes > room:  # a plan must not exhaust the memory that it measures
+        token_bytes, held = 0, memory.resident_bytes()
+        plan = choose(token_bytes=1)
+    else:
+        with stage("measuring the speed of a few layers"):
+            trial = trial.made(room)
+            typical = typical_length([sample])
+            token_bytes = round(trial.measured(lambda each: memory.bytes_per_token(each, typical)))
+            malloc.release_free_memory()
+            # before the timed trials, whose passes and compiled products are counted by themselves
+            held = memory.resident_bytes() - sum(memory.weight_bytes(each) for each in trial.kept)
+            plan = choose(token_bytes=token_bytes)
+            seconds = trial.measured(
+                lambda each: estimate.seconds_a_token(
+                    each, settings.tuning, plan, sample, work.step_tokens, training
+                )
+            )
+    state, nodes = start(method, adapter, context), planning.nodes(settings, base, workers=plan.workers)
+    down, up = bytes_of_round(
+        method,
+        state,
+        [ranks.get(client) for client in division.clients],
+        64 if settings.secure is None else settings.secure.ring_bits,
+    )
     memory_of = partial(
         estimate.memory_of,
         base,
         step_tokens=work.step_tokens,
         more_ranks=more_ranks,
-        token_bytes=round(token_bytes),
+        token_bytes=token_bytes,
         process=held + PROOF_BYTES if on_cpu else memory.PROCESS_BYTES,
-        server=_server_bytes(method, state, up, work.cohort) if on_cpu else 0,
+        server=estimate.server_bytes(method, state, up, work.cohort) if on_cpu else 0,
+        nodes=nodes,
     )
     found = Forecast(
         plan=plan,
         parameters=memory.parameters(base),
         trained=sum(int(np.prod(shape)) for shape in base.shapes.values()),
-        examples=work.examples,
-        tokens=round(work.examples * work.length),
+        examples=sum(sizes),
+        tokens=round(sum(sizes) * length),
         clients=len(division.clients),
         cohort=work.cohort,
         rounds=settings.federation.rounds,
         memory=memory_of(plan),
         available_bytes=available,
-        tuning_seconds=seconds * work.round_tokens,
-        scoring_seconds=FORWARD_SHARE * seconds * plan.workers * work.scored_tokens,
+        tuning_seconds=None if seconds is None else seconds * work.round_tokens,
+        scoring_seconds=None if seconds is None else FORWARD_SHARE * seconds * plan.workers * scored_tokens,
         scored_rounds=-(-settings.federation.rounds // settings.evaluation.every),
         bytes_down=down * work.cohort,
         bytes_up=up * work.cohort,
-        disk=_disk(settings, division, work, state),
+        disk=disk(settings, division, state, client_memory(method, state), length=length, cohort=work.cohort),
         free_disk_bytes=shutil.disk_usage(_existing(Path(settings.output))).free,
-        probe=trial.words,
+        probe=trial.words if seconds is not None else "",
+        nodes=nodes,
     )
-    return replace(found, advice=tuple(_advice(found, base, memory_of)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """Amounts of a run: examples to train on, and tokens of an example, of a step, of a round and scored."""
-
-    examples: int
-    cohort: float
-    length: float
-    step_tokens: float
-    round_tokens: float
-    scored_tokens: float
-
-
-def _work(settings: RunSettings, selection: Selection, division: Partition, length: float) -> _Work:
-    sizes = [len(own) for own in division.clients.values()]
-    cohort = selection.expected(len(sizes))
-    visit = estimate.visit_examples(settings.tuning, sizes)
-    scored = min(len(division.held.heldout), settings.evaluation.examples)
-    return _Work(
-        examples=sum(sizes),
-        cohort=cohort,
-        length=length,
-        step_tokens=length * settings.tuning.batch_size,
-        round_tokens=length * cohort * visit,
-        scored_tokens=length * scored,
-    )
+    said = [] if seconds is not None else [trial.refusal(room)]
+    return replace(found, advice=(*said, *_advice(found, base, memory_of)))
 
 
 def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training: LocalTraining) -> Tokens:
@@ -251,7 +232,7 @@ def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training
         DataError: none of them is kept.
     """
     rng = np.random.default_rng(seed_for(settings.seed, "forecast"))
-    drawn = rng.permutation(division.held.train)[:SAMPLED_EXAMPLES]
+    drawn = rng.permutation(division.held.train)[: dataset.SAMPLED_EXAMPLES]
     tokens, found = pipeline.training_tokens(
         division.of(drawn.tolist()), settings, tokenizer, paired=training.paired
     )
@@ -265,24 +246,52 @@ def _sample(division: Partition, settings: RunSettings, tokenizer: Any, training
 class _Trial:
     """Bases with some of the layers: one with all of them, or two from which the rest follows."""
 
-    bases: Sequence[Base]
     counts: Sequence[int]
     whole: int
+    cut: Callable[[int], Base]
+    """The base with this many layers and random weights."""
+    largest_bytes: int
+    """Of its weights, before they are quantised."""
+    kept: Sequence[Base] = ()
+    """The bases, if there is room for them at the same time; else each is made when it is measured."""
 
     @classmethod
     def of(cls, base: Base, consent: Consent) -> _Trial:
-        """Trials with as many layers as `TRIAL_PARAMETERS` have, and half of them."""
+        """Trials with as many layers as `TRIAL_PARAMETERS` have, and half of them; nothing is made yet."""
         whole = outline.layers(base)
         ends = base.model.get_input_embeddings().weight.numel()
         of_layer = max(1, (memory.parameters(base) - ends) // whole)
         most = min(whole, max(2, TRIAL_PARAMETERS // of_layer))
-        counts = [whole] if most == whole else [max(1, most // 2), most]
-        return cls(bases=[outline.cut(base, count, consent) for count in counts], counts=counts, whole=whole)
+        sized = memory.parameters(outline.cut(base, most, consent, device=outline.META))
+        return cls(
+            counts=[whole] if most == whole else [max(1, most // 2), most],
+            whole=whole,
+            cut=lambda count: outline.cut(base, count, consent),
+            largest_bytes=sized * base.dtype.itemsize,
+        )
+
+    def made(self, room: int) -> _Trial:
+        """The trial with its bases, where `room` bytes hold them all."""
+        fit = len(self.counts) * self.largest_bytes <= room
+        return replace(self, kept=[self.cut(count) for count in self.counts] if fit else ())
+
+    def measured(self, measure: Callable[[Base], float]) -> float:
+        """What `measure` gives for each base, extrapolated to all layers."""
+        made = [measure(each) for each in self.kept]
+        return self.extrapolated(made or [measure(self.cut(count)) for count in self.counts])
+
+    def refusal(self, room: int) -> str:
+        """Why nothing was measured, and what that leaves out."""
+        return (
+            f"a trial of {many(self.counts[-1], 'layer')} takes {data_size(self.largest_bytes)} and"
+            f" {data_size(room)} are free, so the time is not known and activations are not counted; plan"
+            " where more memory is free"
+        )
 
     def extrapolated(self, values: Sequence[float]) -> float:
         """A value that grows evenly with the layers, at all of them; at least that of the largest trial.
 
-        >>> _Trial(bases=(), counts=(1, 3), whole=30).extrapolated([2.0, 3.0])
+        >>> _Trial(counts=(1, 3), whole=30, cut=..., largest_bytes=0).extrapolated([2.0, 3.0])
         16.5
         """
         if len(values) == 1:
@@ -298,28 +307,18 @@ class _Trial:
         return f"{self.counts[0]} and {self.counts[1]} of {self.whole} layers with random weights"
 
 
-def _server_bytes(method: Method, state: ServerState, up: float, cohort: float) -> int:
-    """The state before and after a round, and the updates that the aggregation holds."""
-    updates = 2.0 if method.aggregation.streams else cohort + 1
-    return round(2 * _state_bytes(state) + updates * max(up, state.adapter.nbytes))
-
-
-def _state_bytes(state: ServerState) -> int:
-    tensors = (state.adapter, *state.memory.values(), *state.optimiser.values())
-    return sum(each.nbytes for each in tensors)
-
-
-def _disk(settings: RunSettings, division: Partition, work: _Work, state: ServerState) -> Disk:
+def _scored_examples(settings: RunSettings, method: Method, division: Partition, cohort: float) -> float:
+    """Examples that are scored after a round that is scored, each as often as it is."""
     held = division.of(division.held.heldout.tolist())
-    texts = sum(len(turn.text) + len(turn.context) for example in held for turn in example.turns)
-    tokens = (work.examples + len(held)) * (work.length * STORED_TOKEN_BYTES + STORED_EXAMPLE_BYTES)
-    rounds = settings.federation.rounds
-    return Disk(
-        data=round(tokens) + texts,
-        checkpoints=min(settings.checkpoints.keep, rounds) * _state_bytes(state),
-        adapter=state.adapter.nbytes,
-        log=rounds * (ROW_BYTES + ROW_CLIENT_BYTES * len(division.clients)),
-    )
+    places = stratified_subset([example.category or "all" for example in held], settings.evaluation.examples)
+    # with contribution also the model before the round, and the one without each client
+    models = method.algorithm.server_is_model * (1 + settings.evaluation.contribution * (1 + cohort))
+    if not method.algorithm.personal or method.is_private:
+        return models * len(places)
+    names = personal.scored_clients(list(division.clients), settings.evaluation.clients)
+    mixes = (Counter(e.category or "all" for e in division.of(division.clients[name])) for name in names)
+    own = [personal.own_places(held, places.tolist(), *each) for each in zip(names, mixes, strict=True)]
+    return models * len(places) + sum(map(len, own))
 
 
 def _existing(path: Path) -> Path:
@@ -328,7 +327,7 @@ def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
 
 
-def _advice(found: Forecast, base: Base, memory_of: Callable[[Plan], Memory]) -> list[str]:
+def _advice(found: Forecast, base: Base, memory_of: Callable[..., Memory]) -> list[str]:
     """What to change, one step after another, until the run would fit."""
     said = []
     if found.disk.total > found.free_disk_bytes:
@@ -336,17 +335,18 @@ def _advice(found: Forecast, base: Base, memory_of: Callable[[Plan], Memory]) ->
             f"the run folder needs {data_size(found.disk.total)} and {data_size(found.free_disk_bytes)} are"
             " free; name another place in output, or lower checkpoints.keep"
         )
-    steps: Sequence[Mapping[str, int]] = (
-        {"workers": 1},
-        {"stack_size": 1},
-        {"micro_batch_tokens": memory.MIN_CPU_PASS_TOKENS},
-    )
+    steps = {"stack_size": 1, "micro_batch_tokens": memory.MIN_CPU_PASS_TOKENS}
     plan, changes = found.plan, []
     total = found.memory.total
-    for step in steps:
+    if found.nodes == 0:
+        steps = {"workers": 1, **steps}  # beside Ray's actors there are no worker processes
+    elif total > found.available_bytes and found.nodes < plan.workers and base.device.type == "cpu":
+        memory_of = partial(memory_of, nodes=plan.workers)
+        changes.append(f"machine.ray.cpus = {memory.threads()}")  # one actor on a node
+        total = memory_of(plan).total
+    for key, value in steps.items():
         if total <= found.available_bytes:
             break
-        (key, value), *_ = step.items()
         if getattr(plan, key) <= value:
             continue
         plan = replace(plan, **{key: value})  # type: ignore[arg-type]

@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import (
@@ -26,7 +24,7 @@ from shepherd.core import (
 )
 from shepherd.data import data_folder, dataset, pipeline, remarks
 from shepherd.data.dataset import TokenisedData
-from shepherd.data.tokens import Tokens, typical_length
+from shepherd.data.tokens import typical_length
 from shepherd.errors import AdapterError, CheckpointError, FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.federation.clocked import clock_from
@@ -34,7 +32,7 @@ from shepherd.io import paths
 from shepherd.io.progress import many, roughly, stage
 from shepherd.machine import memory, planning
 from shepherd.machine import plan as plans
-from shepherd.machine.estimate import Expected, expected, memory_of, visit_examples
+from shepherd.machine.estimate import Amounts, Expected, amounts, expected, memory_of, server_bytes
 from shepherd.machine.executors import ray
 from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
@@ -66,8 +64,6 @@ from shepherd.training.local import (
     require_steps_of,
 )
 
-TRIED = 200
-"""Pairs of a client that are at hand to measure the speed on."""
 log = logging.getLogger(__name__)
 
 
@@ -151,38 +147,45 @@ def _start(
     require_enough(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection)
     privacy = _privacy(settings, method, selection, prepared, consent)
-    cohort = selection.size(len(prepared.clients))
+    work = _amounts(settings, selection, prepared)
     kept = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
-    plan = _choose_plan(dated, base, prepared, cohort, _more_ranks(method), kept)
+    plan = _choose_plan(dated, base, work, _more_ranks(method), kept)
     _log_description(base, plan, method, prepared)
     _log_remarks(method, prepared)
+    context = context_of(settings, selection, first.adapter, len(prepared.clients))
+    state = start(method, first.adapter, context)  # a transform may refuse this many numbers
+    down, up = bytes_of_round(
+        method,
+        state,
+        [ranks.get(client) for client in prepared.clients],
+        64 if settings.secure is None else settings.secure.ring_bits,
+    )
     found = expected(
         base,
         settings.tuning,
         plan,
-        _sample(prepared),
-        round_tokens=_round_tokens(settings, prepared, cohort),
-        step_tokens=_step_tokens(settings, prepared),
+        dataset.sample(prepared, settings.seed),
+        round_tokens=work.round_tokens,
+        step_tokens=work.step_tokens,
         more_ranks=_more_ranks(method),
         training=training,
         token_bytes=kept,
         process=memory.process_bytes(base),
+        server=server_bytes(method, state, up, work.cohort) if base.device.type == "cpu" else 0,
+        nodes=planning.nodes(settings, base, workers=plan.workers),
     )
     _log_expectation(found)
-    context = context_of(settings, selection, first.adapter, len(prepared.clients))
-    state = start(method, first.adapter, context)  # a transform may refuse this many numbers
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         starting.keep(holder, first, base)
         if not method.is_private:
-            down, up = bytes_of_round(method, state, [ranks.get(client) for client in prepared.clients])
             holder.write(
                 measured.EXPECTED,
                 measured.text(
                     memory_bytes=found.memory_bytes,
                     seconds_a_round=found.seconds_a_round,
-                    bytes_down=down * cohort,
-                    bytes_up=up * cohort,
+                    bytes_down=down * work.cohort,
+                    bytes_up=up * work.cohort,
                 ),
             )
         data_folder.save(holder.path / "data", prepared)
@@ -215,15 +218,6 @@ def _log_remarks(method: Method, prepared: TokenisedData) -> None:
         log.info("%s", sentence)
     for sentence in remarks.training_warnings(prepared):
         log.log(_level(method, logging.WARNING), "%s", sentence)
-
-
-def _sample(prepared: TokenisedData) -> Tokens:
-    """Examples of one client, by which a round is forecast; in pairs where worse answers are trained, too."""
-    name, sample = next(iter(prepared.clients.items()))
-    if not prepared.rejected:
-        return sample
-    tried = np.arange(min(len(sample), TRIED))
-    return Tokens.interleaved([sample.take(tried), prepared.rejected[name].take(tried)])
 
 
 def _privacy(
@@ -521,10 +515,11 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
                 memory_bytes=memory_of(
                     run.base,
                     run.plan,
-                    step_tokens=_step_tokens(run.settings, run.prepared),
+                    step_tokens=_amounts(run.settings, run.selection, run.prepared).step_tokens,
                     more_ranks=_more_ranks(run.method),
                     token_bytes=memory.bytes_per_token(run.base, length),
                     process=memory.process_bytes(run.base),
+                    nodes=planning.nodes(run.settings, run.base, workers=run.plan.workers),
                 ).total,
                 seconds_a_round=median(took),
             )
@@ -544,30 +539,23 @@ def _more_ranks(method: Method) -> int:
     return method.aggregation.side_rank + method.algorithm.adds_ranks
 
 
-def _choose_plan(
-    settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int, more_ranks: int, kept: int
-) -> Plan:
+def _choose_plan(settings: RunSettings, base: bases.Base, work: Amounts, more_ranks: int, kept: int) -> Plan:
     """Choose what the settings leave open by measuring; the settings are dated already."""
     return planning.choose(
         settings,
         base,
-        clients=cohort,
-        step_tokens=_step_tokens(settings, prepared),
-        all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
+        clients=max(1, round(work.cohort)),
+        step_tokens=work.step_tokens,
+        all_tokens=settings.federation.rounds * work.round_tokens,
         more_ranks=more_ranks,
         token_bytes=kept,
     )
 
 
-def _step_tokens(settings: RunSettings, prepared: TokenisedData) -> float:
-    """Mean number of tokens of one client's optimiser step."""
-    return dataset.mean_length(prepared) * settings.tuning.batch_size
-
-
-def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -> float:
-    """Mean number of tokens that the cohort of one round trains on."""
-    held = [len(data) for data in prepared.clients.values()]
-    return dataset.mean_length(prepared) * cohort * visit_examples(settings.tuning, held)
+def _amounts(settings: RunSettings, selection: Selection, prepared: TokenisedData) -> Amounts:
+    sizes = [len(data) for data in prepared.clients.values()]
+    cohort, length = selection.expected(len(sizes)), dataset.mean_length(prepared)
+    return amounts(settings, sizes, cohort=cohort, length=length)
 
 
 def _level(method: Method, level: int = logging.INFO) -> int:

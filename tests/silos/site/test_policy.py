@@ -286,6 +286,12 @@ def test_an_answer_that_was_kept_has_the_examples_that_it_took() -> None:
     assert "min_examples = 91 of site-1 refuses a visit of 90 examples; raise" in str(found)
 
 
+def test_a_batch_that_holds_all_examples_is_one_epoch() -> None:
+    asked = request(tuning={"max_steps": 2, "batch_size": 64})
+    assert refused({"max_epochs": 2.0}, asked, examples=20) is None
+    assert "2 epochs a visit (40 examples of 20)" in str(refused({"max_epochs": 1.9}, asked, examples=20))
+
+
 @pytest.mark.parametrize("kind", ["join", "train", "score"])
 @pytest.mark.parametrize(
     "tables",

@@ -6,7 +6,8 @@ from io import StringIO
 
 from shepherd.machine.estimate import Memory
 from shepherd.machine.plan import Plan
-from shepherd.run.forecast import Disk, Forecast
+from shepherd.run.disk import Disk
+from shepherd.run.forecast import Forecast
 from shepherd.run.measured import Figure
 from shepherd.ui.terminal.forecast_table import print_forecast, print_measured
 
@@ -21,7 +22,7 @@ FOUND = Forecast(
     ),
     available_bytes=10**9, tuning_seconds=30.0, scoring_seconds=6.0, scored_rounds=5,
     bytes_down=2.4e6, bytes_up=6e5,
-    disk=Disk(data=450_000, checkpoints=3_200_000, adapter=800_000, log=28_000),
+    disk=Disk(data=450_000, checkpoints=3_200_000, memories=0, adapter=800_000, log=28_000),
     free_disk_bytes=10**10, probe="2 and 4 of 8 layers", advice=("set machine.workers = 1",),
 )  # fmt: skip
 

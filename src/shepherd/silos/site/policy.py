@@ -410,9 +410,9 @@ def _about_a_visit(
     if different < policy.min_examples:
         fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
         yield Violation("min_examples", policy.min_examples, f"a visit of {different} examples", fix)
-    # as requested, since the end of a visit may be moved a little
+    # as requested, since the end of a visit may be moved a little; a batch holds no more than an epoch does
     requested = (
-        run.tuning.max_steps * run.tuning.batch_size
+        min(run.tuning.max_steps * run.tuning.batch_size, visit.taken)
         if run.tuning.max_steps
         else _requested_examples(run, examples)
     )
@@ -488,14 +488,14 @@ def visit_length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
         chance = example_level.chance(examples, run.tuning.batch_size)
         reached = round(examples * poisson_batches.coverage(made, chance))
         return Visit(made, made * example_level.expected_batch(examples, run.tuning.batch_size), reached)
-    batch, each = run.tuning.batch_size, cursor.batches(examples, run.tuning.batch_size, min_batch)
-    if (steps := run.tuning.max_steps) is None:
-        taken = cursor.end(examples, 0, _requested_examples(run, examples), min_batch)
-        whole, rest = divmod(taken, examples)
-        steps = whole * each + cursor.batches(rest, batch, min_batch)
-    else:
-        whole, rest = divmod(steps, each)
-        taken = whole * examples + rest * batch
+    tuning = run.tuning
+    steps, taken = cursor.taken(
+        examples,
+        epochs=None if tuning.epochs is None else min(tuning.epochs, MAX_COUNTED_EXAMPLES / examples),
+        max_steps=tuning.max_steps,
+        batch_size=tuning.batch_size,
+        min_batch=min_batch,
+    )
     return Visit(steps, taken, min(taken, examples))
 
 

@@ -16,7 +16,8 @@ from shepherd.ui.terminal.console import PlainConsole, styled
 
 if TYPE_CHECKING:
     from shepherd.machine.estimate import Memory
-    from shepherd.run.forecast import Disk, Forecast
+    from shepherd.run.disk import Disk
+    from shepherd.run.forecast import Forecast
 
 WORDS = {
     "process": "Python, PyTorch and the data",
@@ -27,6 +28,7 @@ WORDS = {
     "server": "server",
     "data": "tokens and held-out examples",
     "checkpoints": "checkpoints",
+    "memories": "what clients remember",
     "adapter": "final adapter",
     "log": "log",
 }
@@ -42,25 +44,44 @@ def print_forecast(found: Forecast, stream: TextIO | None = None) -> None:
         f" {many(found.clients, 'client')}, {found.cohort:.4g} a round",
         soft_wrap=True,
     )
+    workers = (
+        f"{many(plan.workers, 'actor')} of Ray on {many(found.nodes, 'node')} like this machine"
+        if found.nodes
+        else many(plan.workers, "process" if plan.workers == 1 else "processe")
+    )
     console.print(
-        f"{many(plan.workers, 'process' if plan.workers == 1 else 'processe')},"
+        f"{workers},"
         f" {many(plan.stack_size, 'client')} in a pass of at most {plan.micro_batch_tokens:,} tokens"
-        f" (measured on {found.probe})",
+        + (f" (measured on {found.probe})" if found.probe else ""),
         soft_wrap=True,
     )
     console.print_table(_sizes("memory", found.memory, found.available_bytes))
     console.print_table(_sizes("disk", found.disk, found.free_disk_bytes))
-    whole = found.rounds * found.tuning_seconds + found.scored_rounds * found.scoring_seconds
     console.print(
-        f"A round: about {roughly(float(f'{found.seconds_a_round:.2g}'))} (tuning"
-        f" {duration(found.tuning_seconds)}, scoring {duration(found.scoring_seconds)} where it is scored),"
-        f" {data_size(found.bytes_down)} down and {data_size(found.bytes_up)} up;"
-        f" {many(found.rounds, 'round')}: about {roughly(float(f'{whole:.2g}'))}.",
+        f"A round: {_time(found)}{data_size(found.bytes_down)} down and {data_size(found.bytes_up)} up"
+        f"{_whole_time(found)}.",
         soft_wrap=True,
     )
     console.print(styled("It fits." if found.fits else "It does not fit.", "bold"))
     for sentence in found.advice:
         console.print(sentence, soft_wrap=True)
+
+
+def _time(found: Forecast) -> str:
+    """The time of a round, if it was measured."""
+    if found.seconds_a_round is None or found.tuning_seconds is None or found.scoring_seconds is None:
+        return ""
+    return (
+        f"about {roughly(float(f'{found.seconds_a_round:.2g}'))} (tuning {duration(found.tuning_seconds)},"
+        f" scoring {duration(found.scoring_seconds)} where it is scored), "
+    )
+
+
+def _whole_time(found: Forecast) -> str:
+    if found.tuning_seconds is None or found.scoring_seconds is None:
+        return ""
+    whole = found.rounds * found.tuning_seconds + found.scored_rounds * found.scoring_seconds
+    return f"; {many(found.rounds, 'round')}: about {roughly(float(f'{whole:.2g}'))}"
 
 
 def _sizes(title: str, parts: Memory | Disk, available: int) -> Table:
