@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -338,8 +337,7 @@ class Run(HeldRun):
         """Held-out loss of clients' own models, each on its own data or on data like its own."""
         prepared, broadcast = self.prepared, next_broadcast(self.method, state, 0)
         scored = loss.stratified_subset(dataset.categories(prepared), self.settings.evaluation.examples)
-        names = sorted(prepared.clients)
-        names = names[:: math.ceil(len(names) / self.settings.evaluation.clients)]
+        names = personal.scored_clients(list(prepared.clients), self.settings.evaluation.clients)
         found = {}
         with stage(f"scoring the models of {many(len(names), 'client')}", len(names)) as now:
             for name in names:
