@@ -17,7 +17,7 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, TemplateError
 from shepherd.settings import RunSettings
 from tests import runs
-from tests.data.test_data_folder import same
+from tests.data.test_data_folder import same, settings
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +28,6 @@ def tokenizer(llama):
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return runs.written(tmp_path / "rows.jsonl")
-
-
-def settings(source: Path | str, **tables) -> RunSettings:
-    return runs.settings(Path("tiny"), source, Path("out"), **tables)
 
 
 def texts(tokenizer, data: Tokens) -> list[str]:

@@ -98,7 +98,8 @@ def begin(settings: RunSettings, consent: Consent = NOTHING) -> None:
     for stage in required(settings, consent):
         if not folder.is_run(stage.output):
             files.require_there(stage.data.source)
-            files.require_there(stage.data.root or stage.data.source, "data.root")
+            if stage.data.root:
+                files.require_there(stage.data.root, "data.root")
     kept = of_folder(settings.output)
     if kept is not None and kept != settings and has_begun(kept):
         raise FolderError(

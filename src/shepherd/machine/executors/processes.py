@@ -151,7 +151,7 @@ class Processes:
             yield
         except BrokenProcessPool as error:
             self.close()
-            self.__dict__.pop("_pool", None)  # whoever goes on, gets new workers
+            self.__dict__.pop("_pool", None)  # a caller that goes on gets new workers
             raise FederationError(
                 "a worker process died, perhaps for lack of memory; resume with workers or stack_size set"
                 " lower in the run folder's plan.json"

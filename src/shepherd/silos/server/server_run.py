@@ -228,9 +228,6 @@ class ServerRun:
                 self._status.echo(f"{reply.client}: {reply.reason}")
         for site, rank in self.silos.fewer().items():
             self._status.echo(f"{site} trains {rank} of the {self.settings.adapter.rank} ranks")
-        sizes = {site: joined.examples for site, joined in self.silos.joined.items()}
-        if fault := rounding_fault(self.settings, plugins.method(self.settings, self.trusted.all), sizes):
-            self._status.echo(fault)  # a heavier site may join later
         if not rows:
             self._log({"round": 0, **self._score(state)})
         self.silos.restore(state.round)
@@ -269,6 +266,9 @@ class ServerRun:
         # needs `cryptography`, which a server without FLARE may lack
         from shepherd.silos.server.secure_federation import SecureFederation
 
+        sizes = {site: joined.examples for site, joined in self.silos.joined.items()}
+        if fault := rounding_fault(self.settings, method, sizes):
+            self._status.echo(fault)  # a heavier site may join later
         anyone = ClientInfo(name="anyone", examples=1)
         asked = self._selection().size(len(self.order.sites))
         quorum = 0.0 if method.is_private else self.settings.federation.quorum
