@@ -33,7 +33,7 @@ from benchmarks import common, methods, setting
 from benchmarks.common import Figures, Table
 from shepherd.core import Mechanism, Poisson, Transform
 from shepherd.data.dataset import TokenisedData
-from shepherd.errors import FederationError
+from shepherd.errors import Diverged, QuorumNotMet
 from shepherd.evaluate import draws
 from shepherd.overrides import overridden
 from shepherd.privacy import accountant
@@ -188,7 +188,7 @@ class Grid:
                     "gap": [],
                     **methods.scored(run, run.state.adapter),
                 }
-        except FederationError as error:  # the noise was too large
+        except (Diverged, QuorumNotMet) as error:  # the noise was too large
             return {"failed": str(error)}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

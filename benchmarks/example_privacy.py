@@ -38,7 +38,7 @@ from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.core.spending import Poisson
 from shepherd.data import pipeline
 from shepherd.data.dataset import TokenisedData
-from shepherd.errors import FederationError
+from shepherd.errors import Diverged, QuorumNotMet
 from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
 from shepherd.model import meta_shapes
@@ -294,7 +294,7 @@ class Grid:
                 "noise": noise,
                 "seconds": perf_counter() - began,
             }
-        except FederationError as error:  # the rate was too large
+        except (Diverged, QuorumNotMet) as error:  # the rate was too large
             return {"failed": str(error)}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

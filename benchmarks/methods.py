@@ -36,7 +36,7 @@ from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
 from shepherd.data import dataset
 from shepherd.data.dataset import TokenisedData
 from shepherd.data.tokens import Tokens
-from shepherd.errors import FederationError
+from shepherd.errors import Diverged, QuorumNotMet
 from shepherd.evaluate import draws, loss, statistics
 from shepherd.evaluate.metric import metrics, scores
 from shepherd.federation.clients import LocalClients
@@ -209,7 +209,7 @@ class Grid:
                 )
                 seconds = perf_counter() - began
                 return {**trained, "seconds": seconds, **scored(run, adapter)}
-        except FederationError as error:  # the rate was too large
+        except (Diverged, QuorumNotMet) as error:  # the rate was too large
             return {"failed": str(error)}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -294,7 +294,7 @@ def _central(run: Run, named: TuningTable) -> tuple[Adapter, dict[str, Any]]:
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(asked.seed, "arms"))
     (update,) = simulation.run(broadcast, [CENTRAL])
     if isinstance(update, Failure):
-        raise FederationError(update.reason)
+        raise Diverged(update.reason)
     adapter = first.plus(update.delta)
     return adapter, {"examples": (tuning.max_steps or 0) * batch, "bytes": 0, "gap": []}
 

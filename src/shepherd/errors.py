@@ -12,6 +12,7 @@ ShepherdError            anything that a person can fix; the command line prints
    · CheckpointError     a checkpoint: corrupt, incomplete, or from another run
  · FederationError       a round that could not be finished
    · QuorumNotMet        too few clients answered
+   · Diverged            a round would leave numbers that are not finite
  · JudgeError            the judge: no key, out of reach, or replies that cannot be read
  · SilosError            a federation of silos: its kits, certificates, server, sites and processes
    · OutOfReach          the server cannot be reached now; trying again may help
@@ -90,6 +91,10 @@ class FederationError(ShepherdError):
 
 class QuorumNotMet(FederationError):
     """Fewer clients answered than the run file asks for."""
+
+
+class Diverged(FederationError):
+    """A round would leave numbers that are not finite."""
 
 
 class SilosError(ShepherdError):

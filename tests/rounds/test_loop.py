@@ -29,7 +29,7 @@ from shepherd.core import (
     shapes_of,
     unpadded,
 )
-from shepherd.errors import FederationError, QuorumNotMet
+from shepherd.errors import Diverged, FederationError, QuorumNotMet
 from shepherd.overrides import parse
 from shepherd.rounds import report_row, rounds, start
 from shepherd.rounds.acceptance import MAX_METRIC
@@ -386,7 +386,7 @@ def test_what_would_not_be_finite_stops_the_run_and_keeps_the_round_before():
     state, _ = next(loop)
     assert state.round == 1
     with pytest.raises(
-        FederationError, match=r"round 2 would make tensor layers\.0\.q_proj\.lora_A\.weight not"
+        Diverged, match=r"round 2 would make tensor layers\.0\.q_proj\.lora_A\.weight not"
     ):
         next(loop)
 

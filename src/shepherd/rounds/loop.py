@@ -38,7 +38,7 @@ from shepherd.core import (
 )
 from shepherd.core.cores import bases_of, grown
 from shepherd.core.soundness import carries
-from shepherd.errors import FederationError
+from shepherd.errors import Diverged, FederationError
 from shepherd.rounds import hearing
 from shepherd.rounds.acceptance import RoundLog, RoundRequest, require_own_means, usable_updates, with_counts
 from shepherd.rounds.observing import observers
@@ -108,9 +108,9 @@ def rounds(
         QuorumNotMet: too few usable updates for the quorum, the aggregation or the `min_cohort` of a client
             whose update is among them, or the aggregation chose too few for one; the last state that was
             yielded remains valid.
-        FederationError: there is no client, or the new state would not be finite; or under a mechanism there
-            are other clients than it was made for; or cohorts are drawn by loss and no single client's is
-            known.
+        FederationError: there is no client, or the new state would not be finite (`Diverged`); or under a
+            mechanism there are other clients than it was made for; or cohorts are drawn by loss and no single
+            client's is known.
     """
     if by_loss:
         hearing.require_heard(method, federation)
@@ -225,7 +225,7 @@ def next_state(
     """The state after a round whose updates were aggregated to `aggregate`.
 
     Raises:
-        FederationError: a number in it would not be finite.
+        Diverged: a number in it would not be finite.
     """
     update, transforms = method.transform.on_server(aggregate, state.transforms, noise)
     update = method.algorithm.settle(update)
@@ -319,7 +319,7 @@ def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tup
 def _require_finite(state: ServerState) -> None:
     for tensors in (state.adapter, *state.memory.values(), *state.optimiser.values()):
         for name in not_finite(tensors):
-            raise FederationError(
+            raise Diverged(
                 f"round {state.round} would make tensor {name} not finite; clip the updates "
                 "or lower the learning rate, and resume from the round before"
             )
