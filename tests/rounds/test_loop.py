@@ -385,9 +385,7 @@ def test_what_would_not_be_finite_stops_the_run_and_keeps_the_round_before():
     loop = run(federation, server=far, until=3)
     state, _ = next(loop)
     assert state.round == 1
-    with pytest.raises(
-        Diverged, match=r"round 2 would make tensor layers\.0\.q_proj\.lora_A\.weight not"
-    ):
+    with pytest.raises(Diverged, match=r"round 2 would make tensor layers\.0\.q_proj\.lora_A\.weight not"):
         next(loop)
 
 
