@@ -22,6 +22,7 @@ from benchmarks import (
     methods,
     overhead,
     reading,
+    scale,
     setting,
     stragglers,
     tasks,
@@ -65,6 +66,15 @@ def test_compare(tmp_path: Path) -> None:
     assert trained["centralised"]["examples"] == trained["federated"]["examples"]
     assert figures["seconds"]["all"] > figures["seconds"]["alone"] > 0
     assert {row["arm"] for row in figures["differences"]} == {*names} - {"federated"}
+
+
+@pytest.mark.slow
+def test_scale(tmp_path: Path) -> None:
+    (case,) = _figures(scale.main, tmp_path)["cases"]
+    assert case["visits"] == 2 * 2  # 2% of 100 clients in each of two rounds
+    assert case["examples"] > 0
+    assert case["overhead"] > 0
+    assert case["peak"] > 1e8
 
 
 @pytest.mark.slow
