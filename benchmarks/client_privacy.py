@@ -6,7 +6,7 @@
     python -m benchmarks.client_privacy --keep runs/client-privacy --table    # only print what is there
 
 Each arm trains as many rounds with Poisson cohorts of its own, and the noise multiplier that the accountant
-gives for its epsilon; "inf" is a clip of 1 without noise, and "plain" neither. Noise is either for
+gives for its epsilon; "inf" is the same clip without noise, and "plain" neither. Noise is either for
 the clients that there are, or that of a larger cohort, as pfl-research scales it: M clients a round of a
 population of M / share are accounted for, m are simulated, and the noise on their sum is m / M of what M
 would get, so that the released mean has the noise of M. Such a row says what so many clients could have, and
@@ -44,6 +44,8 @@ from shepherd.transforms import clip, gaussian, gaussian_adaptive
 PLAIN = "plain"
 EPSILONS = ("1", "3", "8", "inf", PLAIN)
 SHARE = 0.1
+NO_NOISE = 1e-9
+"""A multiplier that changes nothing, for the clip that follows the norms, alone."""
 DELTA = 1e-5
 """Largest delta; the population to the power of -1.1 where that is less."""
 SETTINGS = {
@@ -196,8 +198,11 @@ class Grid:
     def _transform(self, noise: Noise | None, cell: Cell) -> Transform:
         """The clip, with this much noise; it is accounted for as the cohort whose noise it is."""
         norm = float(self.options.norm)
+        if noise is None and norm:
+            return clip.build(clip.Config(norm=norm))
         if noise is None:
-            return clip.build(clip.Config(norm=norm or 1.0))
+            without = gaussian_adaptive.Config(noise=NO_NOISE, count_noise=NO_NOISE)
+            return replace(gaussian_adaptive.build(without), mechanism=None)
         simulated = noise.multiplier * noise.scale
         if norm:
             made = gaussian.build(gaussian.Config(norm=norm, noise=simulated))
