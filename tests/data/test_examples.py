@@ -1,4 +1,4 @@
-"""Rows of every format, and each fault with its file, line, field and mend."""
+"""Rows of every format, and each fault with its file, line, field and remedy."""
 
 import csv
 import json

@@ -78,6 +78,7 @@ def test_a_base_with_attention_of_its_own_is_tried_in_batches_of_one_client(tmp_
     folder = bases.save(NOT_PACKED[kind], tmp_path / kind)
     found, loaded = of(folder), bases.load(folder, rank=2)
     assert not found.packed
+    assert found.max_length == {"bloom": None, "mpt": 128, "gptj": 64}[kind]
     assert found.proof.unpacked == loaded.proof.unpacked
     assert memory.bytes_per_token(outline.cut(found, 2)) == memory.bytes_per_token(loaded)
 

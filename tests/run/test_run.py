@@ -587,7 +587,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(table, whole) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match=f"delete {last} to continue from round-00001"):
         resume(path)
-    shutil.rmtree(last)  # the mend
+    shutil.rmtree(last)  # the remedy
     assert_same_end(finish(resume(path)), whole)
 
 

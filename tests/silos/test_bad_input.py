@@ -1,4 +1,4 @@
-"""What people get wrong with a federation: one sentence, at the end that can mend it, with the mend.
+"""What people get wrong with a federation: one sentence, at the end that can repair it, with the remedy.
 
 All of it by the real commands: four sites of one federation, three of them with a fault of their own, and
 kits that are not what they should be.
@@ -131,7 +131,7 @@ def test_an_old_package_at_a_site(ran: Ran) -> None:
 
 
 def test_a_row_that_cannot_be_read(ran: Ran) -> None:
-    """Its owner is told the file and the line, and the coordinator that it is the site's to mend."""
+    """Its owner is told the file and the line, and the coordinator that it is the site's to repair."""
     assert ran.rows[0]["failures"]["torn-row"] == redaction.DATA
     assert f"{ran.configs['torn-row'].parent / 'data.jsonl'}, line 4" in ran.log("torn-row")
     shown = refused("silos", "check", str(ran.configs["torn-row"])).stdout

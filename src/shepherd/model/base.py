@@ -88,8 +88,8 @@ class Base:
         of a pass, so that one client's example never changes another's (law 1).
         """
         config = self.model.config.get_text_config()
-        most = [getattr(config, "max_position_embeddings", None), _scaling_switch_at(config)]
-        return min((int(bound) for bound in most if bound and bound > 0), default=None)
+        most = [own_max_length(config), _scaling_switch_at(config)]
+        return min((bound for bound in most if bound), default=None)
 
     @property
     def why_no_more(self) -> str:
@@ -121,6 +121,15 @@ class Base:
     def zero(self) -> Adapter:
         """An adapter of zeros, with which the base computes as if alone."""
         return Adapter({name: np.zeros(shape) for name, shape in self.shapes.items()})
+
+
+def own_max_length(config: Any) -> int | None:
+    """Most tokens that a base was made for, by its text part's configuration; None if it has no limit."""
+    for key in ("max_position_embeddings", "max_seq_len"):  # the second is MPT's
+        most = getattr(config, key, None)
+        if most and most > 0:
+            return int(most)
+    return None
 
 
 def _scaling_switch_at(config: Any) -> int | None:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import BaseError
 from shepherd.model import lora, remote_code
+from shepherd.model.base import own_max_length
 from shepherd.model.digest import require_no_adapter
 from shepherd.settings import AdapterTable, ModelTable
 
@@ -23,8 +24,8 @@ def size(model: ModelTable, consent: Consent = NOTHING) -> tuple[int, int | None
         BaseError: the configuration cannot be read, or needs code of its own that nobody agreed to.
     """
     network = _network(model, consent)
-    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    return sum(weight.numel() for weight in network.parameters()), int(most) if most else None
+    most = own_max_length(network.config.get_text_config())
+    return sum(weight.numel() for weight in network.parameters()), most
 
 
 def shapes(folder: str, adapter: AdapterTable) -> dict[str, tuple[int, int]]:

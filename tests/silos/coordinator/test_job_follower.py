@@ -403,7 +403,7 @@ def test_an_outcome_that_was_not_taken_is_told_again(follow: Follow) -> None:
 
 
 def test_a_job_that_failed_before_is_not_the_last_word(follow: Follow) -> None:
-    """Whoever resumes a run has mended what ended it."""
+    """Whoever resumes a run has repaired what ended it."""
     server = Server(
         [[said(2, {"error": "quorum", "kind": "QuorumNotMet"})], [said(3, DONE)]],
         submitted=["job-0"],

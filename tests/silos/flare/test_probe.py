@@ -152,7 +152,7 @@ def test_a_certificate_that_the_server_refuses(
         pytest.raises(SilosError, match=rf"refuses the certificate of site-1 \(.*({alert})") as raised,
     ):
         reach(replace(kit, port=door.port))
-    assert not isinstance(raised.value, OutOfReach)  # waiting will not mend it
+    assert not isinstance(raised.value, OutOfReach)  # waiting will not help
 
 
 def minutes(number: float) -> float:

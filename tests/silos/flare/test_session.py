@@ -85,7 +85,7 @@ def test_what_flare_raises_is_one_sentence_of_ours(
 ) -> None:
     with pytest.raises(ours, match=words) as caught:
         OPERATIONS[operation](server(anything=raised))
-    assert ";" in str(caught.value)  # the mend
+    assert ";" in str(caught.value)  # the remedy
 
 
 def test_connected_sites_are_named_in_order() -> None:

@@ -176,7 +176,7 @@ def test_a_rule_refuses_by_its_name_with_what_is_allowed_and_asked(rule: str) ->
     assert found.rule == rule
     assert sentence in str(found)
     assert str(found).startswith(f"policy {rule}")
-    assert "; " in str(found)  # and the mend
+    assert "; " in str(found)  # and the remedy
 
 
 def test_secure_aggregation_is_asked_of_the_table_and_not_of_a_name() -> None:

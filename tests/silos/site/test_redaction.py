@@ -55,7 +55,9 @@ def test_what_was_given_up_is_told_as_it_is() -> None:
 
 
 def test_what_a_module_of_the_sites_says_stays_there() -> None:
-    error = PluginError("algorithm 'ours.best' cannot be imported (KeyError: '/srv/patients.csv'); mend it")
+    error = PluginError(
+        "algorithm 'ours.best' cannot be imported (KeyError: '/srv/patients.csv'); correct it"
+    )
     assert "patients" not in redaction.server_message(error)
     assert "ours.best" in redaction.log_message(error)
 

@@ -47,7 +47,7 @@ def print_forecast(found: Forecast, stream: TextIO | None = None) -> None:
     workers = (
         f"{many(plan.workers, 'actor')} of Ray on {many(found.nodes, 'node')} like this machine"
         if found.nodes
-        else many(plan.workers, "process" if plan.workers == 1 else "processe")
+        else f"{plan.workers} process{'' if plan.workers == 1 else 'es'}"
     )
     console.print(
         f"{workers},"
