@@ -12,6 +12,7 @@ from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.machine import malloc, memory, planning
 from shepherd.machine.executors import Inline, processes
+from shepherd.machine.estimate import Amounts
 from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
 from shepherd.rounds import rounds, start
@@ -85,10 +86,9 @@ def _changed(settings: RunSettings, workers: int | None, dtype: str | None) -> R
 
 
 def _plan(work: Work, settings: RunSettings, base: bases.Base) -> Plan:
-    return planning.choose(
-        settings,
-        base,
-        clients=len(work.clients),
+    amounts = Amounts(
+        cohort=len(work.clients),
         step_tokens=work.tokens / sum(len(work.steps(name)) for name in work.clients),
-        all_tokens=1e12,  # as in a run that is worth measuring
+        round_tokens=1e12,  # as in a run that is worth measuring
     )
+    return planning.choose(settings, base, amounts)

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from shepherd.errors import SettingsError
 from shepherd.machine import memory, planning
+from shepherd.machine.estimate import Amounts
 from shepherd.machine.plan import Plan
 from shepherd.overrides import parse
 from shepherd.settings import MachineTable, RunSettings
 
-WORK = {"clients": 100, "step_tokens": 1024.0, "all_tokens": 1.0}
+WORK = Amounts(cohort=100, step_tokens=1024.0, round_tokens=0.1)
 
 
 def asked(**machine: Any) -> RunSettings:
@@ -42,8 +43,8 @@ FIXED = st.fixed_dictionaries(
 @given(fixed=FIXED)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_a_person_fixed_stays_and_the_rest_is_a_number(llama, plenty, fixed: dict[str, int]) -> None:
-    made = planning.choose(asked(**fixed), llama, **WORK)
-    stacks = -(-WORK["clients"] // fixed.get("stack_size", 1))
+    made = planning.choose(asked(**fixed), llama, WORK)
+    stacks = -(-WORK.cohort // fixed.get("stack_size", 1))
     if "workers" in fixed:  # no more of them than there are stacks to tune
         fixed = {**fixed, "workers": min(fixed["workers"], int(stacks))}
     for key, value in fixed.items():
@@ -53,7 +54,7 @@ def test_what_a_person_fixed_stays_and_the_rest_is_a_number(llama, plenty, fixed
 
 def test_the_tokens_of_a_pass_go_by_base_and_device_unless_they_are_set(llama, plenty) -> None:
     sizes = {
-        kind: planning.choose(asked(), replace(llama, device=torch.device(kind)), **WORK).micro_batch_tokens
+        kind: planning.choose(asked(), replace(llama, device=torch.device(kind)), WORK).micro_batch_tokens
         for kind in ("cpu", "meta")
     }
     assert 0 < sizes["cpu"] < sizes["meta"]
@@ -64,16 +65,16 @@ def test_workers_are_for_a_processor(llama) -> None:
     with pytest.raises(
         SettingsError, match=r"machine\.workers = 2 needs the device to be cpu; set .* on meta"
     ):
-        planning.choose(asked(workers=2), elsewhere, **WORK)
+        planning.choose(asked(workers=2), elsewhere, WORK)
 
 
 def test_rays_actors_take_the_place_of_workers_also_on_a_gpu(llama, plenty) -> None:
-    made = planning.choose(asked(ray={"actors": 3}), llama, **WORK)
+    made = planning.choose(asked(ray={"actors": 3}), llama, WORK)
     assert made.workers == 3
     elsewhere = replace(llama, device=torch.device("meta"))
-    assert planning.choose(asked(ray={"actors": 3, "gpus": 1.0}), elsewhere, **WORK).workers == 3
+    assert planning.choose(asked(ray={"actors": 3, "gpus": 1.0}), elsewhere, WORK).workers == 3
     with pytest.raises(SettingsError, match=r"machine\.workers = 2 .* remove it beside machine\.ray\.actors"):
-        planning.choose(asked(ray={"actors": 3}, workers=2), llama, **WORK)
+        planning.choose(asked(ray={"actors": 3}, workers=2), llama, WORK)
     with pytest.raises(SettingsError, match=r"machine\.ray .* remove it from a run file over silos"):
         planning.for_coordinator(asked(ray={"actors": 3}), llama)
 
@@ -85,7 +86,7 @@ def test_actors_share_the_memory_of_the_nodes_that_they_fill(llama, monkeypatch)
 
     def micro_batch(**ray: Any) -> int:
         machine = {"micro_batch_tokens": 10**9, "ray": ray}
-        return planning.choose(asked(**machine), llama, **WORK).micro_batch_tokens
+        return planning.choose(asked(**machine), llama, WORK).micro_batch_tokens
 
     # 16 actors of two threads fill eight nodes of four, two on each; 16 of one thread fill four
     assert micro_batch(actors=16, cpus=2) == micro_batch(actors=2, cpus=2) > micro_batch(actors=16)

@@ -247,13 +247,7 @@ def _plan(where: Path, settings: RunSettings, base: Base, division: Partition, c
     prepared = pipeline.tokenised(division, settings, base.tokenizer)
     sizes = [len(own) for own in prepared.clients.values()]
     work = estimate.amounts(settings, sizes, cohort=cohort, length=dataset.mean_length(prepared))
-    plan = planning.choose(
-        settings,
-        base,
-        clients=cohort,
-        step_tokens=work.step_tokens,
-        all_tokens=settings.federation.rounds * work.round_tokens,
-    )
+    plan = planning.choose(settings, base, work)
     write_atomic(where / PLAN, plan.text())
     return plan
 

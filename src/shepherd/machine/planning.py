@@ -8,6 +8,7 @@ from dataclasses import asdict
 from shepherd.errors import SettingsError
 from shepherd.io import paths
 from shepherd.machine import memory
+from shepherd.machine.estimate import Amounts
 from shepherd.machine.memory import Sizes
 from shepherd.machine.plan import Plan
 from shepherd.model.base import Base
@@ -17,10 +18,8 @@ from shepherd.settings import RayTable, RunSettings
 def choose(
     settings: RunSettings,
     base: Base,
+    work: Amounts,
     *,
-    clients: int,
-    step_tokens: float,
-    all_tokens: float,
     more_ranks: int = 0,
     token_bytes: int | None = None,
     free: int | None = None,
@@ -29,9 +28,7 @@ def choose(
 
     Args:
         settings: with the date that the chat template prints, if it prints one.
-        clients: clients of one round.
-        step_tokens: tokens of one client's optimiser step, on average.
-        all_tokens: estimated tokens that the whole run tunes on.
+        work: how much the run tunes on.
         more_ranks: ranks of a client's adapter in addition to the run's.
         token_bytes: as for `memory.sizes`.
         free: memory to fit into, in bytes; None is what is free now.
@@ -53,9 +50,9 @@ def choose(
         )
     sizes = memory.sizes(
         base,
-        clients=clients,
-        step_tokens=step_tokens,
-        all_tokens=all_tokens,
+        clients=max(1, round(work.cohort)),
+        step_tokens=work.step_tokens,
+        all_tokens=settings.federation.rounds * work.round_tokens,
         micro_batch=_micro_batch(settings, base),
         workers=None if workers == "auto" else workers,
         hosts=max(1, nodes(settings, base, workers=1 if workers == "auto" else workers)),

@@ -154,16 +154,7 @@ def forecast(
     left_for_trial = max(0, available - on_cpu * memory.resident_bytes())
     left = max(0, left_for_trial - memory.weight_bytes(base))
     room = min(left_for_trial, memory.free_bytes(base.device))
-    choose = partial(
-        planning.choose,
-        settings,
-        base,
-        clients=max(1, round(work.cohort)),
-        step_tokens=work.step_tokens,
-        all_tokens=settings.federation.rounds * work.round_tokens,
-        more_ranks=more_ranks,
-        free=left,
-    )
+    choose = partial(planning.choose, settings, base, work, more_ranks=more_ranks, free=left)
     trial = _Trial.of(base, consent)
     seconds: float | None = None
     if trial.largest_bytes > room:  # a plan must not exhaust the memory that it measures

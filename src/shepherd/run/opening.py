@@ -149,7 +149,7 @@ def _start(
     privacy = _privacy(settings, method, selection, prepared, consent)
     work = _amounts(settings, selection, prepared)
     kept = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
-    plan = _choose_plan(dated, base, work, _more_ranks(method), kept)
+    plan = planning.choose(dated, base, work, more_ranks=_more_ranks(method), token_bytes=kept)
     _log_description(base, plan, method, prepared)
     _log_remarks(method, prepared)
     context = context_of(settings, selection, first.adapter, len(prepared.clients))
@@ -537,19 +537,6 @@ def _restored_memories(saved: Checkpoint, store: ClientStore) -> dict[str, Store
 def _more_ranks(method: Method) -> int:
     """Ranks of a client's adapter in addition to the run's: side ranks, or its own."""
     return method.aggregation.side_rank + method.algorithm.adds_ranks
-
-
-def _choose_plan(settings: RunSettings, base: bases.Base, work: Amounts, more_ranks: int, kept: int) -> Plan:
-    """Choose what the settings leave open by measuring; the settings are dated already."""
-    return planning.choose(
-        settings,
-        base,
-        clients=max(1, round(work.cohort)),
-        step_tokens=work.step_tokens,
-        all_tokens=settings.federation.rounds * work.round_tokens,
-        more_ranks=more_ranks,
-        token_bytes=kept,
-    )
 
 
 def _amounts(settings: RunSettings, selection: Selection, prepared: TokenisedData) -> Amounts:
