@@ -11,8 +11,8 @@ from shepherd import plugins
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.machine import malloc, memory, planning
-from shepherd.machine.executors import Inline, processes
 from shepherd.machine.estimate import Amounts
+from shepherd.machine.executors import Inline, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
 from shepherd.rounds import rounds, start
