@@ -273,6 +273,14 @@ def test_an_empty_cohort_passes_with_the_adapter_as_it_was():
         assert (report.weights, report.failures, report.bytes_up, report.figures) == ({}, {}, 0, {"gap": 0.0})
 
 
+def test_a_transform_that_names_no_client_still_moves_the_adapter():
+    unnamed = Transform(on_server=lambda update, state, draws: (replace(update, clients=()), state))
+    ((state, _),) = run(Quadratic(AVG, clients=3), transform=unnamed)
+    ((expected, _),) = run(Quadratic(AVG, clients=3))
+    assert bits(state.adapter) == bits(expected.adapter)
+    assert bits(state.adapter) != bits(drawn(0))
+
+
 def test_one_update_is_alive_at_a_time():
     """Law 5, by weak references to the arrays of every update made so far."""
     alive = []
