@@ -230,7 +230,7 @@ def next_state(
     update, transforms = method.transform.on_server(aggregate, state.transforms, noise)
     update = method.algorithm.settle(update)
     done = replace(state, round=state.round + 1, transforms=transforms)
-    if not aggregate.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is added
+    if not aggregate.clients and method.transform.mechanism is None:  # nobody was asked, no noise is added
         return done
     update = grown(bases_of(method.algorithm, state.adapter, state.round), update)
     moved = method.server.apply(state, update)
