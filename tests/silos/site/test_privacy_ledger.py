@@ -302,7 +302,7 @@ def test_a_count_that_cannot_be_read_stops_everything(path, content) -> None:
     spend(path)
     count = path.parents[1] / "runs" / "privacy" / "0123.json"
     count.write_text(content)
-    with pytest.raises(FolderError, match="runs/privacy/0123.json cannot be read") as caught:
+    with pytest.raises(FolderError, match=r"runs/privacy/0123\.json cannot be read") as caught:
         spend(path)
     assert "every visit is refused" in str(caught.value)
     assert path.read_text().count("\n") == 1
@@ -362,7 +362,9 @@ def test_each_source_has_its_own_whatever_is_read_of_it(tmp_path) -> None:
     one = of(tmp_path, source="/data/a.jsonl")
     assert one == of(tmp_path, source="/data/a.jsonl", category="other", delimiter=";", part="b", config="c")
     assert one.parent == tmp_path / "privacy"
-    hub = [of(tmp_path, source="owner/name", **more) for more in ({}, {"config": "default"}, {"part": "test"})]
+    hub = [
+        of(tmp_path, source="owner/name", **more) for more in ({}, {"config": "default"}, {"part": "test"})
+    ]
     assert len(set(hub)) == 1
     assert len({one, *hub, of(tmp_path, source="world"), of(tmp_path, source="/data/b.jsonl")}) == 4
 
@@ -391,13 +393,19 @@ def former_name(source: str, config: str | None = None, part: str = "train") -> 
     return f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.jsonl"
 
 
+PARTS = {"config": "c", "part": "p"}
+
+
 @pytest.mark.parametrize(
     ("before", "now"),
     [
         ({"source": "{}/a.jsonl"}, {"source": "{}/a.jsonl"}),
         ({"source": "{}/b.jsonl"}, {"source": "{}/b.jsonl"}),
         ({"source": "{}/a.jsonl"}, {"source": "{}/b.jsonl"}),  # a link to it
-        ({"source": "{}/a.jsonl", "config": "c", "part": "p"}, {"source": "{}/a.jsonl", "config": "c", "part": "p"}),
+        (
+            {"source": "{}/a.jsonl", "config": "c", "part": "p"},
+            {"source": "{}/a.jsonl", "config": "c", "part": "p"},
+        ),
         ({"source": "{}/a.jsonl"}, {"source": "{}/a.jsonl", "config": "c", "part": "p"}),
         ({"source": "world"}, {"source": "world"}),
         ({"source": "owner/name", "part": "p"}, {"source": "owner/name"}),
