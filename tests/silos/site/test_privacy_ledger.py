@@ -388,7 +388,7 @@ def test_two_links_to_one_file_are_one_source(tmp_path) -> None:
 
 
 def former_name(source: str, config: str | None = None, part: str = "train") -> str:
-    """The name of a ledger in version 0.1, whose sources were joined to the folder of the process."""
+    """The name of a ledger in an earlier version, whose sources were joined to the folder of the process."""
     named = json.dumps([os.path.abspath(source), config, part])
     return f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.jsonl"
 

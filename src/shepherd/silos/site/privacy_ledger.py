@@ -9,7 +9,7 @@ that a crash left unfinished belongs to a visit that never began; any other that
 site. So does a ledger that is missing, or does not begin with the lines that were counted: the count is in
 another folder, which is lost less easily together with it.
 
-DIGEST is of the source, whatever is read of it. Version 0.1 had names of 16 digits, of a source's
+DIGEST is of the source, whatever is read of it. An earlier version had names of 16 digits, of a source's
 configuration and part as well; what it entered is still read, and counts.
 """
 
@@ -96,7 +96,7 @@ def place(home: Path, data: SiteDataTable) -> Ledger:
 
 
 def _former(home: Path, data: SiteDataTable) -> list[str]:
-    """Names of ledgers of version 0.1 that are here, or were counted here, and may be of this source.
+    """Names of ledgers of an earlier version that are here, or were counted here, and may be of this source.
 
     An id of the hub was joined to the folder in which the site was started. Nobody knows that folder now, so
     every such ledger counts.
