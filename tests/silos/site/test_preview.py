@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shepherd import world
+from shepherd.core.spending import Poisson, Spending
 from shepherd.errors import SettingsError
 from shepherd.model.digest import digest
+from shepherd.privacy import accountant
+from shepherd.silos.site import privacy_ledger
 from shepherd.silos.site.preview import Found, check, in_words
-from shepherd.silos.site.site_settings import PolicyTable, example, parse_request
+from shepherd.silos.site.site_settings import PolicyTable, example, parse_request, read
 from shepherd.ui.terminal.site_preview import print_preview
 from tests import runs
 from tests.silos.site.asking import request
@@ -387,3 +391,109 @@ def test_what_a_chat_template_adds_and_refuses_is_told(folder: Path) -> None:
     assert "writes 'Be nice. 28' before every chat without a system turn" in text
     assert "today's date, fixed to 2026-11-28 in this run" in text
     assert "writes no end of turn" in text
+
+
+# the privacy budget -----------------------------------------------------------------------------------------
+
+NOISY_RUN = {
+    "privacy": {"examples": {"norm": 0.5, "noise": 2.0}},
+    "federation": {"rounds": 5, "weights": "equal"},
+    "tuning": {"max_steps": 3, "batch_size": 8},
+}
+VISIT = Spending(noise=2.0, sampling=Poisson(chance=8 / 32), steps=3)  # of the 32 that are trained on
+DELTA = 32**-1.1
+
+
+def epsilon(visits: int) -> float:
+    return accountant.epsilon([replace(VISIT, steps=3 * visits)], DELTA)
+
+
+@pytest.fixture
+def private(folder: Path) -> Path:
+    """A site that protects its examples, with a kit whose ledger has two visits."""
+    limited = ("require_privacy = []", 'require_privacy = ["example"]'), ("# max_epsilon", "max_epsilon")
+    path = changed(folder, *limited)
+    (folder / "kit" / "startup").mkdir(parents=True)
+    entered(folder, 2)
+    return path
+
+
+def entered(folder: Path, visits: int) -> None:
+    kept = privacy_ledger.place(folder / "kit" / "shepherd", read(folder / "site.toml").data)
+    for round in range(visits):
+        entry = privacy_ledger.Entry(
+            when="2026-11-29T20:00:00+00:00",
+            run="a",
+            round=round,
+            id="b",
+            unit="example",
+            spent=VISIT,
+            examples=32,
+        )
+        assert privacy_ledger.spend(kept, [], [entry]) is None
+
+
+def test_an_owner_sees_what_is_spent(folder: Path, private: Path) -> None:
+    found = check(private, kit=folder / "kit")
+    assert found.faults == ()
+    shown = f"epsilon {epsilon(2):.3g} of 8 at delta {DELTA:.2g}, after 2 visits."
+    assert found.spent[0] == f"Spent so far of each example: {shown}"
+    assert str(folder / "kit" / "shepherd" / "privacy") in found.spent[1]
+    assert f"Your privacy budget\n · {found.spent[0]}" in printed(found)
+    assert not [note for note in found.notes if "--kit" in note]
+
+
+def test_an_owner_sees_what_a_run_would_add(folder: Path, private: Path) -> None:
+    found = check(private, parse_request(request(**NOISY_RUN).settings), kit=folder / "kit")
+    assert found.faults == ()
+    assert found.spent[1] == (
+        f"With one visit of this run that is epsilon {epsilon(3):.3g}, and with one in each round"
+        f" (federation.rounds = 5) {epsilon(7):.3g}."
+    )
+
+
+def test_a_run_that_the_budget_does_not_allow_is_told(folder: Path, private: Path) -> None:
+    changed(folder, ("max_epsilon = 8.0", f"max_epsilon = {epsilon(2) + 0.01:.3f}"))
+    (fault,) = check(private, parse_request(request(**NOISY_RUN).settings), kit=folder / "kit").faults
+    assert fault.startswith("policy max_epsilon = ")
+    assert f"a visit after which epsilon is {epsilon(3):.3g}" in fault
+    assert check(private, kit=folder / "kit").faults == ()
+
+
+def test_without_its_kit_an_owner_is_told_where_the_budget_is(folder: Path, private: Path) -> None:
+    found = check(private)
+    assert found.spent == ()
+    assert [note for note in found.notes if "--kit SITE_KIT" in note]
+    assert "Your privacy budget" not in printed(found)
+
+
+def test_a_ledger_that_is_lost_has_to_be_fixed(folder: Path, private: Path) -> None:
+    (ledger,) = (folder / "kit" / "shepherd" / "privacy").iterdir()
+    ledger.unlink()
+    (fault,) = check(private, kit=folder / "kit").faults
+    assert f"{ledger} is missing" in fault
+
+
+def test_a_folder_that_is_no_kit_does_not_say_that_nothing_is_spent(folder: Path, private: Path) -> None:
+    for wrong in (folder, folder / "kit" / "shepherd", folder / "none"):
+        found = check(private, kit=wrong)
+        assert found.spent == ()
+        assert found.faults == (
+            f"{wrong} is no kit of a site; give the folder that `shepherd silos site` gets",
+        )
+
+
+def test_of_a_site_without_noise_nothing_is_counted(folder: Path) -> None:
+    (folder / "kit" / "startup").mkdir(parents=True)
+    (said,) = check(folder / "site.toml", kit=folder / "kit").spent
+    assert "nothing is counted" in said
+    assert not (folder / "kit" / "shepherd").exists()
+
+
+def test_noise_that_nobody_required_is_shown_too(folder: Path) -> None:
+    (folder / "kit" / "startup").mkdir(parents=True)
+    entered(folder, 1)
+    said = check(folder / "site.toml", kit=folder / "kit").spent[0]
+    assert said == (
+        f"Spent so far of each example: epsilon {epsilon(1):.3g} at delta {DELTA:.2g}, after 1 visit."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,11 @@ import pytest
 
 from shepherd.core import Failure, Update
 from shepherd.core.spending import Poisson
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.privacy import accountant, example_level
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Ready, Scores, Trained
-from shepherd.silos.site import audit, privacy_ledger, released
+from shepherd.silos.site import audit, privacy_ledger, redaction, released
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import tune
 from tests.silos.site.trained import RUN, TABLES, ask, broadcast, reason, request, tables
@@ -163,10 +164,39 @@ def test_a_kept_answer_of_a_time_without_privacy_leaves_no_more(born, asked, sha
 def test_a_ledger_that_cannot_be_read_stops_the_site(born, asked, shaped, monkeypatch) -> None:
     trainer = born()
     ask(trainer, asked(broadcast(shaped)))
-    path = privacy_ledger.place(trainer.home, trainer.settings.data)
+    path = privacy_ledger.place(trainer.home, trainer.settings.data).path
     path.write_text("nonsense\n" + path.read_text())
     monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without a ledger"))
     reason(ask(trainer, asked(broadcast(shaped, 1))))
+
+
+def test_a_ledger_that_is_lost_closes_the_site(born, asked, shaped, monkeypatch) -> None:
+    trainer = born(**LIMITED)
+    assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
+    path = privacy_ledger.place(trainer.home, trainer.settings.data).path
+    kept = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without a ledger"))
+    assert reason(ask(trainer, asked(broadcast(shaped, 1)))) == redaction.FOLDER  # the path stays here
+    assert reason(ask(trainer, asked(run="2" * 16))) == redaction.FOLDER
+    with pytest.raises(FolderError, match="is missing") as caught:
+        born(**LIMITED)
+    assert str(path) in str(caught.value)
+    monkeypatch.undo()
+    path.write_bytes(kept)
+    assert isinstance(ask(born(**LIMITED), asked(broadcast(shaped, 1))), Update)
+    assert len(entries(trainer)) == 2
+
+
+def test_what_an_earlier_version_entered_is_counted_when_the_site_starts(born, asked, shaped) -> None:
+    trainer = born()
+    ask(trainer, asked(broadcast(shaped)))
+    path = privacy_ledger.place(trainer.home, trainer.settings.data).path
+    shutil.rmtree(trainer.home / "runs" / "privacy")  # as it was before anything was counted
+    born(**LIMITED)
+    path.unlink()
+    with pytest.raises(FolderError, match="is missing"):
+        born(**LIMITED)
 
 
 def test_without_the_accountant_a_site_says_so_before_anything_runs(born, asked, shaped, monkeypatch) -> None:
@@ -227,10 +257,10 @@ def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, s
     assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
     (entry,) = entries(trainer)
     assert entry.examples == held(trainer, asked)
-    path = privacy_ledger.place(trainer.home, trainer.settings.data)
     assert [each.delta for each in trainer._budgets(20)] == [entry.examples**-1.1]
     assert [each.delta for each in trainer._budgets(5000)] == [5000**-1.1]
-    assert privacy_ledger.most_examples(path) == entry.examples
+    kept = privacy_ledger.place(trainer.home, trainer.settings.data)
+    assert privacy_ledger.most_examples(kept) == entry.examples
 
 
 NOISY = {

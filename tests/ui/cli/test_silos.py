@@ -11,10 +11,14 @@ from click.testing import CliRunner, Result
 
 pytest.importorskip("nvflare")
 
+from shepherd.core.spending import Poisson, Spending
 from shepherd.data.examples import Example, Turn
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import admin
 from shepherd.silos.flare import kits, provision
+from shepherd.silos.site import privacy_ledger, serve
+from shepherd.silos.site.privacy_ledger import Entry
+from shepherd.silos.site.site_settings import SiteDataTable
 from shepherd.ui.cli import main as cli
 from shepherd.version import install
 
@@ -111,6 +115,37 @@ def test_a_site_can_be_checked_before_anything_is_joined(tmp_path: Path) -> None
     told = run("silos", "check", config)
     assert told.exit_code == 2
     assert "data.jsonl" in told.stdout + told.stderr
+
+
+def test_an_owner_sees_what_is_spent_of_a_sites_privacy(
+    federation: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(serve, "keep", lambda *_: None)
+    kit = federation / "sites" / "charite"
+    limited = {"require_privacy": ["example"], "max_epsilon": 8.0, "min_batch": 4}
+    config = loopback.write_site(tmp_path / "site", numbers(), limited)
+    source = config.parent / "data.jsonl"
+    started = run("silos", "site", kit, "--config", config)
+    assert started.stdout == f"the privacy ledger of {source} is new: no visit counts as spent\n"
+    told = run("silos", "check", config, "--kit", kit)
+    assert "Spent so far of each example: epsilon 0 of 8 at delta" in told.stdout
+    assert not (kit / "shepherd").exists()  # nothing is made by looking
+
+    ledger = privacy_ledger.place(kit / "shepherd", SiteDataTable(source=str(source)))
+    spent = Spending(noise=2.0, sampling=Poisson(chance=0.2), steps=3)
+    entry = Entry(when="", run="a", round=0, id="b", unit="example", spent=spent)
+    assert privacy_ledger.spend(ledger, [], [entry]) is None
+    started = run("silos", "site", kit, "--config", config)
+    assert started.stdout == f"the privacy ledger of {source} counts 1 visit\n"
+    assert ", after 1 visit." in run("silos", "check", config, "--kit", kit).stdout
+
+    ledger.path.unlink()
+    started = run("silos", "site", kit, "--config", config)
+    assert (started.exit_code, started.stdout) == (2, "")
+    assert f"shepherd: privacy ledger {ledger.path} is missing" in started.stderr
+    told = run("silos", "check", config, "--kit", kit)
+    assert told.exit_code == 2
+    assert f"{ledger.path} is missing" in told.stdout
 
 
 def test_a_run_is_checked_against_the_sites_policy(tmp_path: Path) -> None:

@@ -353,13 +353,20 @@ def budgets(policy: PolicyTable, examples: int) -> list[Budget]:
     """
     if policy.max_epsilon is None:
         return []
-    deltas = {
+    at = deltas(policy, examples)
+    return [Budget(unit=unit, epsilon=policy.max_epsilon, delta=at[unit]) for unit in policy.require_privacy]
+
+
+def deltas(policy: PolicyTable, examples: int) -> dict[Unit, float]:
+    """The delta at which the epsilon of each unit is counted.
+
+    Raises:
+        SettingsError: policy.delta is not below 1 over the site's examples.
+    """
+    return {
         "example": example_level.delta_of(policy.delta, examples, "this site"),
         "client": policy.delta or CLIENT_DELTA,
     }
-    return [
-        Budget(unit=unit, epsilon=policy.max_epsilon, delta=deltas[unit]) for unit in policy.require_privacy
-    ]
 
 
 def over_budget(policy: PolicyTable, site: str, would_be: str) -> Refusal:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,13 +17,15 @@ from shepherd.data import cursor, lint, pipeline, remarks
 from shepherd.data.dataset import Partition
 from shepherd.data.files import left_out
 from shepherd.data.template import Template
-from shepherd.errors import ShepherdError
+from shepherd.errors import ShepherdError, SilosError
 from shepherd.evaluate import loss
+from shepherd.privacy import accountant
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import allowed_bases as bases
-from shepherd.silos.site import released
-from shepherd.silos.site.policy import broken_by, visit_length
+from shepherd.silos.site import privacy_ledger, released
+from shepherd.silos.site.policy import broken_by, budgets, deltas, over_budget, spending, visit_length
+from shepherd.silos.site.privacy_ledger import Unit
 from shepherd.silos.site.site_settings import (
     BaseTable,
     PolicyTable,
@@ -41,6 +44,7 @@ MAX_SKIPPED_SHARE = (
     0.01  # of an epoch: below, every example is reached soon, since each epoch has another order
 )
 MAX_CATEGORY_NAMES = 40  # above, the names are hardly kinds of instruction
+PROTECTED: Mapping[Unit, str] = {"example": "each example", "client": "the site as a whole"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,18 +109,23 @@ class Found:
     data: DataPreview | None = None
     leaving: OutgoingUpdate | None = None
     policy: tuple[str, ...] = ()
+    spent: tuple[str, ...] = ()
+    """Sentences on what is spent of the site's privacy; empty without a kit."""
     faults: tuple[str, ...] = ()
     """Problems that have to be fixed, one sentence each."""
     notes: tuple[str, ...] = ()
     """Points that the owner may want to consider, one sentence each."""
 
 
-def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1) -> Found:
+def check(
+    path: str | Path, run: RunSettings | None = None, *, kit: Path | None = None, samples: int = 1
+) -> Found:
     """Examine everything that a site.toml names, as a run would use it.
 
     Without a run file, a run's keys have their defaults, and the rank is the largest that the policy allows.
 
     Args:
+        kit: the site's kit, for what its visits have spent of its privacy.
         samples: number of examples of each category to render.
 
     Raises:
@@ -133,6 +142,11 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
     data = _collect_fault(faults, lambda: _data(site, own, samples))
     if data is not None:
         faults += _refusals(site, asks, name, data.examples)
+    examples = data.examples if data is not None else 0
+    spent = _collect_fault(faults, lambda: _spent(site, kit, asks, examples)) if kit and examples else None
+    if kit and spent and asks:
+        over = _collect_fault(faults, lambda: _over_budget(site, kit, asks, examples))
+        faults += [str(over_budget(site.policy, name, over))] if over else []
     return Found(
         site=site,
         run=own,
@@ -140,9 +154,15 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
         data=data,
         leaving=_collect_fault(faults, lambda: _leaving(base, run.adapter, site.policy)) if base else None,
         policy=tuple(in_words(site.policy)),
+        spent=spent or (),
         faults=tuple(faults),
         notes=(
             *_notes(Path(path), site, run, data),
+            *(
+                ["What is spent of your privacy budget is in your kit: add --kit SITE_KIT to see it."]
+                if site.policy.require_privacy and kit is None
+                else []
+            ),
             *(_about_visits(site, asks, run, name, data.examples) if data is not None and not faults else ()),
         ),
     )
@@ -180,6 +200,48 @@ def _refusals(site: SiteSettings, asks: RunSettings | None, name: str, examples:
             f" refuse every run, {left}; raise max_epochs, or lower min_examples"
         ]
     return []
+
+
+def _ledger(site: SiteSettings, kit: Path) -> privacy_ledger.Ledger:
+    if not (kit / "startup").is_dir():  # an empty ledger of a wrong folder would say that nothing is spent
+        raise SilosError(f"{kit} is no kit of a site; give the folder that `shepherd silos site` gets")
+    return privacy_ledger.place(kit.absolute() / "shepherd", site.data)
+
+
+def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: int) -> tuple[str, ...]:
+    """What is spent of the privacy of each unit, and what the run would add to it."""
+    policy, ledger = site.policy, _ledger(site, kit)
+    entries, more = privacy_ledger.read(ledger), spending(policy, asks, examples) if asks else []
+    units = [*policy.require_privacy, *(entry.unit for entry in entries), *(unit for unit, _ in more)]
+    if not units:
+        return ("No visit has added noise so far, so nothing is counted.",)
+    accountant.require()
+    at = deltas(policy, max(examples, privacy_ledger.most_examples(ledger)))
+    sentences = []
+    for unit in dict.fromkeys(units):
+        epsilon = partial(privacy_ledger.epsilon, entries, unit, at[unit])
+        visits = sum(entry.unit == unit for entry in entries)
+        limit = f" of {policy.max_epsilon:g}" if unit in policy.require_privacy else ""
+        sentences.append(
+            f"Spent so far of {PROTECTED[unit]}: epsilon {epsilon():.3g}{limit} at delta {at[unit]:.2g},"
+            f" after {visits:,} visit{'s' * (visits != 1)}."
+        )
+        for one in (spent for of, spent in more if of == unit):
+            rounds = asks.federation.rounds if asks else 0
+            whole = replace(one, steps=one.steps * rounds)
+            sentences.append(
+                f"With one visit of this run that is epsilon {epsilon([one]):.3g}, and with one in each round"
+                f" (federation.rounds = {rounds}) {epsilon([whole]):.3g}."
+            )
+    files = [str(path) for path in (ledger.path, *ledger.former) if path.exists()]
+    return (*sentences, f"The ledger is {' and '.join(files) or f'new: {ledger.path}'}.")
+
+
+def _over_budget(site: SiteSettings, kit: Path, run: RunSettings, examples: int) -> str | None:
+    """What the site's budget refuses a visit of a run with; None if it allows it."""
+    ledger = _ledger(site, kit)
+    most = max(examples, privacy_ledger.most_examples(ledger))
+    return privacy_ledger.refusal(ledger, budgets(site.policy, most), spending(site.policy, run, examples))
 
 
 def _base(base: BaseTable) -> BasePreview:
@@ -300,9 +362,8 @@ def in_words(policy: PolicyTable) -> list[str]:
 
 
 def _privacy_in_words(policy: PolicyTable) -> Iterator[str]:
-    whom = {"example": "each example", "client": "the site as a whole"}
     if policy.require_privacy:
-        protected = " and ".join(whom[unit] for unit in policy.require_privacy)
+        protected = " and ".join(PROTECTED[unit] for unit in policy.require_privacy)
         delta = f"delta {policy.delta:g}" if policy.delta else "a delta below 1 over the examples"
         yield (
             f"Noise must protect {protected}: epsilon is {policy.max_epsilon:g} at most over all runs, at"

@@ -1,11 +1,16 @@
 """A site's privacy ledger: what its visits have spent of its privacy, over all runs, and what is left.
 
-    HOME/privacy/0123456789abcdef.jsonl    one line for each visit, for each of the site's data sources
+    HOME/privacy/DIGEST.jsonl         one line for each visit, for each of the site's data sources
+    HOME/runs/privacy/DIGEST.json     how many lines it has, and the SHA-256 of them
 
 A line is appended and flushed before its visit begins, so a visit that is killed has spent all the same. The
 file is kept for as long as the data are: the noise of one run does not hide what another revealed. A line
 that a crash left unfinished belongs to a visit that never began; any other that cannot be read stops the
-site.
+site. So does a ledger that is missing, or does not begin with the lines that were counted: the count is in
+another folder, which is lost less easily together with it.
+
+DIGEST is of the source, whatever is read of it. An earlier version had names of 16 digits, of a source's
+configuration and part as well; what it entered is still read, and counts.
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +28,15 @@ from typing import Any, Literal
 from shepherd.core.spending import FixedSize, Poisson, Shuffled, Spending, Turns
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
-from shepherd.io.atomic import disk_errors
+from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.privacy.example_level import epsilon_of
 from shepherd.silos.site.site_settings import SiteDataTable
 
 Unit = Literal["example", "client"]
 """Who is protected: each example of the site, or the site with all of its examples."""
-FOLDER = "privacy"
-NAME_DIGITS = 16
+FOLDER, COUNTS = "privacy", "runs/privacy"
+"""Folders of the ledgers and of the counts of their lines."""
+NAME_DIGITS, FORMER_DIGITS = 32, 16
 SAMPLINGS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Poisson, FixedSize, Turns, Shuffled)}
 
 
@@ -66,26 +74,69 @@ class Budget:
     delta: float
 
 
-def place(home: Path, data: SiteDataTable) -> Path:
-    """The ledger of a data source; another file, configuration or part has another one."""
-    named = json.dumps([os.path.abspath(data.source), data.config, data.part])
-    return home / FOLDER / f"{hashlib.sha256(named.encode()).hexdigest()[:NAME_DIGITS]}.jsonl"
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The files of a data source's ledger."""
+
+    path: Path
+    """The file that visits are entered into."""
+    former: tuple[Path, ...] = ()
+    """Files of an earlier version that count for this source as well; nothing is added to them."""
 
 
-def read(path: Path) -> list[Entry]:
-    """All visits so far, oldest first, without a line that was never finished.
+def place(home: Path, data: SiteDataTable) -> Ledger:
+    """The ledger of a data source, whatever its configuration and part, which may hold the same examples.
+
+    Two links to one file are one source. A Hugging Face id is taken as it is written.
+    """
+    source = os.path.realpath(data.source) if os.path.isabs(data.source) else data.source
+    folder, digest = home / FOLDER, hashlib.sha256(os.fsencode(source)).hexdigest()
+    former = (folder / f"{name}.jsonl" for name in _former(home, data))
+    return Ledger(folder / f"{digest[:NAME_DIGITS]}.jsonl", tuple(former))
+
+
+def _former(home: Path, data: SiteDataTable) -> list[str]:
+    """Names of ledgers of an earlier version that are here, or were counted here, and may be of this source.
+
+    An id of the hub was joined to the folder in which the site was started. Nobody knows that folder now, so
+    every such ledger counts.
+    """
+    files = (each for folder in (FOLDER, COUNTS) for each in (home / folder).glob("*.json*"))
+    there = {each.stem for each in files if re.fullmatch(rf"[0-9a-f]{{{FORMER_DIGITS}}}", each.stem)}
+    if os.path.isabs(data.source):
+        there &= {
+            hashlib.sha256(json.dumps([source, config, part]).encode()).hexdigest()[:FORMER_DIGITS]
+            for source in (os.path.abspath(data.source), os.path.realpath(data.source))
+            for config in (data.config, None)
+            for part in (data.part, "train")
+        }
+    return sorted(there)
+
+
+def read(ledger: Ledger) -> list[Entry]:
+    """All visits so far, those of an earlier version first, without a line that was never finished.
 
     Raises:
-        FolderError: a line cannot be read, so that nobody knows what is left.
+        FolderError: a line cannot be read or is lost, so that nobody knows what is left.
     """
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise FolderError(f"privacy ledger {path} cannot be read ({error.strerror}); {_CLOSED}") from error
-    whole, _, _ = text.rpartition(b"\n")
-    return [_entry(path, number, line) for number, line in enumerate(whole.split(b"\n"), 1) if whole]
+    return [
+        _entry(path, number, line)
+        for path in (*ledger.former, ledger.path)
+        for number, line in enumerate(_lines(path), 1)
+    ]
+
+
+def check(ledger: Ledger) -> list[Entry]:
+    """All visits so far, and count the lines, so that the loss of any is noticed from now on.
+
+    Raises:
+        FolderError: as for `read`, or the count cannot be written.
+    """
+    entries = read(ledger)
+    if entries:
+        with disk_errors(ledger.path.parent), _locked(ledger.path):
+            _count(ledger)
+    return entries
 
 
 def epsilon(entries: Sequence[Entry], unit: Unit, delta: float, more: Sequence[Spending] = ()) -> float:
@@ -97,20 +148,20 @@ def epsilon(entries: Sequence[Entry], unit: Unit, delta: float, more: Sequence[S
         return float("inf")
 
 
-def most_examples(path: Path) -> int:
+def most_examples(ledger: Ledger) -> int:
     """The most examples that a visit so far was drawn from; 0 without visits.
 
     A run may use fewer of them, as by a small `data.max_tokens`, which must not make delta larger.
     """
-    return max((entry.examples for entry in read(path)), default=0)
+    return max((entry.examples for entry in read(ledger)), default=0)
 
 
-def refusal(path: Path, budgets: Sequence[Budget], more: Sequence[tuple[Unit, Spending]]) -> str | None:
+def refusal(ledger: Ledger, budgets: Sequence[Budget], more: Sequence[tuple[Unit, Spending]]) -> str | None:
     """Why a visit may not spend this, as what it would come to; None if every budget allows it."""
-    return _refusal(read(path), budgets, more)
+    return _refusal(read(ledger), budgets, more)
 
 
-def spend(path: Path, budgets: Sequence[Budget], entries: Sequence[Entry]) -> str | None:
+def spend(ledger: Ledger, budgets: Sequence[Budget], entries: Sequence[Entry]) -> str | None:
     """Enter a visit, with one entry for each unit, unless a budget does not allow it; see `refusal`.
 
     Checked and appended under one lock, and on the disk when this returns.
@@ -118,20 +169,27 @@ def spend(path: Path, budgets: Sequence[Budget], entries: Sequence[Entry]) -> st
     Raises:
         FolderError: the ledger cannot be read or written, so the visit must not begin.
     """
-    with disk_errors(path.parent):
-        private.make(path.parent)
-        new = not path.exists()
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | private.NO_LINK, private.FILE)
-        try:
-            lock.wait_for(handle)  # released when the handle is closed
-            refused = _refusal(read(path), budgets, [(entry.unit, entry.spent) for entry in entries])
-            if refused is None:
-                _append(handle, "".join(f"{entry.line()}\n" for entry in entries).encode())
-        finally:
-            os.close(handle)
+    with disk_errors(ledger.path.parent), _locked(ledger.path) as handle:
+        refused = _refusal(read(ledger), budgets, [(entry.unit, entry.spent) for entry in entries])
+        if refused is None:
+            _append(handle, "".join(f"{entry.line()}\n" for entry in entries).encode())
+            _count(ledger)  # after the lines: those that a crash leaves uncounted are of no visit
+    return refused
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Open a file for appending, making it if it is missing, and lock it until the end of the block."""
+    private.make(path.parent)
+    new = not path.exists()
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | private.NO_LINK, private.FILE)
+    try:
         if new:
             private.sync(path.parent)
-    return refused
+        lock.wait_for(handle)  # released when the handle is closed
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _append(handle: int, lines: bytes) -> None:
@@ -172,7 +230,66 @@ def _merged(spent: Sequence[Spending]) -> tuple[Spending, ...]:
     return tuple(sorted(merged, key=repr))
 
 
+# lost lines -------------------------------------------------------------------------------------------------
+
 _CLOSED = "restore it from a copy: until then every visit is refused"
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """How many lines a file had, and what they were."""
+
+    lines: int
+    sha256: str
+
+
+def _count_of(lines: Sequence[bytes]) -> _Count:
+    return _Count(len(lines), hashlib.sha256(b"\n".join(lines)).hexdigest())
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file, of which those that were counted have to be there."""
+    counted = _read_count(path)  # first, since another process may add lines, and count them, in between
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        raise FolderError(f"privacy ledger {path} cannot be read ({error.strerror}); {_CLOSED}") from error
+    if _count_of(lines[: counted.lines]) != counted:
+        raise FolderError(
+            f"privacy ledger {path} {'was cut or changed' if lines else 'is missing'}, and by"
+            f" {_count_place(path)} it had {counted.lines} lines; restore it from a copy of that time, or if"
+            " none of its examples is trained on again, delete both: until then every visit is refused"
+        )
+    return lines
+
+
+def _count(ledger: Ledger) -> None:
+    """Count the lines of all files of a ledger, under its lock."""
+    for path in (*ledger.former, ledger.path):
+        found, place = _count_of(_lines(path)), _count_place(path)
+        if found != _read_count(path):
+            private.make(place.parent)
+            write_atomic(place, json.dumps(asdict(found)))
+
+
+def _count_place(path: Path) -> Path:
+    return path.parent.parent / COUNTS / f"{path.stem}.json"
+
+
+def _read_count(path: Path) -> _Count:
+    place = _count_place(path)
+    try:
+        table = json.loads(place.read_bytes())
+        return _Count(_whole(table["lines"]), str(table["sha256"]))
+    except FileNotFoundError:
+        return _count_of(())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FolderError(f"{place} cannot be read, which counts the lines of {path}; {_CLOSED}") from error
+
+
+# lines ------------------------------------------------------------------------------------------------------
 
 
 def _entry(path: Path, number: int, line: bytes) -> Entry:

@@ -13,7 +13,8 @@ from shepherd.silos.flare.hardening import harden
 from shepherd.silos.flare.kits import Kit
 from shepherd.silos.flare.probe import HangUpCounter, HungUp, clock, reach
 from shepherd.silos.flare.supervise import Child, LogAlert, supervise, until_signalled
-from shepherd.silos.site import site_settings
+from shepherd.silos.site import privacy_ledger, site_settings
+from shepherd.silos.site.site_settings import SiteSettings
 
 SERVER_CHECK_S = 30.0
 """Time between two checks that the server can be reached and still accepts this kit."""
@@ -32,11 +33,22 @@ def join(folder: str | Path, site_toml: str | Path, echo: Callable[[str], None])
         SilosError: `folder` is no kit of a site, its certificate is not valid, the server is of another
             federation or refuses the kit, or the kit is already running on this machine.
         SettingsError: the site's file is not valid.
+        FolderError: the site requires privacy, and its ledger is lost or cannot be read.
     """
     kit = kits.read(folder, "site")
-    site_settings.read(site_toml)
+    settings = site_settings.read(site_toml)
+    if settings.policy.require_privacy:
+        echo(_visits(kit, settings))
     with until_signalled() as stop:
         keep(kit, [_trainer(kit, Path(site_toml)), _flare(kit)], echo, stop)
+
+
+def _visits(kit: Kit, settings: SiteSettings) -> str:
+    """How many visits the ledger counts, which shows whether a new kit has the ledger of the old one."""
+    entries = privacy_ledger.read(privacy_ledger.place(kit.home, settings.data))
+    visits = len({(entry.when, entry.run, entry.round, entry.id) for entry in entries})
+    counts = f"counts {visits:,} visit{'s' * (visits != 1)}" if visits else "is new: no visit counts as spent"
+    return f"the privacy ledger of {settings.data.source} {counts}"
 
 
 def keep(kit: Kit, children: list[Child], echo: Callable[[str], None], stop: threading.Event) -> None:

@@ -4,6 +4,7 @@
     HOME/state/RUN/start-00003     the adapter that round 3 was trained from, as safetensors; where this site
                                    keeps a part of its model, also one that was scored and not trained from
     HOME/runs/RUN.json             record of the run: position, last requests answered, last score
+    HOME/runs/privacy/             of the privacy ledgers: see `privacy_ledger`
     HOME/secret                    seed of the order of examples
 
 Writes are atomic. Checkpoints are kept of the last two rounds of the last eight runs, records for a year, so
@@ -254,7 +255,7 @@ class Store:
         with disk_errors(place.parent):
             place.parent.mkdir(mode=0o700, exist_ok=True)
         write_atomic(place, json.dumps(asdict(record)))
-        for old in place.parent.iterdir():
+        for old in place.parent.glob("*.json"):
             with suppress(OSError):
                 if old.stat().st_mtime < time.time() - YEAR_S:
                     # its answers first, so that none outlives the record of the sum that it was in

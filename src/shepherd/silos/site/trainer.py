@@ -99,6 +99,8 @@ class Trainer:
         with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
             home.chmod(0o700)
+        if settings.policy.require_privacy:
+            privacy_ledger.check(self._ledger())
         self.store, self.cache = Store(home), DataCache(home, name)
         self.sums = SecureSums(
             name, self.store, settings.policy, lambda: secure_sums.kit_signer(home, settings.policy)
@@ -374,7 +376,7 @@ class Trainer:
         most = max(examples, privacy_ledger.most_examples(self._ledger()))
         return policy.budgets(self.settings.policy, most)
 
-    def _ledger(self) -> Path:
+    def _ledger(self) -> privacy_ledger.Ledger:
         return privacy_ledger.place(self.home, self.settings.data)
 
     def _refuse_over(self, would_be: str | None) -> None:

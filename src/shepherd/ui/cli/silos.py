@@ -254,7 +254,13 @@ def site(kit: Path, config: Path) -> None:
     metavar="RUN.toml",
     help="Run file to check against the policy.",
 )
-def check(file: Path, new: bool, run_file: Path | None) -> None:
+@click.option(
+    "--kit",
+    type=click.Path(path_type=Path),
+    metavar="SITE_KIT",
+    help="The site's kit, to show what is spent of its privacy budget.",
+)
+def check(file: Path, new: bool, run_file: Path | None, kit: Path | None) -> None:
     """Show a site's owner what would be trained on and what would be released; connects to nothing."""
     from shepherd.silos.site import site_settings as settings
 
@@ -266,7 +272,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
     from shepherd.silos.site.preview import check as checked
     from shepherd.ui.terminal.site_preview import print_preview
 
-    if not print_preview(checked(file, read(run_file) if run_file else None)):
+    if not print_preview(checked(file, read(run_file) if run_file else None, kit=kit)):
         raise click.exceptions.Exit(2)
 
 

@@ -24,6 +24,9 @@ def print_preview(found: Found, stream: TextIO | None = None) -> bool:
     _print_list(console, _bases(found.bases))
     _print_title(console, "Your policy")
     _print_list(console, found.policy)
+    if found.spent:
+        _print_title(console, "Your privacy budget")
+        _print_list(console, found.spent)
     _print_title(console, "What would leave")
     _print_list(console, _what_leaves(found))
     if found.notes:
