@@ -148,8 +148,8 @@ class Remembered:
 
     @property
     def single(self) -> Proven | None:
-        """The one set that a claim is compared with: of single clients or examples, chosen before any score is
-        seen. A claim that is tested on two sets would be refuted by chance up to twice as often."""
+        """The one set that a claim is compared with: of single clients or examples, and chosen before any
+        score is seen. A claim that is tested on two sets would be refuted by chance up to twice as often."""
         first = self.proven[0]
         return first if self.as_clients or first.copies == 1 else None
 

@@ -95,7 +95,7 @@ class Attacked:
 
     @property
     def contradicted(self) -> bool:
-        """Whether the canaries prove more than the run claims, by the released adapter and one set of canaries
+        """Whether the canaries prove more than the run claims, by the released adapter and one set of them
         alone: of several, one would exceed the claim by chance more often."""
         memory = self.remembered.get(RELEASED)
         if self.claim is None or memory is None or not self.claim.is_about(memory):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from shepherd.compare import privacy
 from shepherd.compare.folders import local_names
 from shepherd.errors import FolderError
 from shepherd.io.paths import short
@@ -147,14 +148,31 @@ def _says_centralised(name: str, category_counts: Counts, compared: Mapping[str,
 def _says_federated(path: Path, settings: RunSettings, category_counts: Counts) -> str:
     done = max((row["round"] for row in read_rows(path)), default=0)
     rounds = f"{done} of {settings.federation.rounds} rounds" if _is_unfinished(path) else many(done, "round")
+    spent = privacy.spent(path)
+    return "; ".join(
+        filter(
+            None,
+            [_who(category_counts, spent), f"{settings.algorithm.name}, {rounds}", *privacy.phrases(spent)],
+        )
+    )
+
+
+def _who(category_counts: Counts, spent: privacy.Spent) -> str:
+    """Clients and their examples, as far as no noise hides how many there are, or of which kinds."""
     mix = _pooled(category_counts.values())
-    who = f"{many(len(category_counts), 'client')}, {_count_text(mix)}; " if mix else ""
-    return f"{who}{settings.algorithm.name}, {rounds}"
+    if not mix or "privacy" in spent:
+        return ""
+    shown = {"": sum(mix.values())} if spent else mix
+    return f"{many(len(category_counts), 'client')}, {_count_text(shown)}"
 
 
 def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]]) -> str:
-    changed = ", ".join(compared.get(name, {}).get("overrides", []))
-    return f"federated with {changed}" if changed else "a federated variant"
+    arm = compared.get(name, {})
+    changed = ", ".join(arm.get("overrides", []))
+    spent = {key: arm[key] for key in privacy.UNITS if arm.get(key)}
+    return "; ".join(
+        [f"federated with {changed}" if changed else "a federated variant", *privacy.phrases(spent)]
+    )
 
 
 def _is_unfinished(path: Path) -> bool:
