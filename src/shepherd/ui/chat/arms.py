@@ -149,12 +149,8 @@ def _says_federated(path: Path, settings: RunSettings, category_counts: Counts) 
     done = max((row["round"] for row in read_rows(path)), default=0)
     rounds = f"{done} of {settings.federation.rounds} rounds" if _is_unfinished(path) else many(done, "round")
     spent = privacy.spent(path)
-    return "; ".join(
-        filter(
-            None,
-            [_who(category_counts, spent), f"{settings.algorithm.name}, {rounds}", *privacy.phrases(spent)],
-        )
-    )
+    parts = [_who(category_counts, spent), f"{settings.algorithm.name}, {rounds}", *privacy.phrases(spent)]
+    return "; ".join(filter(None, parts))
 
 
 def _who(category_counts: Counts, spent: privacy.Spent) -> str:
@@ -170,9 +166,8 @@ def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]]) -> str:
     arm = compared.get(name, {})
     changed = ", ".join(arm.get("overrides", []))
     spent = {key: arm[key] for key in privacy.UNITS if arm.get(key)}
-    return "; ".join(
-        [f"federated with {changed}" if changed else "a federated variant", *privacy.phrases(spent)]
-    )
+    what = f"federated with {changed}" if changed else "a federated variant"
+    return "; ".join([what, *privacy.phrases(spent)])
 
 
 def _is_unfinished(path: Path) -> bool:
