@@ -230,7 +230,29 @@ def test_an_epsilon_without_bound_makes_the_sum_one() -> None:
     assert "for each example epsilon unbounded at delta 2e-05" in text
 
 
-# --- the program's own advice
+# --- what is asked
+
+
+@pytest.mark.parametrize(
+    ("variant", "sentence"),
+    [
+        (CLIENTS.replace("poisson", "power_of_choice"), "power_of_choice"),
+        (f"{CLIENTS} federation.weights=examples", "federation.weights"),
+        (f"{CLIENTS} privacy.epsilon=0.1", "privacy.epsilon allows 0.1"),
+        (f"{EXAMPLES} federation.weights=examples", "federation.weights"),
+    ],
+    ids=["selection", "weights", "budget", "weights of examples"],
+)
+def test_a_variant_whose_noise_is_refused_costs_no_training(
+    llama_folder: Path, source: Path, tmp_path: Path, variant: str, sentence: str
+) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        compare(
+            table(llama_folder, source, tmp_path / "run"),
+            CompareSpec(locals=(), variants=(f"private: {variant}",)),
+            train=lambda opened: pytest.fail("something was trained"),
+        )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", NOISY)

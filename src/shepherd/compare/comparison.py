@@ -49,6 +49,7 @@ from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
+from shepherd.privacy import client_level
 from shepherd.run import folder, stages
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
@@ -260,7 +261,8 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
     """Check names and held-out examples before any training.
 
     Raises:
-        SettingsError: a client or an arm that is asked for does not exist.
+        SettingsError: a client or an arm that is asked for does not exist, or a variant's noise gives no
+            guarantee.
         DataError: nothing is held out.
     """
     run = Path(settings.output)
@@ -268,8 +270,23 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
         division = pipeline.divide(settings, consent.plugins)
         dataset.require_heldout(len(division.held.heldout), settings.data.source)
         arms(spec, sorted(division.clients))
+        _require_budget(settings, spec, len(division.clients), consent)
     elif data_folder.whole(run / "data"):
-        dataset.require_heldout(len(data_folder.load(run / "data").heldout), settings.data.source)
+        prepared = data_folder.load(run / "data")
+        dataset.require_heldout(len(prepared.heldout), settings.data.source)
+        _require_budget(settings, spec, len(prepared.clients), consent)
+
+
+def _require_budget(settings: RunSettings, spec: CompareSpec, clients: int, consent: Consent) -> None:
+    """Raise SettingsError if the noise of a variant gives its clients no guarantee, or less than is asked."""
+    for each in spec.variants:
+        changed = overridden(settings, variant(each).overrides)
+        method = plugins.method(changed, consent.plugins)
+        spent = client_level.of_run(changed, method, plugins.selection(changed, consent.plugins), clients)
+        if spent is None:
+            client_level.require_noise(changed)
+        else:
+            spent.require_within()
 
 
 def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:
