@@ -93,7 +93,10 @@ def find(path: Path, settings: RunSettings, number: int = 0) -> list[Arm]:
             Arm(name=name, path=below[name], says=_says_centralised(name, category_counts, compared))
             for name in pooled
         ),
-        *(Arm(name=name, path=below[name], says=_says_variant(name, compared)) for name in others),
+        *(
+            Arm(name=name, path=below[name], says=_says_variant(name, compared, below[name]))
+            for name in others
+        ),
     ]
 
 
@@ -162,12 +165,10 @@ def _who(category_counts: Counts, spent: privacy.Spent) -> str:
     return f"{many(len(category_counts), 'client')}, {_count_text(shown)}"
 
 
-def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]]) -> str:
-    arm = compared.get(name, {})
-    changed = ", ".join(arm.get("overrides", []))
-    spent = {key: arm[key] for key in privacy.UNITS if arm.get(key)}
+def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]], path: Path) -> str:
+    changed = ", ".join(compared.get(name, {}).get("overrides", []))
     what = f"federated with {changed}" if changed else "a federated variant"
-    return "; ".join([what, *privacy.phrases(spent)])
+    return "; ".join([what, *privacy.phrases(privacy.spent(path))])
 
 
 def _is_unfinished(path: Path) -> bool:

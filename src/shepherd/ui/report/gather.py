@@ -260,7 +260,7 @@ def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
         "categories": numbers(arm.get("categories")),
         "overrides": [text(override) for override in items(arm.get("overrides"))],
         "trained": numbers(trained) if isinstance(trained, Mapping) else None,
-        **{key: numbers(arm[key]) if isinstance(arm.get(key), Mapping) else None for key in UNITS},
+        **{key: _spent(arm[key]) if isinstance(arm.get(key), Mapping) else None for key in UNITS},
         "measures": _intervals(arm.get("measures"), measures),
         "category": {
             measure: _intervals(table(arm.get("category")).get(measure))
@@ -272,6 +272,10 @@ def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
         if worst.get("name") is not None
         else None,
     }
+
+
+def _spent(given: Mapping[str, Any]) -> Row:
+    return {key: number(given.get(key)) for key in ("epsilon", "delta")}
 
 
 def _intervals(values: Any, names: Sequence[str] | None = None) -> Row:
