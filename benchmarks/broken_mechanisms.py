@@ -22,6 +22,14 @@ def without_noise(mechanism: Transform) -> Transform:
     )
 
 
+def without_client_noise(mechanism: Transform) -> Transform:
+    """The same claim of a mechanism whose clients add the noise, without any; they round as before."""
+    return replace(
+        mechanism,
+        on_client=lambda update, public, draws: mechanism.on_client(update, public, _WithoutNoise(draws)),
+    )
+
+
 def without_clip(mechanism: Transform) -> Transform:
     """The same claim and the same noise, on updates of any length."""
     if mechanism.mechanism is None:
@@ -69,6 +77,16 @@ def _bare(update: Update) -> Update:
     return replace(update, weight=1.0, metrics={})
 
 
+class _WithoutNoise:
+    """Draws of which the noise alone is zero."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+
+    def generator(self, *purpose: int | str) -> Any:
+        return _Zeros() if purpose == ("noise",) else self.draws.generator(*purpose)
+
+
 class Silent:
     """Draws that are all zero."""
 
@@ -83,3 +101,6 @@ class _Zeros:
 
     def normal(self, loc: float = 0.0, scale: float = 1.0, size: Any = None) -> NDArray[Any]:
         return np.full(() if size is None else size, loc)
+
+    def poisson(self, lam: float = 1.0, size: Any = None) -> NDArray[np.int64]:
+        return np.zeros(() if size is None else size, np.int64)

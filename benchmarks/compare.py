@@ -131,6 +131,7 @@ def _difference(figures: Figures, arm: str, measure: str) -> Mapping[str, Any] |
 
 def _row(arm: Mapping[str, Any], names: Sequence[str], against: Mapping[str, Any] | None) -> list[str]:
     trained = arm["trained"] or {"steps": 0, "examples": 0}
+    amounts = ["-" if trained[key] is None else f"{trained[key]:,}" for key in ("steps", "examples")]
     cells = [_interval(arm["measures"][name], name in SHARES) for name in names]
     differences = ["", "", ""]
     if against:
@@ -140,7 +141,7 @@ def _row(arm: Mapping[str, Any], names: Sequence[str], against: Mapping[str, Any
             _interval(against["difference"], share),
             f"{against['p_holm']:.4f}",
         ]
-    return [arm["name"], f"{trained['steps']:,}", f"{trained['examples']:,}", *cells, *differences]
+    return [arm["name"], *amounts, *cells, *differences]
 
 
 def _interval(row: Mapping[str, Any], share: bool) -> str:

@@ -16,8 +16,21 @@ from tests.model import bases
 
 from shepherd.audit import auditing, canaries
 from shepherd.audit.auditing import Planted, audit_folder, audit_run_file
+from shepherd.audit.canaries import Proven, Remembered
+from shepherd.audit.estimate import Bounds
 from shepherd.audit.membership import SCORES
-from shepherd.audit.sections import RELEASED, WORDS, Attacked, Claim, Column, Section, says, sections
+from shepherd.audit.sections import (
+    CLIENT,
+    EXAMPLE,
+    RELEASED,
+    WORDS,
+    Attacked,
+    Claim,
+    Column,
+    Section,
+    says,
+    sections,
+)
 from shepherd.core import Mechanism, Spending, Transform
 from shepherd.data import data_folder
 from shepherd.errors import DataError, FolderError, SettingsError
@@ -340,6 +353,69 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
     assert page.audit({**audited.row(), "contradicted": True}).count("contradicted") == 1
 
 
+def bound(epsilon: float) -> Bounds:
+    return Bounds(
+        canaries=50, included=25, delta=1e-5, one_run=epsilon, gaussian=epsilon, clopper_pearson=0.0
+    )
+
+
+DIRECTIONS = Proven(copies=None, bounds=bound(0.5), ceiling=bound(1.7), directions=True)
+TEXTS = Proven(copies=None, bounds=bound(1.3), ceiling=bound(1.7))
+ONCE = Proven(copies=1, bounds=bound(0.5), ceiling=bound(1.7))
+
+
+def attacked(claim: Claim, *proven: Proven, as_clients: bool) -> Attacked:
+    memory = Remembered(as_clients=as_clients, groups=(), proven=proven)
+    return Attacked(membership={}, remembered={RELEASED: memory}, claim=claim)
+
+
+def claims(found: Attacked) -> list[float | None]:
+    """The claim beside each bound of the table."""
+    (table,) = [each for each in sections(found) if each.name == "epsilon"]
+    labels = [each.label for each in table.columns]
+    return [row[labels.index("claimed")] for row in table.rows] if "claimed" in labels else []
+
+
+@pytest.mark.parametrize(
+    ("claim", "proven", "as_clients"),
+    [
+        (Claim(epsilon=1.0, delta=1e-5, unit=CLIENT), (DIRECTIONS, TEXTS), True),
+        (Claim(epsilon=1.0, delta=1e-5, unit=EXAMPLE), (ONCE, TEXTS), False),
+    ],
+    ids=["clients", "examples"],
+)
+def test_a_claim_is_tested_once_and_with_what_the_paragraph_quotes(claim, proven, as_clients):
+    """The others exceed the claim, as one of two sets does by chance up to twice as often as one alone."""
+    found = attacked(claim, *proven, as_clients=as_clients)
+    assert not found.contradicted
+    said = " ".join(says(found))
+    assert "is at least 0.50" in said
+    assert "nothing here contradicts it" in said
+    assert claims(found) == [1.0] * 3 + [None] * 3
+    first, *others = proven
+    wrong = attacked(claim, replace(first, bounds=bound(1.1)), *others, as_clients=as_clients)
+    assert wrong.contradicted
+    said = " ".join(says(wrong))
+    assert "is at least 1.10" in said
+    assert "therefore WRONG" in said
+    assert ("canaries that are directions" in said) == as_clients
+
+
+@pytest.mark.parametrize(
+    ("claim", "proven", "as_clients"),
+    [
+        (Claim(epsilon=0.1, delta=1e-5, unit=EXAMPLE), (DIRECTIONS, TEXTS), True),
+        (Claim(epsilon=0.1, delta=1e-5, unit=CLIENT), (ONCE,), False),
+    ],
+    ids=["clients, of a claim about examples", "examples, of a claim about clients"],
+)
+def test_a_claim_about_another_unit_is_not_compared(claim, proven, as_clients):
+    found = attacked(claim, *proven, as_clients=as_clients)
+    assert not found.contradicted
+    assert f"claims 0.1 for one {claim.unit}, with which no canary is compared" in " ".join(says(found))
+    assert not claims(found)
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
@@ -352,7 +428,7 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
         ([{"round": 1, "epsilon": None}], None),
         (
             [{"round": 0}, {"round": 1, "privacy": {"epsilon": 0.5, "delta": 1e-4}}],
-            Claim(epsilon=0.5, delta=1e-4),
+            Claim(epsilon=0.5, delta=1e-4, unit=CLIENT),
         ),
         ([{"round": 1, "privacy": {"epsilon": None, "delta": 1e-4}}], None),
         (  # what was finite once is infinite now
@@ -364,7 +440,7 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
         ),
         (
             [{"round": 1, "example_privacy": {"epsilon": 0.7, "delta": 1e-4}}],
-            Claim(epsilon=0.7, delta=1e-4),
+            Claim(epsilon=0.7, delta=1e-4, unit=EXAMPLE),
         ),
         (  # clients are what the canaries of such a run are
             [
@@ -374,7 +450,7 @@ def test_the_paragraph_says_what_the_numbers_allow(audited):
                     "example_privacy": {"epsilon": 0.7, "delta": 1e-5},
                 }
             ],
-            Claim(epsilon=0.5, delta=1e-4),
+            Claim(epsilon=0.5, delta=1e-4, unit=CLIENT),
         ),
     ],
 )

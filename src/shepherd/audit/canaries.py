@@ -143,8 +143,15 @@ class Remembered:
     as_clients: bool
     groups: tuple[Group, ...]
     proven: tuple[Proven, ...]
-    """The first is the one that a claim is compared with: of clients that are update directions, or of
-    examples that are there once."""
+    """The first is of clients that are update directions, or of examples that are there once, if there are
+    any."""
+
+    @property
+    def single(self) -> Proven | None:
+        """The one set that a claim is compared with: of single clients or examples, and chosen before any
+        score is seen. A claim that is tested on two sets would be refuted by chance up to twice as often."""
+        first = self.proven[0]
+        return first if self.as_clients or first.copies == 1 else None
 
     def row(self) -> dict[str, Any]:
         """As JSON has it."""

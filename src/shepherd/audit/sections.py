@@ -13,6 +13,8 @@ from shepherd.evaluate.statistics import Interval
 from shepherd.io.progress import many
 from shepherd.visible import shown_line
 
+CLIENT, EXAMPLE = "client", "example"
+"""Units that a claim is about."""
 RELEASED = "released"
 """Name of the adapter that the run released, among those that are attacked."""
 WORDS = "words"
@@ -72,6 +74,12 @@ class Claim:
 
     epsilon: float
     delta: float | None
+    unit: str = ""
+    """Whose privacy it is, `CLIENT` or `EXAMPLE`; "" where the run does not say."""
+
+    def is_about(self, memory: Remembered) -> bool:
+        """Whether these canaries are what the claim is about."""
+        return self.unit in ("", CLIENT if memory.as_clients else EXAMPLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,23 +95,12 @@ class Attacked:
 
     @property
     def contradicted(self) -> bool:
-        """Whether the canaries prove more than the run claims, by the released adapter alone: of several
-        adapters, one would exceed the claim by chance more often."""
+        """Whether the canaries prove more than the run claims, by the released adapter and one set of them
+        alone: of several, one would exceed the claim by chance more often."""
         memory = self.remembered.get(RELEASED)
-        return (
-            self.claim is not None
-            and memory is not None
-            and any(
-                each.bounds.one_run > self.claim.epsilon
-                for each in memory.proven
-                if _is_about_claim(each, memory)
-            )
-        )
-
-
-def _is_about_claim(proven: Proven, memory: Remembered) -> bool:
-    """Whether a bound is about one client or one example, as a claim is."""
-    return memory.as_clients or proven.copies == 1
+        if self.claim is None or memory is None or not self.claim.is_about(memory):
+            return False
+        return memory.single is not None and memory.single.bounds.one_run > self.claim.epsilon
 
 
 def sections(found: Attacked) -> tuple[Section, ...]:
@@ -252,8 +249,12 @@ def _canaries(found: Attacked) -> list[Section]:
 def _which(proven: Proven, memory: Remembered) -> str:
     number = f"{proven.bounds.included:,} of {proven.bounds.canaries:,}"
     if memory.as_clients:
-        return f"{number} clients, {'directions' if proven.directions else 'texts'}"
+        return f"{number} clients, {_kind(proven)}"
     return f"{number}, there once" if proven.copies == 1 else f"{number}, with copies"
+
+
+def _kind(proven: Proven) -> str:
+    return "directions" if proven.directions else "texts"
 
 
 def _proven(each: Proven) -> list[list[Cell]]:
@@ -267,7 +268,7 @@ def _proven(each: Proven) -> list[list[Cell]]:
 
 
 def _claimed(each: Proven, memory: Remembered, claim: Claim | None) -> float | None:
-    return claim.epsilon if claim is not None and _is_about_claim(each, memory) else None
+    return claim.epsilon if claim and claim.is_about(memory) and each is memory.single else None
 
 
 def says(found: Attacked) -> list[str]:
@@ -287,18 +288,25 @@ def _says_claim(found: Attacked) -> list[str]:
             " and trains the run with them."
         ]
     last = found.remembered[RELEASED]
-    first = last.proven[0]
-    unit = "client" if last.as_clients else "example"
-    low, high = first.bounds.one_run, first.ceiling.one_run
-    if not _is_about_claim(first, last):
+    first = last.single
+    if first is None:
         return ["No canary was planted just once, so nothing is said of a single example's epsilon."]
+    unit = CLIENT if last.as_clients else EXAMPLE
+    what = f" that are {_kind(first)}" if last.as_clients else ""
+    low, high = first.bounds.one_run, first.ceiling.one_run
     said = [
-        f"The guesses on {first.bounds.canaries:,} canaries, of which a coin included"
+        f"The guesses on {first.bounds.canaries:,} canaries{what}, of which a coin included"
         f" {first.bounds.included:,}, prove that epsilon for one {unit} is at least {low:.2f} at delta"
         f" {first.bounds.delta:.2g}; without any error they would prove {high:.2f}."
     ]
     if found.claim is None:
         return [*said, "The run claims no epsilon, so there is nothing to refute."]
+    if not found.claim.is_about(last):
+        return [
+            *said,
+            f"The run claims {found.claim.epsilon:.3g} for one {found.claim.unit}, with which no canary is"
+            " compared.",
+        ]
     claimed = found.claim.epsilon
     if found.contradicted:
         return [

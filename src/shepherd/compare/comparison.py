@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from shepherd import plugins
-from shepherd.compare import evaluating, table
+from shepherd.compare import evaluating, privacy, table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import (
     BASE,
@@ -49,6 +49,7 @@ from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
+from shepherd.privacy import client_level
 from shepherd.run import folder, stages
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
@@ -232,7 +233,7 @@ def _require_arms(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
         raise SettingsError(
             "[privacy.examples] hides how many examples each round trains on, so no other arm could train on"
             " as many; compare a run without it, and add the noise as a variant:"
-            ' "private: privacy.examples={norm=1.0, noise=1.0}"'
+            ' "private: privacy.examples.norm=1.0 privacy.examples.noise=1.0"'
         )
     if plugins.method(settings, consent.plugins).is_private:
         raise SettingsError(
@@ -260,7 +261,8 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
     """Check names and held-out examples before any training.
 
     Raises:
-        SettingsError: a client or an arm that is asked for does not exist.
+        SettingsError: a client or an arm that is asked for does not exist, or a variant's noise gives no
+            guarantee.
         DataError: nothing is held out.
     """
     run = Path(settings.output)
@@ -268,8 +270,23 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
         division = pipeline.divide(settings, consent.plugins)
         dataset.require_heldout(len(division.held.heldout), settings.data.source)
         arms(spec, sorted(division.clients))
+        _require_budget(settings, spec, len(division.clients), consent)
     elif data_folder.whole(run / "data"):
-        dataset.require_heldout(len(data_folder.load(run / "data").heldout), settings.data.source)
+        prepared = data_folder.load(run / "data")
+        dataset.require_heldout(len(prepared.heldout), settings.data.source)
+        _require_budget(settings, spec, len(prepared.clients), consent)
+
+
+def _require_budget(settings: RunSettings, spec: CompareSpec, clients: int, consent: Consent) -> None:
+    """Raise SettingsError if the noise of a variant gives its clients no guarantee, or less than is asked."""
+    for each in spec.variants:
+        changed = overridden(settings, variant(each).overrides)
+        method = plugins.method(changed, consent.plugins)
+        spent = client_level.of_run(changed, method, plugins.selection(changed, consent.plugins), clients)
+        if spent is None:
+            client_level.require_noise(changed)
+        else:
+            spent.require_within()
 
 
 def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:
@@ -278,6 +295,7 @@ def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Se
     if read_json(path) is not None:
         return
     nothing: Row = {"trained": None, "measures": {}, "category": {}, "client_loss": {}, "worst_client": None}
+    nothing |= dict.fromkeys(privacy.UNITS)
     arms_ = [
         {"name": arm.name, "kind": arm.kind, "client": arm.client, "categories": {}, **nothing}
         | {"overrides": list(arm.overrides)}
@@ -345,7 +363,9 @@ def _write_results(
         references=(CENTRALISED, BY_STEPS),
         amounts=table.unequal(chosen, trained),
     )
-    notes = table.notes(measures, asked, prepared, reference)
+    spent = {arm.name: _spent(run, arm, spec.seeds) for arm in chosen}
+    tuned = {arm.name: spent[arm.name] for arm in chosen if arm.name not in UNTRAINED}
+    notes = [*table.notes(measures, asked, prepared, reference), *privacy.said(tuned)]
     kept = read_json(compare_folder(run) / COMPARISON) or {}
     result = {
         **_head(settings, spec),
@@ -355,7 +375,9 @@ def _write_results(
         "seconds": perf_counter() - began,
         "measures": [each.measure.row() for each in measures],
         "arms": [
-            table.arm_row(arm, measures, scores[arm.name], asked, prepared, trained[arm.name])
+            table.arm_row(
+                arm, measures, scores[arm.name], asked, prepared, trained[arm.name], spent[arm.name][0]
+            )
             for arm in chosen
         ],
         "differences": [row.row() for row in rows],
@@ -371,6 +393,13 @@ def _write_results(
 def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
     found = [read_json(scores_file(run, n, arm)) for n in range(1 if arm.name in UNTRAINED else seeds)]
     return [each for each in found if each is not None]
+
+
+def _spent(run: Path, arm: Arm, seeds: int) -> list[privacy.Spent]:
+    """What each training of the arm spent of its clients' privacy."""
+    if arm.kind not in ("federated", "variant"):
+        return [{}]
+    return [privacy.spent(arm_folder(run, number, arm)) for number in range(seeds)]
 
 
 def _training_of(run: Path, arm: Arm) -> Row | None:

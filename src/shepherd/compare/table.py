@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.compare.arms import BASE, FEDERATED, START, Arm
+from shepherd.compare.privacy import UNITS, Spent
 from shepherd.compare.scoring import Questions
 from shepherd.data.dataset import TokenisedData, categories
 from shepherd.evaluate import loss, rewards, scripts
@@ -138,18 +139,25 @@ def arm_row(
     asked: Questions,
     prepared: TokenisedData,
     trained: Mapping[str, Any] | None,
+    spent: Spent,
 ) -> Row:
-    """Row of one arm in comparison.json."""
-    client = _by_client(scores, asked, prepared)
+    """Row of one arm in comparison.json; where its noise hides what clients hold, without what is made of it.
+
+    Args:
+        trained: how much the arm was trained; None for the base.
+        spent: what it spent of its clients' privacy.
+    """
+    client = {} if spent else _by_client(scores, asked, prepared)
     known = {name: value for name, value in client.items() if not np.isnan(value)}
     worst = max(known, key=lambda name: known[name]) if known else None
     return {
         "name": arm.name,
         "kind": arm.kind,
         "client": arm.client,
-        "categories": _categories(arm, prepared),
+        "categories": {} if spent else _categories(arm, prepared),
         "overrides": list(arm.overrides),
         "trained": trained,
+        **{key: spent.get(key) for key in UNITS},
         "measures": {each.measure.name: _interval(each, arm.name) for each in measures},
         "category": {each.measure.name: _by_category(each, arm.name) for each in measures},
         "client_loss": known,
@@ -223,12 +231,16 @@ def lengths(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]
     """Say how many examples each tuned arm saw, and in how many consecutive optimiser steps.
 
     Args:
-        trained: arm -> its `examples` and `steps`; None for the base.
+        trained: arm -> its `examples` and `steps`, None where it hides them; None for the base.
     """
     federated = trained[FEDERATED] or {}
     groups: dict[tuple[str, str], list[str]] = {}
+    hiding = []
     for arm in arms:
-        if trained[arm.name] and arm.name != FEDERATED:
+        if (of_arm := trained[arm.name]) and arm.name != FEDERATED:
+            if of_arm["examples"] is None:
+                hiding.append(arm.name)
+                continue
             alone = arm.name if arm.kind == "variant" else ""
             groups.setdefault((arm.kind, alone or arm.match), []).append(arm.name)
     others = [
@@ -236,6 +248,8 @@ def lengths(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]
         f" in {_range(trained, names, 'steps')} steps"
         for names in groups.values()
     ]
+    if hiding:
+        others.append(f"{listed(hiding, most=3)} {'do' if len(hiding) > 1 else 'does'} not tell how many")
     return (
         f"{FEDERATED} saw {federated['examples']:,} examples, those of its clients side by side, in"
         f" {federated['steps']:,} optimiser steps one after another; {'; '.join(others)}."

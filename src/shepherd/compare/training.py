@@ -22,7 +22,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, Failure, Update, chain, not_finite, seed_for
 from shepherd.data.dataset import TokenisedData
 from shepherd.data.tokens import Tokens
-from shepherd.errors import DataError, FolderError
+from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.machine import plan as plans
@@ -31,7 +31,7 @@ from shepherd.machine.plan import Plan
 from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.run import checkpoint, folder, starting
-from shepherd.run.log import read_rows
+from shepherd.run.log import hides_amounts, read_rows
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
 from shepherd.run.score_file import digest_of
@@ -48,27 +48,44 @@ Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Totals of a federated run: `steps` of a client in every round, `examples` and `tokens` of all."""
+    """Totals of a federated run: `steps` of a client in every round, `examples` and `tokens` of all.
 
-    steps: int
-    examples: int
-    tokens: int
-    seconds: float
+    None is what the run does not say, since its noise or [secure] hides it.
+    """
+
+    steps: int | None
+    examples: int | None
+    tokens: int | None
+    seconds: float | None
 
     def matched(self, way: Way) -> int:
-        """Number of steps, or of examples, that an arm that is not federated trains."""
-        return self.steps if way == "steps" else self.examples
+        """Number of steps, or of examples, that an arm that is not federated trains.
+
+        Raises:
+            SettingsError: the run does not say.
+        """
+        amount = self.steps if way == "steps" else self.examples
+        if amount is None:
+            raise SettingsError(
+                "the federated run does not say how much it trained, so no other arm can train as much;"
+                " compare finished runs: shepherd compare RUN_A RUN_B"
+            )
+        return amount
 
 
 def totals(path: Path) -> Totals:
     """Sum up a finished run from its log."""
     rows = [row for row in read_rows(path) if row["round"] > 0]
+    timed = all("tuning" in row.get("seconds", {}) for row in rows)
+    seconds = sum(row["seconds"]["tuning"] for row in rows) if timed else None
+    if any(map(hides_amounts, rows)):
+        return Totals(steps=None, examples=None, tokens=None, seconds=seconds)
     clients = [max(1, len(row["losses"])) for row in rows]
     return Totals(
         steps=max(1, round(sum(row["steps"] / n for row, n in zip(rows, clients, strict=True)))),
         examples=sum(row["examples"] for row in rows),
         tokens=sum(row["tokens"]["seen"] for row in rows),
-        seconds=sum(row["seconds"]["tuning"] for row in rows),
+        seconds=seconds,
     )
 
 
@@ -224,7 +241,7 @@ def _clients(
     training = local_training(settings.tuning, consent.plugins)
     sizes = {name: len(data) / training.objective.group_size for name, data in datasets.items()}
     by_examples = [arm.name for arm in arms if arm.match == "examples"]
-    tuning = _tuning_in_one_visit(settings.tuning, done)
+    tuning = _tuning_in_one_visit(settings.tuning, done.matched("steps"))
     return LocalClients(
         datasets=datasets,
         algorithm=fedavg.ALGORITHM,
@@ -235,7 +252,7 @@ def _clients(
         order_seed=seed,
         training=training,
         tunings={
-            name: _long_training(tuning, settings.compare, done.examples / sizes[name])
+            name: _long_training(tuning, settings.compare, done.matched("examples") / sizes[name])
             for name in by_examples
         },
         reference=before,
@@ -327,13 +344,13 @@ def _dataset(arm: Arm, trained_on: Mapping[str, Tokens]) -> Tokens:
     return Tokens.pooled(list(trained_on.values()))
 
 
-def _tuning_in_one_visit(tuning: TuningTable, done: Totals) -> TuningTable:
+def _tuning_in_one_visit(tuning: TuningTable, steps: int) -> TuningTable:
     """Settings for training in one visit: the schedule over the rounds becomes the one over the steps."""
     over_rounds = tuning.round_schedule != "constant"
     return tuning.model_copy(
         update={
             "epochs": None,
-            "max_steps": done.steps,
+            "max_steps": steps,
             "schedule": tuning.round_schedule if over_rounds else tuning.schedule,
             "round_schedule": "constant",
         }

@@ -65,6 +65,14 @@ def read_rows(path: str | Path) -> list[Row]:
         return _parse_rows(log.read_bytes(), log) if log.exists() else []
 
 
+def hides_amounts(row: Mapping[str, Any]) -> bool:
+    """Whether a row does not say how much was trained, since noise or a sum of the clients' updates hides it.
+
+    It has no count then, or 0, which is none.
+    """
+    return "examples" not in row or "example_privacy" in row or "summed" in row
+
+
 def _line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(_json_value(row), allow_nan=False) + "\n").encode()
 

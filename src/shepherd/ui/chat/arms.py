@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from shepherd.compare import privacy
 from shepherd.compare.folders import local_names
 from shepherd.errors import FolderError
 from shepherd.io.paths import short
@@ -92,7 +93,10 @@ def find(path: Path, settings: RunSettings, number: int = 0) -> list[Arm]:
             Arm(name=name, path=below[name], says=_says_centralised(name, category_counts, compared))
             for name in pooled
         ),
-        *(Arm(name=name, path=below[name], says=_says_variant(name, compared)) for name in others),
+        *(
+            Arm(name=name, path=below[name], says=_says_variant(name, compared, below[name]))
+            for name in others
+        ),
     ]
 
 
@@ -147,14 +151,24 @@ def _says_centralised(name: str, category_counts: Counts, compared: Mapping[str,
 def _says_federated(path: Path, settings: RunSettings, category_counts: Counts) -> str:
     done = max((row["round"] for row in read_rows(path)), default=0)
     rounds = f"{done} of {settings.federation.rounds} rounds" if _is_unfinished(path) else many(done, "round")
+    spent = privacy.spent(path)
+    parts = [_who(category_counts, spent), f"{settings.algorithm.name}, {rounds}", *privacy.phrases(spent)]
+    return "; ".join(filter(None, parts))
+
+
+def _who(category_counts: Counts, spent: privacy.Spent) -> str:
+    """Clients and their examples, as far as no noise hides how many there are, or of which kinds."""
     mix = _pooled(category_counts.values())
-    who = f"{many(len(category_counts), 'client')}, {_count_text(mix)}; " if mix else ""
-    return f"{who}{settings.algorithm.name}, {rounds}"
+    if not mix or "privacy" in spent:
+        return ""
+    shown = {"": sum(mix.values())} if spent else mix
+    return f"{many(len(category_counts), 'client')}, {_count_text(shown)}"
 
 
-def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]]) -> str:
+def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]], path: Path) -> str:
     changed = ", ".join(compared.get(name, {}).get("overrides", []))
-    return f"federated with {changed}" if changed else "a federated variant"
+    what = f"federated with {changed}" if changed else "a federated variant"
+    return "; ".join([what, *privacy.phrases(privacy.spent(path))])
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from shepherd.compare.privacy import UNITS
 from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
@@ -16,7 +17,7 @@ from shepherd.run import folder as folders
 from shepherd.run import ledger, release, score_file
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.folder import RUN_FILE, planned
-from shepherd.run.log import LOG, read_rows
+from shepherd.run.log import LOG, hides_amounts, read_rows
 from shepherd.run.measured import figures
 from shepherd.run.versions import VERSIONS
 from shepherd.settings import published
@@ -259,6 +260,7 @@ def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
         "categories": numbers(arm.get("categories")),
         "overrides": [text(override) for override in items(arm.get("overrides"))],
         "trained": numbers(trained) if isinstance(trained, Mapping) else None,
+        **{key: _spent(arm[key]) if isinstance(arm.get(key), Mapping) else None for key in UNITS},
         "measures": _intervals(arm.get("measures"), measures),
         "category": {
             measure: _intervals(table(arm.get("category")).get(measure))
@@ -270,6 +272,10 @@ def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
         if worst.get("name") is not None
         else None,
     }
+
+
+def _spent(given: Mapping[str, Any]) -> Row:
+    return {key: number(given.get(key)) for key in ("epsilon", "delta")}
 
 
 def _intervals(values: Any, names: Sequence[str] | None = None) -> Row:
@@ -470,14 +476,15 @@ def _totals(rows: Sequence[Row]) -> Row:
     def total(*keys: str) -> float | int:
         return sum(_number_at(row, keys) or 0 for row in rows)
 
+    told = not any(hides_amounts(row) for row in rows if row["round"] > 0)
     return {
         "rounds": max((row["round"] for row in rows), default=0),
         "bytes_down": total("bytes_down"),
         "bytes_up": total("bytes_up"),
         "seconds": total("seconds", "round"),
-        "examples": total("examples"),
-        "steps": total("steps"),
-        "tokens": total("tokens", "trained"),
+        "examples": total("examples") if told else None,
+        "steps": total("steps") if told else None,
+        "tokens": total("tokens", "trained") if told else None,
         "failures": sum(len(table(row.get("failures"))) for row in rows),
         "late": sum(len(items(row.get("late"))) for row in rows),
         "dropped": sum(len(items(row.get("dropped"))) for row in rows),

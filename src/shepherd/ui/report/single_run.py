@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from shepherd.compare.privacy import UNITS
+from shepherd.run.log import hides_amounts
 from shepherd.ui.report.reading import Row, number, numbers, table, text
 
 SAMPLES_PER_CATEGORY = 3
@@ -41,6 +43,7 @@ def _arm(name: str, kind: str, heldout: Row, right: Mapping[str, float], rows: S
         "categories": {},
         "overrides": [],
         "trained": _trained(rows) if name == "federated" else None,
+        **dict.fromkeys(UNITS),  # the page has a section on them
         "measures": _known(measures),
         "category": {"right": _known(shares), "loss": _known(losses)},
         "client_loss": by_client,
@@ -49,14 +52,16 @@ def _arm(name: str, kind: str, heldout: Row, right: Mapping[str, float], rows: S
 
 
 def _trained(rows: Sequence[Row]) -> Row:
+    told = not any(hides_amounts(row) for row in rows if row["round"] > 0)
+
     def total(key: str, inner: str | None = None) -> float | int:
         values = (table(row.get(key)).get(inner) if inner else row.get(key) for row in rows)
         return sum(number(value) or 0 for value in values)
 
     return {
-        "steps": total("steps"),
-        "examples": total("examples"),
-        "tokens": total("tokens", "trained"),
+        "steps": total("steps") if told else None,
+        "examples": total("examples") if told else None,
+        "tokens": total("tokens", "trained") if told else None,
         "seconds": total("seconds", "tuning"),
     }
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from shepherd.ui.terminal.console import PlainConsole
+from shepherd.ui.terminal.figures import budget, examples_budget
 
 Row = Mapping[str, Any]
 MAX_ARM_COLUMNS = 7
@@ -90,9 +91,11 @@ def _arms_table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chie
 
 
 def _arm_label(arm: Row) -> str:
-    """The arm's name, and below that of a local one its client's categories."""
-    own = ", ".join(arm["categories"]) if arm["kind"] == "local" else ""
-    return f"{arm['name']}\n{own}" if own else str(arm["name"])
+    """The arm's name, and below it the categories of a local one's client, and the epsilon that it spent."""
+    own = [", ".join(arm["categories"])] if arm["kind"] == "local" else []
+    own += [budget(arm)] if arm.get("privacy") else []
+    own += [examples_budget(arm)] if arm.get("example_privacy") else []
+    return "\n".join(filter(None, [arm["name"], *own]))
 
 
 def _category_table(arms: Sequence[Row], chief: str, label: str) -> Table:

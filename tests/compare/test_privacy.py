@@ -1,0 +1,270 @@
+"""Comparisons with noise: what it hides is in none of them, and what each arm spends is said and added up."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shepherd.compare.arms import CompareSpec
+from shepherd.compare.comparison import compare
+from shepherd.compare.privacy import said, spent
+from shepherd.compare.runs import compare_runs
+from shepherd.compare.training import totals
+from shepherd.errors import SettingsError
+from shepherd.overrides import overridden
+from shepherd.run.folder import planned
+from shepherd.run.log import read_rows
+from shepherd.run.opening import open_run
+from shepherd.settings import RunSettings
+from shepherd.ui.chat import arms as chat
+from shepherd.ui.report import collect, gather, page
+from shepherd.ui.terminal.comparison_table import print_comparison
+from tests import runs
+from tests.ui.report.test_page import Outline
+
+EXAMPLES = "privacy.examples.norm=1.0 privacy.examples.noise=2.0"
+CLIENTS = 'privacy.delta=1e-3 selection.name="poisson" transforms=[{name="gaussian",norm=0.1,noise=2.0}]'
+HIDING = {
+    "clients": CLIENTS,
+    "examples": EXAMPLES,
+    "both": f"{CLIENTS} {EXAMPLES}",
+    "summed": 'selection={name="all"} secure={} transforms=[{name="fixed_point"}]',
+}
+NOISY = ("clients", "examples", "both")
+UNKNOWN = {"steps": None, "examples": None, "tokens": None}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+def table(base: Path, source: Path, output: Path, overrides: str = "") -> RunSettings:
+    settings = runs.settings(
+        base,
+        source,
+        output,
+        federation={"rounds": 2, "weights": "equal", "max_share": 1.0},
+        tuning={"max_steps": 1},
+        evaluation={"answers": 2, "max_new_tokens": 2},
+    )
+    return overridden(settings, overrides.split())
+
+
+@pytest.fixture(scope="module")
+def trained(llama_folder: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("runs")
+    for name, overrides in {"plain": "", **HIDING}.items():
+        with open_run(table(llama_folder, source, place / name, overrides)) as run:
+            for _ in run.rounds():
+                pass
+            run.finish(answer=False)
+    return {name: place / name for name in ("plain", *HIDING)}
+
+
+@pytest.fixture(scope="module")
+def made(llama_folder: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A plain run with a variant of each kind of noise, as the program's own advice has it, twice."""
+    run = tmp_path_factory.mktemp("compared") / "run"
+    variants = tuple(f"{name}: {HIDING[name]}" for name in ("clients", "examples"))
+    spec = CompareSpec(locals=("client-1",), variants=variants, match="steps", seeds=2)
+    return run, compare(table(llama_folder, source, run), spec)
+
+
+def arms_of(found: dict[str, Any]) -> dict[str, Any]:
+    return {each["name"]: each for each in found["arms"]}
+
+
+# --- what a run tells
+
+
+def test_what_a_run_hides_is_no_number(trained: dict[str, Path]) -> None:
+    for name in HIDING:
+        found = totals(trained[name])
+        assert (found.steps, found.examples, found.tokens) == (None, None, None), name
+    assert totals(trained["clients"]).seconds is None
+    plain = totals(trained["plain"])
+    rows = read_rows(trained["plain"])[1:]
+    assert plain.examples == sum(row["examples"] for row in rows) > 0
+    assert plain.steps == 2
+    with pytest.raises(SettingsError, match="does not say how much it trained"):
+        totals(trained["clients"]).matched("steps")
+
+
+def test_what_a_run_spent_is_that_of_its_last_round(trained: dict[str, Path]) -> None:
+    last = {name: read_rows(path)[-1] for name, path in trained.items()}
+    assert spent(trained["clients"]) == {"privacy": last["clients"]["privacy"]}
+    assert spent(trained["examples"]) == {"example_privacy": last["examples"]["example_privacy"]}
+    assert spent(trained["both"])["privacy"] == last["both"]["privacy"]
+    assert spent(trained["plain"]) == spent(trained["summed"]) == {}
+    assert last["clients"]["privacy"]["epsilon"] > 0.01
+
+
+# --- finished runs
+
+
+@pytest.mark.parametrize("first", ["plain", *HIDING])
+def test_finished_runs_are_compared_whatever_they_hide(trained: dict[str, Path], first: str) -> None:
+    names = [first, *(name for name in trained if name != first)]
+    found = compare_runs([trained[name] for name in names], ["evaluation.answers=2"])
+    arms = arms_of(found)
+    assert list(arms) == names
+    for name, arm in arms.items():
+        assert arm["measures"]["loss"]["value"] > 0
+        if name in HIDING:
+            assert UNKNOWN.items() <= arm["trained"].items()
+        assert bool(arm["privacy"]) == (name in ("clients", "both"))
+        if name in NOISY:
+            assert any(f"{name} spent epsilon" in each for each in found["verdicts"])
+    assert arms["plain"]["trained"]["examples"] > 0
+    assert not any("saw 0" in each or " 0 examples" in each for each in found["says"])
+    assert not any("unequal amounts" in each for each in found["says"])
+    assert any("adds up" in each for each in found["verdicts"])
+    json.dumps(found, allow_nan=False)
+    stream = io.StringIO()
+    print_comparison(found, stream)
+    report = gather.collect_runs([trained[name] for name in names], found)
+    text = Outline(page.html(report)).tagged("main")[0]["text"]
+    for shown in (stream.getvalue(), text):
+        assert f"epsilon {arms['clients']['privacy']['epsilon']:.3g}" in " ".join(shown.split())
+
+
+# --- variants of one run
+
+
+def test_variants_with_noise_are_trained_and_tell_nothing_that_it_hides(made: tuple[Path, Any]) -> None:
+    run, found = made
+    arms = arms_of(found)
+    for name in ("clients", "examples"):
+        arm = arms[name]
+        assert UNKNOWN.items() <= arm["trained"].items()
+        # these are made of what each client holds of each category
+        assert [arm[key] for key in ("client_loss", "worst_client", "categories")] == [{}, None, {}]
+        assert arm["measures"]["loss"]["low"] < arm["measures"]["loss"]["high"]
+    for name in ("base", "local-client-1", "centralised", "federated"):
+        assert arms[name]["privacy"] is arms[name]["example_privacy"] is None
+        assert set(arms[name]["client_loss"]) == {f"client-{k}" for k in range(4)}
+    first = run / "compare" / "seed-0"
+    assert arms["clients"]["privacy"] == read_rows(first / "clients")[-1]["privacy"]
+    assert arms["examples"]["example_privacy"] == read_rows(first / "examples")[-1]["example_privacy"]
+    assert "clients and examples do not tell how many." in found["says"][0]
+    assert not any(" 0 examples" in each or "saw 0" in each for each in found["says"])
+
+
+def test_what_arms_on_the_same_clients_spend_is_added_up(made: tuple[Path, Any]) -> None:
+    run, found = made
+    once = arms_of(found)["clients"]["privacy"]
+    verdicts = " ".join(found["verdicts"])
+    assert f"clients spent epsilon {once['epsilon']:.3g} at delta {once['delta']:.3g}" in verdicts
+    assert "in each of its 2 trainings" in verdicts
+    both = [read_rows(run / "compare" / f"seed-{n}" / "clients")[-1]["privacy"] for n in (0, 1)]
+    epsilon, delta = (sum(each[key] for each in both) for key in ("epsilon", "delta"))
+    assert f"for each client epsilon {epsilon:.3g} at delta {delta:.3g}" in verdicts
+    assert "local-client-1, centralised and federated add no noise" in verdicts
+
+
+def test_the_page_the_terminal_and_the_chat_show_them(made: tuple[Path, Any]) -> None:
+    run, found = made
+    once = arms_of(found)["clients"]["privacy"]
+    stream = io.StringIO()
+    print_comparison(found, stream)
+    assert f"epsilon {once['epsilon']:.3g}" in stream.getvalue()
+    report = collect(run)
+    arms = {each["name"]: each for each in report["arms"]}
+    assert arms["clients"]["privacy"] == once
+    assert arms["federated"]["privacy"] is None
+    assert set(report["client_loss"]["columns"]).isdisjoint({"clients", "examples"})
+    outline = Outline(page.html(report))
+    assert outline.wrong == []
+    text = " ".join(outline.tagged("main")[0]["text"].split())
+    assert f"epsilon {once['epsilon']:.3g}" in text
+    said_of = {arm.name: arm.says for arm in chat.find(run, planned(run))}
+    assert f"epsilon {once['epsilon']:.3g} at delta 0.001 for each client" in said_of["clients"]
+    assert "for each example" in said_of["examples"]
+    assert "client-1 alone: " in said_of["local-client-1"]
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_the_pages_of_a_run_with_noise_have_no_number_that_it_hides(
+    trained: dict[str, Path], name: str
+) -> None:
+    path = trained[name]
+    (arm,) = [each for each in chat.find(path, planned(path)) if each.name == "federated"]
+    assert not [kind for kind in runs.CATEGORIES if f"of {kind}" in arm.says or f", {kind}" in arm.says]
+    assert ("example" in arm.says.partition("epsilon")[0]) == (name == "examples")  # how many, and no more
+    report = collect(path)
+    hidden = ("examples", "steps", "tokens")
+    assert [report["totals"][key] for key in hidden] == [None] * 3
+    (trained_,) = [each["trained"] for each in report["arms"] if each["kind"] == "federated"]
+    assert [trained_[key] for key in hidden] == [None] * 3
+    html = page.html(report)
+    assert Outline(html).wrong == []
+    assert "examples trained on" not in html
+
+
+# --- sums
+
+
+def test_epsilons_and_deltas_are_added_up_by_unit() -> None:
+    one = {"privacy": {"epsilon": 1.0, "delta": 1e-5}, "example_privacy": {"epsilon": 0.5, "delta": 1e-4}}
+    two = {"privacy": {"epsilon": 2.5, "delta": 2e-5}}
+    text = " ".join(said({"one": [one], "two": [two], "plain": [{}]}))
+    assert "one spent epsilon 1 at delta 1e-05 for each client" in text
+    assert "and epsilon 0.5 at delta 0.0001 for each example" in text
+    assert "for each client epsilon 3.5 at delta 3e-05" in text
+    assert "for each example epsilon" not in text
+    assert "plain adds no noise" in text
+    assert said({"plain": [{}], "other": [{}]}) == []
+    alone = said({"one": [two]})
+    assert not any("adds up" in each for each in alone)
+
+
+def test_an_epsilon_without_bound_makes_the_sum_one() -> None:
+    none, some = ({"example_privacy": {"epsilon": each, "delta": 1e-5}} for each in (None, 1.0))
+    text = " ".join(said({"one": [none], "two": [some]}))
+    assert "one spent epsilon unbounded at delta 1e-05 for each example" in text
+    assert "for each example epsilon unbounded at delta 2e-05" in text
+
+
+# --- what is asked
+
+
+@pytest.mark.parametrize(
+    ("variant", "sentence"),
+    [
+        (CLIENTS.replace("poisson", "power_of_choice"), "power_of_choice"),
+        (f"{CLIENTS} federation.weights=examples", "federation.weights"),
+        (f"{CLIENTS} privacy.epsilon=0.1", "privacy.epsilon allows 0.1"),
+        (f"{EXAMPLES} federation.weights=examples", "federation.weights"),
+    ],
+    ids=["selection", "weights", "budget", "weights of examples"],
+)
+def test_a_variant_whose_noise_is_refused_costs_no_training(
+    llama_folder: Path, source: Path, tmp_path: Path, variant: str, sentence: str
+) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        compare(
+            table(llama_folder, source, tmp_path / "run"),
+            CompareSpec(locals=(), variants=(f"private: {variant}",)),
+            train=lambda opened: pytest.fail("something was trained"),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_the_advice_of_a_refusal_can_be_followed(
+    llama_folder: Path, source: Path, tmp_path: Path, name: str
+) -> None:
+    asked = table(llama_folder, source, tmp_path / "run", HIDING[name])
+    with pytest.raises(SettingsError) as refused:
+        compare(asked, CompareSpec(locals=()))
+    assert not (tmp_path / "run").exists()
+    if name == "examples":
+        advice = str(refused.value).rpartition('"private: ')[2].removesuffix('"')
+        assert advice
+        plain = table(llama_folder, source, tmp_path / "run")
+        assert overridden(plain, advice.split()).privacy.examples is not None
