@@ -102,6 +102,16 @@ class ExampleAccount:
             f" all, above privacy.epsilon = {self.limit:g}; its budget is spent"
         )
 
+    def counting(self, again: int, visits: Collection[tuple[int, int]]) -> ExampleAccount:
+        """The account with this many visits of each client besides.
+
+        Args:
+            visits: examples of each client, and the steps of one visit of it.
+        """
+        planned = self.planned - self.again + again
+        epsilon = self.largest([(examples, planned * steps) for examples, steps in visits])
+        return replace(self, again=again, planned=planned, planned_epsilon=epsilon)
+
     def require_bounded(self) -> None:
         """Raise SettingsError unless the accountant can show an epsilon for all planned visits."""
         if not math.isfinite(self.planned_epsilon):

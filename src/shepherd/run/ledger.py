@@ -149,42 +149,60 @@ def continued(
     return found
 
 
+def examples_again(
+    folder: Path, rows: Sequence[Row], finished: int, known: int = 0, counted: int = 0
+) -> tuple[int, int]:
+    """What the ledger of examples says of a run that goes on after `finished` rounds; nothing is written.
+
+    Args:
+        rows: the log, before it is cut to these rounds.
+        known: rounds that others say were released.
+        counted: rounds that others say are counted besides.
+
+    Returns:
+        The rounds that were released, and those that are counted besides from now on.
+
+    Raises:
+        FolderError: the ledger is damaged.
+    """
+    kept = read(folder, OF_EXAMPLES)
+    lost = max(known, released(kept, rows))
+    return lost, max(counted, again(kept, rows, "example_privacy")) + max(0, lost - finished)
+
+
+def note_examples_again(folder: Path, finished: int, again: int) -> None:
+    """Write into the ledger of examples what is counted besides, before any round is made again."""
+    kept = {**read(folder, OF_EXAMPLES), "finished": finished, "again": again}
+    write_atomic(folder / OF_EXAMPLES, json.dumps(kept, indent=2) + "\n")
+
+
 def continued_examples(
     folder: Path,
     account: ExampleAccount,
     visits: Collection[tuple[int, int]],
     rows: Sequence[Row],
     finished: int,
-    known: int = 0,
-    counted: int = 0,
 ) -> ExampleAccount:
     """The account of a run that goes on after `finished` rounds.
 
-    If later ones were released, they are made again: the ledger is written, and each client counts as asked
-    in each of them once more.
+    If later ones were released, they are made again: the ledger says so, and each client counts as asked in
+    each of them once more.
 
     Args:
         visits: examples of each client, and the steps of one visit of it.
         rows: the log, before it is cut to these rounds.
-        known: rounds that others say were released.
-        counted: rounds that others say are counted besides.
 
     Raises:
         FolderError: the ledger is damaged.
         SettingsError: all visits would then spend more than the budget; nothing is changed.
     """
-    kept = read(folder, OF_EXAMPLES)
-    lost = max(known, released(kept, rows))
-    more = max(counted, again(kept, rows, "example_privacy")) + max(0, lost - finished)
+    lost, more = examples_again(folder, rows, finished)
     if not more:
         return account
-    planned = account.planned + more
-    epsilon = account.largest([(examples, planned * steps) for examples, steps in visits])
-    found = replace(account, again=more, planned=planned, planned_epsilon=epsilon)
+    found = account.counting(more, visits)
     if lost > finished:
-        _require_within(epsilon, found.limit, folder, finished, lost)
-        so_far = {"epsilon": kept.get("epsilon"), "delta": found.delta, "again": more}
-        write_examples(folder, found, so_far, finished=finished)
+        _require_within(found.planned_epsilon, found.limit, folder, finished, lost)
+        note_examples_again(folder, finished, more)
     return found
 
 
