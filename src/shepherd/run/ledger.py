@@ -103,12 +103,12 @@ _COUNTS = ("begun", "finished", "again")
 
 def begun(folder: Path, finished: int) -> int:
     """Rounds that have drawn noise so far, redone ones included; at least those that are finished."""
-    return max(finished, read(folder).get("begun", 0))
+    return max(finished, int(read(folder).get("begun", 0)))
 
 
 def released(kept: Row, rows: Sequence[Row]) -> int:
     """Rounds of which something may be known, by a ledger and by a log that is not cut yet."""
-    return max([kept.get("finished", 0), *(row["round"] for row in rows)])
+    return max([int(kept.get("finished", 0)), *(int(row["round"]) for row in rows)])
 
 
 def again(kept: Row, rows: Sequence[Row], level: str) -> int:
@@ -117,7 +117,8 @@ def again(kept: Row, rows: Sequence[Row], level: str) -> int:
     Args:
         level: key of what is spent in a row of the log.
     """
-    return max([kept.get("again", 0), *((row.get(level) or {}).get("again", 0) for row in rows)])
+    counts = (int((row.get(level) or {}).get("again", 0)) for row in rows)
+    return max([int(kept.get("again", 0)), *counts])
 
 
 def continued(

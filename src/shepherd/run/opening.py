@@ -147,8 +147,10 @@ def _start(
     require_enough(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection, method)
     privacy = _privacy(settings, method, selection, prepared, consent)
-    for noisy in filter(None, (account, privacy)):
-        noisy.require_bounded()
+    if account is not None:
+        account.require_bounded()
+    if privacy is not None:
+        privacy.require_bounded()
     work = _amounts(settings, selection, prepared)
     kept = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
     plan = planning.choose(dated, base, work, more_ranks=_more_ranks(method), token_bytes=kept)
