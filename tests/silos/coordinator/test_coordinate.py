@@ -426,7 +426,7 @@ def test_a_round_that_a_server_lost_and_makes_again_is_counted_in_the_run_folder
         assert [row["round"] for _, row in rounds] == [2, 3, 4]
         run.finish()
     orders = [server.served[job].order for job in ("job-2", "job-3")]
-    assert [order.released for order in orders] == [2, 2]
+    assert [order.released for order in orders] == [2, 1]  # the log here is cut to what the server has
     assert orders[1].again == {"privacy": 1, "example_privacy": 1}
     rows, both = read_rows(tmp_path / "run"), (ledger.LEDGER, ledger.OF_EXAMPLES)
     client, example = (ledger.read(tmp_path / "run", name) for name in both)
