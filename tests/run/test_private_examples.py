@@ -19,6 +19,7 @@ from shepherd.run import card as card_module
 from shepherd.run import evaluation, ledger, lineage
 from shepherd.run.folder import read_settings
 from shepherd.run.log import read_rows
+from shepherd.run.tracking import client_table, flatten
 from shepherd.settings import RunSettings
 from shepherd.ui.report.gather import collect
 from shepherd.ui.report.page import html
@@ -250,6 +251,7 @@ def told(path: Path) -> dict[str, object]:
             "keys": sorted(row),
             "client": row["heldout"]["client"],
             "worst": (row["heldout"]["worst_client"], row["heldout"]["spread"]),
+            "trackers": (client_table(row).columns, sorted(flatten(row))),
         }
         for row in read_rows(path)
     ]
@@ -276,6 +278,7 @@ def test_another_example_in_place_of_one_changes_nothing_exact(llama_folder, sou
         found.append((summary, told(run.folder)))
     (one, shown), (two, other) = found
     assert one != two  # there is something to tell
+    assert all("held-out loss" not in row["trackers"][0] for row in shown["rows"])
     assert one["kept"] == two["kept"]  # which is public
     assert shown == other
     assert shown["report"]["data"] == {"kept": one["kept"]}
