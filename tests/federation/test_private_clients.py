@@ -80,7 +80,7 @@ def test_steps_that_drew_nobody_are_made_all_the_same(llama, jobs) -> None:
 def test_the_cursor_counts_steps_and_coverage_is_what_to_expect(llama) -> None:
     simulation = private(llama)
     list(simulation.run(broadcast(llama), ["ann", "bob"]))
-    assert simulation.spent() == [(3, 6), (7, 6)]
+    assert simulation.steps_made() == {"ann": 6, "bob": 6}
     assert simulation.coverage()["bob"] == pytest.approx(1 - (1 - 2 / 7) ** 6)
     assert simulation.coverage()["dan"] == 0.0
 
@@ -97,4 +97,4 @@ def test_a_client_whose_budget_is_spent_sits_out_and_the_others_go_on(llama, job
     assert "above privacy.epsilon" in answers["ann"].reason
     assert not isinstance(answers["bob"], Failure)
     assert [visit.client for visit in jobs[-1].visits] == ["bob"]
-    assert simulation.spent() == [(3, 6), (7, 12)]  # sitting out spends nothing
+    assert simulation.steps_made() == {"ann": 6, "bob": 12}  # sitting out spends nothing

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 import shepherd
 from shepherd.errors import SettingsError
+from shepherd.overrides import parse
 from shepherd.privacy import accountant
+from shepherd.privacy.example_level import ExampleAccount
+from shepherd.run import card as card_module
+from shepherd.run import evaluation, ledger, lineage
+from shepherd.run.folder import read_settings
 from shepherd.run.log import read_rows
+from shepherd.run.tracking import client_table, flatten
 from shepherd.settings import RunSettings
 from shepherd.ui.report.gather import collect
 from shepherd.ui.report.page import html
@@ -113,7 +121,9 @@ def test_more_rounds_are_checked_against_the_budget_again(llama_folder, source, 
 def test_the_report_page_says_what_is_spent_for_each_example(made) -> None:
     path, _ = made
     shown, last = collect(path), read_rows(path)[-1]["example_privacy"]
-    assert shown["example_privacy"] == {**last, "budget": None, "norm": 1.0, "noise": 2.0}
+    says = ledger.read(path, ledger.OF_EXAMPLES)["says"]
+    assert shown["example_privacy"] == {**last, "budget": None, "norm": 1.0, "noise": 2.0, "says": says}
+    assert len(says) == 5
     assert shown["rounds"][-1]["example_epsilon"] == last["epsilon"]
     page = " ".join(re.sub("<[^>]*>", "", html(shown)).split())
     assert f"Epsilon {last['epsilon']:.3g}"[:11] in page
@@ -130,3 +140,181 @@ def test_a_line_of_a_round_that_names_no_client_has_both_budgets() -> None:
     assert figures.line(row, [row], 4) == (
         "round 2/4  epsilon 2.5 at delta 0.0001 for each example  epsilon 1.5 at delta 0.001"
     )
+
+
+# --- both levels
+
+
+def test_with_noise_of_both_levels_each_client_counts_as_asked_in_every_round(
+    llama_folder, source, tmp_path
+) -> None:
+    made = settings(llama_folder, source, tmp_path / "run", selection={"name": "poisson", "share": 0.5})
+    made = parse({**made.model_dump(), "transforms": [{"name": "gaussian", "noise": 3.0}]})
+    with shepherd.open_run(made) as run:
+        assert run.account.planned == 3
+        sizes = {len(data) for data in run.prepared.clients.values()}
+        rows = [row for _, row in run.rounds()]
+        run.finish(answer=False)
+    for row in rows:
+        each = [run.account.epsilon(size, 4 * row["round"]) for size in sizes]
+        assert row["example_privacy"] == {"epsilon": max(each), "delta": run.account.delta}
+        assert set(row) == {"round", "learning_rate", "privacy", "example_privacy", "heldout"}
+    both = [rows[-1][level]["epsilon"] for level in ("privacy", "example_privacy")]
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert all(f"Spent: epsilon {epsilon:.4g} at delta" in card for epsilon in both)
+    line = figures.line(rows[-1], rows, 3)
+    assert all(f"epsilon {epsilon:.3g} at delta" in line for epsilon in both)
+    kept = [ledger.read(tmp_path / "run", name) for name in (ledger.LEDGER, ledger.OF_EXAMPLES)]
+    assert [each["epsilon"] for each in kept] == both
+
+
+# --- rounds that were released, and are lost
+
+
+def lose(path: Path, last: int) -> None:
+    shutil.rmtree(path / "checkpoints" / f"round-{last:05d}")
+
+
+def test_the_steps_of_a_released_round_that_is_made_again_count_twice(
+    llama_folder, source, tmp_path, made
+) -> None:
+    path = tmp_path / "run"
+    with shepherd.open_run(settings(llama_folder, source, path)) as run:
+        list(run.rounds())
+    for again in (1, 2):
+        lose(path, 3)
+        shepherd.resume(path).close()  # and the process dies
+        with shepherd.resume(path) as run:
+            list(run.rounds())
+        due = max(run.account.epsilon(size, 4 * (3 + again)) for size in made[1].values())
+        last = read_rows(path)[-1]["example_privacy"]
+        assert last == {"epsilon": due, "delta": run.account.delta, "again": again}
+        kept = ledger.read(path, ledger.OF_EXAMPLES)
+        assert (kept["epsilon"], kept["again"], kept["finished"]) == (due, again, 3)
+
+
+def test_a_budget_that_lost_rounds_have_spent_ends_the_run(llama_folder, source, tmp_path, made) -> None:
+    path, spent = tmp_path / "run", read_rows(made[0])[-1]["example_privacy"]["epsilon"]
+    with shepherd.open_run(settings(llama_folder, source, path, privacy={"epsilon": spent + 0.01})) as run:
+        list(run.rounds())
+    lose(path, 3)
+    rows = read_rows(path)
+    with pytest.raises(SettingsError, match=r"round 3 was released before.*privacy\.epsilon allows"):
+        shepherd.resume(path)
+    assert read_rows(path) == rows
+
+
+def test_every_key_of_the_ledger_of_examples_is_documented(made) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text("utf8")
+    (section,) = re.findall(r"^## Where noise hides examples\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    documented = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    assert documented == set(ledger.read(made[0], ledger.OF_EXAMPLES))
+
+
+# --- noise that shows nothing
+
+
+def test_noise_for_which_there_is_no_epsilon_is_refused_before_anything_is_written(
+    llama_folder, source, tmp_path
+) -> None:
+    examples = {"norm": 1.0, "noise": 0.0005}
+    little = settings(llama_folder, source, tmp_path / "run", privacy={"examples": examples})
+    with pytest.raises(SettingsError, match=r"can show no epsilon.*raise privacy\.examples\.noise"):
+        shepherd.open_run(little)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_earlier_version_with_such_noise_is_finished(
+    llama_folder, source, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(ExampleAccount, "require_bounded", lambda self: None)
+    examples = {"norm": 1.0, "noise": 0.0005}
+    little = settings(llama_folder, source, tmp_path / "run", privacy={"examples": examples})
+    with shepherd.open_run(little) as run:
+        rows = [row for _, row in run.rounds()]
+        run.finish(answer=False)
+    assert "Spent: epsilon unbounded at delta" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert "epsilon unbounded" in figures.line(read_rows(run.folder)[-1], rows, 3)
+    assert json.loads((run.folder / ledger.OF_EXAMPLES).read_text())["epsilon"] is None
+    assert "without bound" in html(collect(run.folder))
+
+
+# --- what is shown of the data
+
+
+def told(path: Path) -> dict[str, object]:
+    """All that a run publishes and that a change of its training data could change."""
+    kept = collect(path)
+    card = (path / "adapter" / "README.md").read_text()
+    rows = [
+        {
+            "keys": sorted(row),
+            "client": row["heldout"]["client"],
+            "worst": (row["heldout"]["worst_client"], row["heldout"]["spread"]),
+            "trackers": (client_table(row).columns, sorted(flatten(row))),
+        }
+        for row in read_rows(path)
+    ]
+    return {
+        "rows": rows,
+        "data table": re.findall(r"^## Data\n\n(.*?)^## ", card, re.MULTILINE | re.DOTALL),
+        "training": re.findall(r"^\| ([a-z ,]+) \|", card, re.MULTILINE),
+        "report": {key: kept[key] for key in ("data", "holdings", "held", "categories", "planned")},
+        "files": sorted(file.name for file in path.iterdir()),
+    }
+
+
+def test_another_example_in_place_of_one_changes_nothing_exact(llama_folder, source, tmp_path) -> None:
+    """Another category, another length, a cut answer: of all this, the noisy adapter may tell something."""
+    texts = runs.rows()
+    texts[20] = {**texts[20], "category": "poem", "response": " ".join(["w7"] * 60)}
+    kinds = {"evaluation": {"data": str(runs.written(tmp_path / "held.jsonl", runs.rows(9, seed=5)))}}
+    found = []
+    for place, given in (("one", source), ("two", runs.written(tmp_path / "rows.jsonl", texts))):
+        with shepherd.open_run(settings(llama_folder, given, tmp_path / place / "run", **kinds)) as run:
+            summary = run.prepared.summary
+            list(run.rounds())
+            run.finish(answer=False)
+        found.append((summary, told(run.folder)))
+    (one, shown), (two, other) = found
+    assert one != two  # there is something to tell
+    assert all("held-out loss" not in row["trackers"][0] for row in shown["rows"])
+    assert one["kept"] == two["kept"]  # which is public
+    assert shown == other
+    assert shown["report"]["data"] == {"kept": one["kept"]}
+    assert "tokens trained" not in shown["training"]
+    assert f"{one['kept']}, from" in shown["data table"][0]
+    assert not {"expected.json", "measured.json"} & set(shown["files"])
+
+
+def test_nothing_that_clients_hold_is_logged(llama_folder, source, tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO, logger="shepherd")
+    with shepherd.open_run(settings(llama_folder, source, tmp_path / "run")) as run:
+        list(run.rounds())
+    assert not [each for each in caplog.messages if "to train on" in each or "tokens/s" in each]
+
+
+def test_an_evaluation_does_not_tell_what_was_trained_on(made, source) -> None:
+    found = evaluation.evaluate_run(made[0], source)
+    assert not [each for each in found.remarks if re.search("of the file (was|were|shares?) ", each)]
+    assert any("noise hides what the run was trained on" in each for each in found.remarks)
+
+
+def test_the_card_says_who_is_trusted_and_what_a_training_before_claims(made) -> None:
+    path, _ = made
+    card = (path / "adapter" / "README.md").read_text()
+    for part in ("each example.", "Whose privacy", "Neighbouring data", "Who is trusted", "Sampling"):
+        assert part in card
+    before = [lineage.Training(run="first", data="other")]
+    text = card_module.text(
+        read_settings(path),
+        rows=read_rows(path),
+        answers={},
+        data={},
+        clients={},
+        of_examples=ledger.read(path, ledger.OF_EXAMPLES),
+        start={"file": "first", "sha256": "0"},
+        before=before,
+    )
+    assert "A training before it claims no privacy" in text
+    assert "what that tuning spent is not counted here" in text

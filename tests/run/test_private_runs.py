@@ -159,12 +159,21 @@ def test_every_key_of_the_ledger_is_documented(done) -> None:
     documented = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
     assert documented == set(ledger.read(done))
     assert (done / ledger.LEDGER).is_file()
-    assert (done / ledger.SECRET).is_file()
 
 
-def test_every_file_of_the_secret_is_for_its_owner_alone(done) -> None:
-    assert (done / ledger.SECRET).stat().st_mode & 0o077 == 0
-    assert len((done / ledger.SECRET).read_text()) == 64
+@pytest.mark.parametrize("selection", ["poisson", "shuffled"])
+def test_the_secret_is_for_its_owner_alone_and_deleted_with_the_last_round(table, selection) -> None:
+    with open_run(overridden(table, [f"selection.name={selection}"])) as run:
+        secret = run.folder / ledger.SECRET
+        for _ in run.rounds():
+            assert secret.stat().st_mode & 0o077 == 0
+            assert len(secret.read_text()) == 64
+        run.finish(answer=False)
+    assert not secret.exists()
+    with resume(run.folder) as again:  # three rounds are no whole epochs of two
+        assert list(again.rounds()) == []
+        again.finish(answer=False)
+    assert not secret.exists()
 
 
 @pytest.mark.parametrize("name", ["gaussian_adaptive", "gaussian_correlated"])
@@ -380,6 +389,103 @@ def test_an_epoch_that_has_begun_is_not_drawn_a_second_time(table) -> None:
     with resume(run.folder) as again, pytest.raises(FolderError, match=r"secret is missing.* restore it"):
         next(again.rounds())
     assert not (run.folder / ledger.SECRET).exists()
+
+
+# --- rounds that were released, and are lost
+
+
+def lose(path: Path, last: int) -> None:
+    shutil.rmtree(path / "checkpoints" / f"round-{last:05d}")
+
+
+def trained_on(path: Path) -> None:
+    with resume(path) as run:
+        for _ in run.rounds():
+            pass
+
+
+def epsilon_of(steps: int, chance: float = 0.5) -> float:
+    from shepherd.core import Poisson, Spending
+
+    return accountant.epsilon([Spending(noise=NOISE, sampling=Poisson(chance=chance), steps=steps)], DELTA)
+
+
+def test_a_released_round_that_is_made_again_counts_as_often_as_it_is_made(table, caplog) -> None:
+    with open_run(table) as run:
+        for _ in run.rounds():
+            pass
+    secrets = [(run.folder / ledger.SECRET).read_text()]
+    for times in (1, 2):
+        lose(run.folder, 3)
+        trained_on(run.folder)
+        kept, last = ledger.read(run.folder), read_rows(run.folder)[-1]
+        assert (kept["finished"], kept["again"], last["privacy"]["again"]) == (3, times, times)
+        assert kept["epsilon"] == last["privacy"]["epsilon"] == epsilon_of(3 + times)
+        secrets.append((run.folder / ledger.SECRET).read_text())
+    assert len({*secrets}) == 3  # a second sum over the same cohort would say more than the account does
+    assert "round 3 was released before" in caplog.text
+    assert not any("released nothing" in page for page in [html(collect(run.folder))])
+    assert "Counted besides: 2 rounds" in html(collect(run.folder))
+
+
+def test_what_was_lost_is_counted_also_if_the_next_process_dies_at_once(table) -> None:
+    with open_run(table) as run:
+        for _ in run.rounds():
+            pass
+    lose(run.folder, 3)
+    resume(run.folder).close()
+    kept = ledger.read(run.folder)
+    assert (kept["finished"], kept["again"], kept["epsilon"]) == (2, 1, epsilon_of(3))
+    assert [row["round"] for row in read_rows(run.folder)] == [0, 1, 2]
+    trained_on(run.folder)
+    assert ledger.read(run.folder)["epsilon"] == epsilon_of(4)
+
+
+def test_a_round_that_only_the_log_knows_was_released_as_well(done, tmp_path) -> None:
+    path = Path(shutil.copytree(done, tmp_path / "run"))
+    kept = ledger.read(path)
+    (path / ledger.LEDGER).write_text(json.dumps({**kept, "finished": 2}))
+    lose(path, 3)
+    trained_on(path)
+    assert ledger.read(path)["again"] == 1
+
+
+def test_a_budget_that_the_lost_rounds_have_spent_ends_the_run_and_changes_nothing(table) -> None:
+    with open_run(overridden(table, [f"privacy.epsilon={epsilon_of(3) + 1e-3}"])) as run:
+        for _ in run.rounds():
+            pass
+    lose(run.folder, 3)
+    files = {name: (run.folder / name).read_bytes() for name in (ledger.LEDGER, ledger.SECRET)}
+    rows = read_rows(run.folder)
+    with pytest.raises(SettingsError, match=r"round 3 was released before.*privacy\.epsilon allows"):
+        resume(run.folder)
+    assert {name: (run.folder / name).read_bytes() for name in files} == files
+    assert read_rows(run.folder) == rows
+
+
+def test_a_run_whose_ledger_is_gone_does_not_go_on(done, tmp_path) -> None:
+    path = Path(shutil.copytree(done, tmp_path / "run"))
+    (path / ledger.LEDGER).unlink()
+    with pytest.raises(FolderError, match=r"privacy\.json is missing.* restore it"):
+        resume(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"again": "none"}'])
+def test_a_damaged_ledger_is_refused(done, tmp_path, content) -> None:
+    path = Path(shutil.copytree(done, tmp_path / "run"))
+    (path / ledger.LEDGER).write_text(content)
+    with pytest.raises(FolderError, match=r"privacy\.json is damaged"):
+        resume(path)
+
+
+# --- noise that shows nothing
+
+
+def test_noise_for_which_there_is_no_epsilon_is_refused_before_anything_is_written(table, tmp_path) -> None:
+    little = parse({**table.model_dump(), "transforms": [{"name": "gaussian", "noise": 1e-9}]})
+    with pytest.raises(SettingsError, match=r"can show no epsilon.* raise noise"):
+        open_run(little)
+    assert not (tmp_path / "run").exists()
 
 
 # --- the plan

@@ -151,7 +151,8 @@ class LocalClients:
     def _drawn(self, client: str, position: int) -> Batches:
         size, more = self.size(client), self.visit_steps(client)
         if self.account is not None:
-            refusal = self.account.refusal(client, size, self.steps_made(client, position), more)
+            made = self.steps_made(client, position) + self.account.again * more
+            refusal = self.account.refusal(client, size, made, more)
             if refusal is not None:
                 raise DataError(refusal)
         chance = example_level.chance(size, self.tuning_of(client).batch_size)

@@ -144,13 +144,10 @@ class Simulation:
             for client in self.clients()
         }
 
-    def spent(self) -> list[tuple[int, int]]:
-        """Examples of each client, and the steps that it has made on them under noise; see `reached`."""
+    def steps_made(self) -> dict[str, int]:
+        """The steps that each client has made on its examples under noise; see `reached`."""
         positions, _ = self.reached()
-        return [
-            (self.local.size(client), self.local.steps_made(client, position))
-            for client, position in sorted(positions.items())
-        ]
+        return {client: self.local.steps_made(client, at) for client, at in positions.items()}
 
     def _group(self, broadcast: Broadcast, clients: Sequence[str]) -> _Group:
         visits, failures, positions = [], {}, {}

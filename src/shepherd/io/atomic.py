@@ -102,7 +102,7 @@ def secret(path: Path) -> int:
     """
     with disk_errors(path.parent):
         if not path.exists():
-            write_atomic(path, secrets.token_hex(SECRET_BYTES))
+            renew_secret(path)
         text = path.read_text(encoding="ascii", errors="replace")
     try:
         if len(text) != 2 * SECRET_BYTES:
@@ -110,6 +110,11 @@ def secret(path: Path) -> int:
         return int(text, 16)
     except ValueError:
         raise FolderError(f"{path} was cut or changed; delete it, and a new secret is drawn") from None
+
+
+def renew_secret(path: Path) -> None:
+    """Put a new 256-bit number from the operating system in the place of the secret in a file."""
+    write_atomic(path, secrets.token_hex(SECRET_BYTES))
 
 
 @contextmanager

@@ -48,10 +48,29 @@ class ClientPrivacy:
     """Noise multiplier in the run file, if it is there."""
     secure: bool = False
     """Whether the one who runs the rounds gets sums alone."""
+    again: int = 0
+    """Rounds that are counted besides, since as many were released, lost, and made again; see `redone`."""
 
     def spent(self, rounds: int) -> Spending:
-        """What this many rounds spend."""
-        return self.mechanism.spent(self.sampling, rounds)
+        """What this many rounds spend, with those that are counted besides."""
+        return self.mechanism.spent(self.sampling, rounds + self.again)
+
+    def redone(self, finished: int, released: int) -> int:
+        """Rounds to count besides if a run goes on after `finished` rounds, of which `released` are known.
+
+        The rounds in between are made again with other noise, and with a new draw of who takes part: a second
+        sum over the same clients would say more than a sum over others. Of an epoch in which each client has
+        one round, both what was known of it and what is made again count as an epoch; who takes turns may
+        have been in one of the lost rounds more, and noise that is correlated reaches into them from before.
+        """
+        lost = max(0, released - finished)
+        match self.counted:
+            case Shuffled(steps=steps) if lost:
+                return steps * (math.ceil(released / steps) - finished // steps)
+            case Turns(every=every) if lost:
+                return every * math.ceil((lost + every - 1) / every)
+            case _:
+                return lost
 
     def epsilon(self, rounds: int) -> float:
         """Epsilon at `delta` after this many rounds; infinity if the accountant can show none."""
@@ -81,9 +100,19 @@ class ClientPrivacy:
             )
         return spent
 
+    def require_bounded(self) -> None:
+        """Raise SettingsError unless the accountant can show an epsilon for all planned rounds."""
+        if not math.isfinite(self.epsilon(self.rounds)):
+            raise SettingsError(
+                f"for {many(self.rounds, 'round')} with so little noise the accountant can show no epsilon at"
+                f" delta {self.delta:.3g}, so nothing would be protected; raise noise in the transform that"
+                " adds it, such as to 1.0, or privacy.delta"
+            )
+
     def row(self, rounds: int) -> dict[str, Any]:
         """What is reported after this many rounds."""
-        return {"epsilon": self.epsilon(rounds), "delta": self.delta}
+        more = {"again": self.again} if self.again else {}
+        return {"epsilon": self.epsilon(rounds), "delta": self.delta, **more}
 
     def sentences(self) -> Iterator[str]:
         """What epsilon means here: one sentence each."""
@@ -193,6 +222,14 @@ def of_run(
         noise=noise,
         secure=settings.secure is not None,
     )
+
+
+def hides_data(settings: RunSettings, method: Method) -> bool:
+    """Whether noise is to hide what clients hold, whole or by example, so that nothing exact of it is shown.
+
+    Where it hides single examples, how many a client has is public, and so is who takes part.
+    """
+    return method.is_private or settings.privacy.examples is not None
 
 
 def require_noise(settings: RunSettings) -> None:

@@ -8,12 +8,13 @@ batch_size, however many came. The number of examples of each client counts as p
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from shepherd.core.spending import Poisson, Spending
 from shepherd.errors import SettingsError
+from shepherd.io.progress import many
 from shepherd.privacy import accountant
 from shepherd.settings import RunSettings, TuningTable
 
@@ -60,6 +61,9 @@ class ExampleAccount:
     """Visits of each client that are planned, and within the limit."""
     planned_epsilon: float = 0.0
     """The largest epsilon of any client after these."""
+    again: int = 0
+    """Visits of each client that are counted besides, since as many rounds were released, lost, and made
+    again."""
 
     @property
     def sentence(self) -> str:
@@ -98,9 +102,49 @@ class ExampleAccount:
             f" all, above privacy.epsilon = {self.limit:g}; its budget is spent"
         )
 
+    def counting(self, again: int, visits: Collection[tuple[int, int]]) -> ExampleAccount:
+        """The account with this many visits of each client besides.
+
+        Args:
+            visits: examples of each client, and the steps of one visit of it.
+        """
+        planned = self.planned - self.again + again
+        epsilon = self.largest([(examples, planned * steps) for examples, steps in visits])
+        return replace(self, again=again, planned=planned, planned_epsilon=epsilon)
+
+    def require_bounded(self) -> None:
+        """Raise SettingsError unless the accountant can show an epsilon for all planned visits."""
+        if not math.isfinite(self.planned_epsilon):
+            raise SettingsError(
+                f"for {many(self.planned, 'visit')} of a client with privacy.examples.noise ="
+                f" {self.noise:g} the accountant can show no epsilon at delta {self.delta:.3g}, so no example"
+                " would be protected; raise privacy.examples.noise, such as to 1.0, or privacy.delta"
+            )
+
     def row(self, made: Collection[tuple[int, int]]) -> dict[str, float]:
         """What is reported after a round: the largest epsilon of any client, and its delta."""
-        return {"epsilon": self.largest(made), "delta": self.delta}
+        more = {"again": self.again} if self.again else {}
+        return {"epsilon": self.largest(made), "delta": self.delta, **more}
+
+    def sentences(self) -> Iterator[str]:
+        """What epsilon means here: one sentence each."""
+        yield (
+            "Whose privacy: each example's that a client trains on. A person with several examples is not"
+            " protected as one, and examples that are held out for scoring are not covered."
+        )
+        yield "Neighbouring data: a client's examples without one of them, or with one more (add or remove)."
+        yield (
+            "Who is trusted: the client itself, which clips and adds the noise before anything leaves it."
+            " Protected against: everybody who sees what a client sends, so also the one who runs the rounds."
+        )
+        yield (
+            "Population: the number of examples of each client, which is public; delta"
+            f" {self.delta:.3g} is below 1 over each of these."
+        )
+        yield (
+            "Sampling: each of a client's n examples is in a step with a chance of"
+            f" {self.batch_size} / n, at most 1, drawn apart from the others and kept secret."
+        )
 
 
 def _bounding(made: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from shepherd.data.examples import Turn
 from shepherd.data.template_pieces import Template, styled
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
-from shepherd.io.phrases import listed
+from shepherd.io.phrases import epsilon_text, listed
 from shepherd.io.progress import many
 from shepherd.overrides import dump
 from shepherd.run import lineage
@@ -45,6 +45,7 @@ def write(
     data: Mapping[str, Any],
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
+    of_examples: Mapping[str, Any] = {},
     revision: str | None = None,
     start: Mapping[str, str] = {},
     before: Sequence[Training] = (),
@@ -61,6 +62,7 @@ def write(
         data=data,
         clients=clients,
         privacy=privacy,
+        of_examples=of_examples,
         revision=revision,
         start=start,
         before=before,
@@ -76,6 +78,7 @@ def text(
     data: Mapping[str, Any],
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
+    of_examples: Mapping[str, Any] = {},
     revision: str | None = None,
     start: Mapping[str, str] = {},
     before: Sequence[Training] = (),
@@ -89,6 +92,8 @@ def text(
         data: numbers of examples by outcome, such as `kept`, `heldout`, `cut`, `dropped`.
         clients: number of training examples of each client.
         privacy: the run's ledger, if noise hides its clients; the card then counts no examples.
+        of_examples: the run's ledger of single examples, if noise hides these; how many each client trains on
+            is then all that is said of them.
         revision: commit of the base that was loaded; None takes the one in the run file.
         start: the `file` and `sha256` of the adapter that the run began with; empty if it was a new one.
         before: the trainings that led to that adapter, as far as they are known.
@@ -97,14 +102,16 @@ def text(
     revision = revision or settings.model.revision
     on_hub = hub_id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
+    hidden = bool(privacy) or settings.privacy.examples is not None
+    spent = of_examples or (rows[-1].get("example_privacy") if rows else None) or {}
     sections = (
         _intro(settings, rows, clients, bool(start)),
         _use(settings, hub_id(whole.model.base, TINY), revision),
         "## Data\n\n"
-        + _table(("", ""), _data(settings, {} if privacy else data, clients, rows, bool(privacy), part)),
-        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start)),
+        + _table(("", ""), _data(settings, {} if hidden else data, clients, rows, bool(privacy), part)),
+        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start, hidden)),
         _trainings((*before, training(whole, rows, privacy))) if before else "",
-        _privacy(privacy, start, before),
+        _privacy(privacy, spent, settings, start, before),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
@@ -134,22 +141,36 @@ def _as_row(found: Training) -> tuple[str, ...]:
     return f"`{inert(found.run)}`", f"`{data}`", objective, str(found.rounds), found.spent or "no claim"
 
 
-def _privacy(kept: Mapping[str, Any], start: Mapping[str, str], before: Sequence[Training]) -> str:
-    """What the run spent of each client's privacy, from its ledger; nothing if noise hides nobody."""
-    if not kept:
-        return ""
-    epsilon = "unbounded" if kept["epsilon"] is None else f"{kept['epsilon']:.4g}"
-    lines = [
-        f"- {sentence}"
-        for sentence in (
-            f"Spent: epsilon {epsilon} at delta {kept['delta']:.3g}, over {many(kept['finished'], 'round')}"
-            f" with noise multiplier {kept['noise']:.4g}.",
-            *kept["says"],
-            *([_BEFORE] if start else []),
-            *([_UNPROTECTED] if any(not each.spent for each in before) else []),
+def _privacy(
+    of_clients: Mapping[str, Any],
+    of_examples: Mapping[str, Any],
+    settings: RunSettings,
+    start: Mapping[str, str],
+    before: Sequence[Training],
+) -> str:
+    """What the run spent of the privacy of each client and each example; nothing if noise hides neither."""
+    said = []
+    if kept := of_clients:
+        noise = f"over {many(kept['finished'], 'round')} with noise multiplier {kept['noise']:.4g}"
+        said.append(("Differential privacy of each client.", _spent(kept, noise), *kept["says"]))
+    if (kept := of_examples) and (asked := settings.privacy.examples):
+        noise = (
+            "by the client that has spent most, with noise multiplier"
+            f" {asked.noise:g} on each step and norm {asked.norm:g} for each example"
         )
+        said.append(("Differential privacy of each example.", _spent(kept, noise), *kept.get("says", ())))
+    if not said:
+        return ""
+    others = [
+        *([_BEFORE] if start else []),
+        *([_UNPROTECTED] if any(not each.spent for each in before) else []),
     ]
-    return "## Privacy\n\nDifferential privacy of each client.\n\n" + "\n".join(lines)
+    parts = [f"{title}\n\n" + "\n".join(f"- {each}" for each in lines) for title, *lines in said]
+    return "\n\n".join(["## Privacy", *parts]) + "".join(f"\n- {each}" for each in others)
+
+
+def _spent(kept: Mapping[str, Any], how: str) -> str:
+    return f"Spent: epsilon {epsilon_text(kept['epsilon'], 4)} at delta {kept['delta']:.3g}, {how}."
 
 
 _BEFORE = (
@@ -467,7 +488,7 @@ def _data(
     sizes = list(clients.values()) or [0]
     yield "source", f"`{settings.data.source}`{of}"
     yield "clients", f"{len(clients)}, split by {settings.split.by}"
-    if not private:
+    if not private and any(sizes):  # over sites they may not be told
         yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
     yield from ((name.replace("_", " "), str(number)) for name, number in data.items() if name != "kept")
     shares = list(rows[-1].get("coverage", {}).values()) if rows else []
@@ -479,7 +500,11 @@ def _data(
 
 
 def _training(
-    settings: RunSettings, rows: Sequence[Row], revision: str | None, start: Mapping[str, str]
+    settings: RunSettings,
+    rows: Sequence[Row],
+    revision: str | None,
+    start: Mapping[str, str],
+    hidden: bool,
 ) -> Iterator[tuple[str, str]]:
     tuning = settings.tuning
     yield "base", f"`{settings.model.base}`" + (f" at revision `{revision}`" if revision else "")
@@ -503,20 +528,14 @@ def _training(
         "rank, alpha, dropout",
         f"{settings.adapter.rank}, {settings.adapter.alpha:g}, {settings.adapter.dropout:g}",
     )
-    if not any("privacy" in row for row in rows):
+    if not hidden:
         yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
+    if not any("privacy" in row for row in rows):
         yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
         yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
     if settings.stragglers is not None:
         late = (str(sum(len(row.get(key, ())) for row in rows)) for key in ("late", "dropped", "carried"))
         yield "updates late, dropped, taken in a later round", ", ".join(late)
-    if private := settings.privacy.examples:
-        yield "noise on each step", f"norm {private.norm:g} for each example, multiplier {private.noise:g}"
-    if spent := (rows[-1].get("example_privacy") if rows else None):
-        yield (
-            "privacy of each example, added or removed",
-            f"epsilon {spent['epsilon']:.4g} at delta {spent['delta']:.3g}, against all that a client sends",
-        )
     yield "seed", str(settings.seed)
 
 

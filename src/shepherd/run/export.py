@@ -197,6 +197,7 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
         data=prepared.summary if prepared else {},
         clients=sizes,
         privacy=ledger.read(path),
+        of_examples=ledger.read(path, ledger.OF_EXAMPLES),
         revision=files.named(base)[1],
         start=lineage.source(path),
         before=lineage.before(path),

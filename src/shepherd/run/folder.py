@@ -7,7 +7,8 @@ runs/NAME/
   trained-with.toml  the settings that its rounds were trained with; see `run.changes`
   rounds.jsonl    one line a finished round; round 0 is the untuned base
   privacy.json    what its rounds have spent, where noise hides clients; see `run.ledger`
-  secret          the number that decides the cohorts then
+  secret          the number that decides the cohorts then, until it is finished
+  example-privacy.json  what its rounds have spent, where noise hides single examples
   expected.json   what it was expected to take; see `run.measured`
   measured.json   the memory that it took, once it is finished
   finished.json   the last round and the run's results, once its adapter is written
@@ -64,6 +65,7 @@ OWN_FILES = (
     LOG,
     FINISHED,
     "privacy.json",
+    "example-privacy.json",
     "secret",
     EXPECTED,
     MEASURED,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -307,7 +307,11 @@ def _scored_examples(settings: RunSettings, method: Method, division: Partition,
     if not method.algorithm.personal or method.is_private:
         return models * len(places)
     names = personal.scored_clients(list(division.clients), settings.evaluation.clients)
-    mixes = (Counter(e.category or "all" for e in division.of(division.clients[name])) for name in names)
+    mixes: Iterable[Mapping[str, int]] = (
+        Counter(e.category or "all" for e in division.of(division.clients[name])) for name in names
+    )
+    if settings.privacy.examples is not None:
+        mixes = ({} for _ in names)
     own = [personal.own_places(held, places.tolist(), *each) for each in zip(names, mixes, strict=True)]
     return models * len(places) + sum(map(len, own))
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from shepherd.errors import FolderError
 from shepherd.io import paths
+from shepherd.io.phrases import epsilon_text
 from shepherd.run import folder, ledger
 from shepherd.run.log import read_rows
 from shepherd.settings import MEMORY, WORLD, RunSettings, published
@@ -64,9 +65,8 @@ def hub_id(name: str, *embedded: str) -> str | None:
 def _spent(last: Row, privacy: Row) -> Iterator[str]:
     for found, unit in ((privacy, "client"), (last.get("example_privacy"), "example")):
         if found:
-            known = found["epsilon"] is not None
-            epsilon = f"epsilon {found['epsilon']:.4g}" if known else "an unbounded epsilon"
-            yield f"{epsilon} at delta {found['delta']:.3g} for each {unit}"
+            epsilon = epsilon_text(found["epsilon"], 4)
+            yield f"epsilon {epsilon} at delta {found['delta']:.3g} for each {unit}"
 
 
 def of_run(path: Path) -> tuple[Training, ...]:

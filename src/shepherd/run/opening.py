@@ -40,14 +40,14 @@ from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
 from shepherd.privacy import client_level, example_level
-from shepherd.privacy.client_level import ClientPrivacy
+from shepherd.privacy.client_level import ClientPrivacy, hides_data
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import bytes_of_round
 from shepherd.rounds.ranks import ranks_of
 from shepherd.rounds.ring import require_balanced, require_sums
 from shepherd.rounds.waiting import require_enough
-from shepherd.run import changes, checkpoint, folder, measured, starting, tracking
+from shepherd.run import changes, checkpoint, folder, ledger, measured, starting, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
@@ -145,13 +145,18 @@ def _start(
     require_sums(settings, method, selection, len(prepared.clients))
     require_balanced(settings, method, sizes, selection.size(len(sizes)))
     require_enough(settings, method, selection, len(prepared.clients))
-    account = _example_account(settings, base, training, prepared, selection)
+    account = _example_account(settings, base, training, prepared, selection, method)
     privacy = _privacy(settings, method, selection, prepared, consent)
+    if account is not None:
+        account.require_bounded()
+    if privacy is not None:
+        privacy.require_bounded()
     work = _amounts(settings, selection, prepared)
     kept = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
     plan = planning.choose(dated, base, work, more_ranks=_more_ranks(method), token_bytes=kept)
-    _log_description(base, plan, method, prepared)
-    _log_remarks(method, prepared)
+    hidden = hides_data(settings, method)
+    _log_description(base, plan, method, prepared, hidden=hidden)
+    _log_remarks(prepared, hidden=hidden)
     context = context_of(settings, selection, first.adapter, len(prepared.clients))
     state = start(method, first.adapter, context)  # a transform may refuse this many numbers
     down, up = bytes_of_round(
@@ -178,7 +183,7 @@ def _start(
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         starting.keep(holder, first, base)
-        if not method.is_private:
+        if not hides_data(settings, method):
             holder.write(
                 measured.EXPECTED,
                 measured.text(
@@ -210,14 +215,14 @@ def _start(
     return run
 
 
-def _log_remarks(method: Method, prepared: TokenisedData) -> None:
+def _log_remarks(prepared: TokenisedData, *, hidden: bool) -> None:
     """Log what is cut, dropped or masked; what clients hold at DEBUG where noise is to hide it."""
     for sentence in remarks.training_remarks(prepared):
-        log.log(_level(method), "%s", sentence)
+        log.log(_level(hidden), "%s", sentence)
     for sentence in remarks.heldout_remarks(prepared):
         log.info("%s", sentence)
     for sentence in remarks.training_warnings(prepared):
-        log.log(_level(method, logging.WARNING), "%s", sentence)
+        log.log(_level(hidden, logging.WARNING), "%s", sentence)
 
 
 def _privacy(
@@ -292,8 +297,11 @@ def _example_account(
     training: LocalTraining,
     prepared: TokenisedData,
     selection: Selection,
+    method: Method,
 ) -> ExampleAccount | None:
     """What the clients' steps may spend of their examples' privacy; None if nothing protects examples.
+
+    Where noise hides which clients a round asks, each counts as asked in every round.
 
     Raises:
         SettingsError: as `example_level.of_run` and `example_privacy.require_possible`.
@@ -302,9 +310,44 @@ def _example_account(
         return None
     example_privacy.require_possible(base, training.objective)
     sizes = {name: len(data) for name, data in prepared.clients.items()}
-    account = example_level.of_run(settings, sizes, selection.share)
+    account = example_level.of_run(settings, sizes, 1.0 if method.is_private else selection.share)
     log.info("%s", account.sentence)
     return account
+
+
+def _spent_before(
+    holder: RunFolder,
+    settings: RunSettings,
+    prepared: TokenisedData,
+    account: ExampleAccount | None,
+    privacy: ClientPrivacy | None,
+    finished: int,
+) -> tuple[ExampleAccount | None, ClientPrivacy | None]:
+    """Both accounts of a run that goes on after `finished` rounds.
+
+    Later rounds that were released and are lost have spent as well.
+
+    Raises:
+        FolderError: a ledger is damaged, or that of rounds that are finished is missing.
+        SettingsError: the rounds would then spend more than the budget.
+    """
+    rows = read_rows(holder.path)  # not yet cut to these rounds
+    kept = [ledger.read(holder.path, name) for name in (ledger.LEDGER, ledger.OF_EXAMPLES)]
+    if privacy is not None:
+        if finished and not kept[0]:
+            raise FolderError(
+                f"{holder.path / ledger.LEDGER} is missing, which says what the rounds of this run have spent"
+                " of its clients' privacy; restore it from a copy, or start a run with output=ANOTHER_FOLDER"
+            )
+        privacy = ledger.continued(holder.path, privacy, rows, finished)
+    if account is not None:
+        sizes = [len(data) for data in prepared.clients.values()]
+        visits = {(size, example_level.steps(settings.tuning, size)) for size in sizes}
+        account = ledger.continued_examples(holder.path, account, visits, rows, finished)
+    lost = max(ledger.released(each, rows) for each in kept)
+    if (privacy or account) and lost > finished:
+        log.warning("%s", ledger.remade(finished, lost))
+    return account, privacy
 
 
 def _as_trained(prepared: TokenisedData, training: LocalTraining, settings: RunSettings) -> TokenisedData:
@@ -405,6 +448,9 @@ def _continue(
         log.info("%s", said)
     changes.keep(holder, settings)
     noted = saved.notes["row"] if saved else None
+    account = _example_account(settings, base, training, prepared, selection, method)
+    privacy = _privacy(settings, method, selection, prepared, consent)
+    account, privacy = _spent_before(holder, settings, prepared, account, privacy, state.round)
     rows = holder.reconcile(state.round, None if method.is_private else noted)
     run = Run(
         settings=settings,
@@ -418,8 +464,8 @@ def _continue(
         state=state,
         trackers=tracking.start(plan.over(settings), holder, rows),
         consent=consent,
-        account=_example_account(settings, base, training, prepared, selection),
-        privacy=_privacy(settings, method, selection, prepared, consent),
+        account=account,
+        privacy=privacy,
         before=fresh if settings.adapter.start else None,
     )
     if saved is not None:
@@ -506,7 +552,8 @@ def _kept_data(
 
 
 def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
-    _log_description(run.base, run.plan, run.method, run.prepared)
+    hidden = hides_data(run.settings, run.method)
+    _log_description(run.base, run.plan, run.method, run.prepared, hidden=hidden)
     took = [row["seconds"]["tuning"] for row in rows if row["round"] and "seconds" in row]
     if took:
         length = typical_length(run.prepared.clients.values())
@@ -545,12 +592,14 @@ def _amounts(settings: RunSettings, selection: Selection, prepared: TokenisedDat
     return amounts(settings, sizes, cohort=cohort, length=length)
 
 
-def _level(method: Method, level: int = logging.INFO) -> int:
-    """The level at which to log what the clients hold: DEBUG where noise is to hide them."""
-    return logging.DEBUG if method.is_private else level
+def _level(hidden: bool, level: int = logging.INFO) -> int:
+    """The level at which to log what the clients hold: DEBUG where noise is to hide it."""
+    return logging.DEBUG if hidden else level
 
 
-def _log_description(base: bases.Base, plan: Plan, method: Method, prepared: TokenisedData) -> None:
+def _log_description(
+    base: bases.Base, plan: Plan, method: Method, prepared: TokenisedData, *, hidden: bool
+) -> None:
     """Log the base, the data, and how the run is tuned."""
     whole = memory.parameters(base)
     trained = sum(prod(shape) for name, shape in base.shapes.items() if method.algorithm.trainable(name, 0))
@@ -562,7 +611,7 @@ def _log_description(base: bases.Base, plan: Plan, method: Method, prepared: Tok
     log.info("%s", coverage(base.model, base.targets).sentence)
     s = prepared.summary
     log.log(
-        _level(method),
+        _level(hidden),
         "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",
         len(prepared.clients), *(f"{s[name]:,}" for name in ("kept", "cut", "dropped", "heldout")),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -52,7 +53,7 @@ from shepherd.machine.executors import Executor, Inline, RayActors, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import answer, files
 from shepherd.model import base as bases
-from shepherd.privacy.client_level import ClientPrivacy
+from shepherd.privacy.client_level import ClientPrivacy, hides_data
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
@@ -133,7 +134,7 @@ class Run(HeldRun):
             executor=executor(self.settings, self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
             store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
-            quiet=self.method.is_private,
+            quiet=self._hides_data,
         )
         self.clocked = None
         if self.settings.stragglers is not None and self.method.stragglers is not None:
@@ -184,7 +185,8 @@ class Run(HeldRun):
             allow=weights.allowed_by(self.settings),
             max_share=self.settings.federation.max_share,
             root=self.root,
-            secret=self._secret() if self.method.is_private else None,
+            # a finished run draws no cohort, and its secret is deleted
+            secret=self._secret() if self.method.is_private and self.state.round < self.until else None,
             noise=FromSystem() if self.method.is_private else None,
         )
         while self.state.round < self.until:
@@ -226,11 +228,13 @@ class Run(HeldRun):
         scores = answer_heldout(self.holder, self.planned, self.base, adapters, examples)
         if is_model:
             self._write_card(scores)
-        if not self.method.is_private:  # while the worker processes are there
+        if not self._hides_data:  # while the worker processes are there
             # the memory of actors, perhaps on other machines, is not known here
             peak = None if self.settings.machine.ray else memory.peak_bytes(self.base.device)
             self.holder.write(measured.MEASURED, measured.text(memory_bytes=peak))
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
+        if self.privacy is not None and self.state.round == self.until:
+            ledger.forget_cohorts(self.folder)
         self.close()
         verdict = release.settled(self.folder).sentence()
         said = [*remarks.heldout_remarks(self.prepared), *([verdict] if verdict else [])]
@@ -247,6 +251,10 @@ class Run(HeldRun):
             self.simulation.executor.close()
             self.trackers.finish()
             self.holder.close()
+
+    @property
+    def _hides_data(self) -> bool:
+        return hides_data(self.settings, self.method)
 
     def _require_open(self) -> None:
         if self.closed:
@@ -294,13 +302,33 @@ class Run(HeldRun):
 
     def _keep_ledger(self, more: int = 0) -> None:
         """Write what is spent, with this many more rounds that are about to draw noise."""
+        finished = self.state.round
         if self.privacy is not None:
-            begun = ledger.begun(self.folder, self.state.round) + more
-            ledger.write(self.holder, self.privacy, begun=begun, finished=self.state.round)
+            begun = ledger.begun(self.folder, finished) + more
+            ledger.write(self.folder, self.privacy, begun=begun, finished=finished)
+        if self.account is not None and not more:
+            spent = self._examples_spent(self.account, finished)
+            ledger.write_examples(self.folder, self.account, spent, finished=finished)
+
+    def _examples_spent(self, account: ExampleAccount, finished: int) -> Row:
+        """What the most exposed client has spent of its examples' privacy after `finished` rounds.
+
+        Where noise hides which clients a round asks, each counts as asked in every round.
+        """
+        local, made = self.simulation.local, self.simulation.steps_made()
+        visits = {each.name: (each.examples, local.visit_steps(each.name)) for each in local.infos()}
+        return account.row(
+            {
+                (size, (finished * steps if self.privacy else made.get(name, 0)) + account.again * steps)
+                for name, (size, steps) in visits.items()
+            }
+        )
 
     def _round_row(self, state: ServerState, report: RoundReport, updates: Sequence[Update] = ()) -> Row:
         if self.method.is_private:  # scored once it is saved; all else depends on who took part
             spent = {"privacy": self.privacy.row(state.round)} if self.privacy else {}
+            if self.account is not None:
+                spent["example_privacy"] = self._examples_spent(self.account, state.round)
             rate = self.simulation.local.learning_rate(report.round - 1)
             return {**report_row(report), "learning_rate": rate, **spent}
         began = perf_counter()
@@ -312,7 +340,7 @@ class Run(HeldRun):
             **report_row(report),
             **scored,
             "coverage": self.simulation.coverage(),
-            **({"example_privacy": self.account.row(self.simulation.spent())} if self.account else {}),
+            **({"example_privacy": self._examples_spent(self.account, state.round)} if self.account else {}),
             "learning_rate": self.simulation.local.learning_rate(report.round - 1),
             **({} if self.clocked is None else {"clock_s": self.clocked.reached().now}),
             "seconds": {
@@ -336,13 +364,16 @@ class Run(HeldRun):
     def _personal_scores(self, state: ServerState) -> Row:
         """Held-out loss of clients' own models, each on its own data or on data like its own."""
         prepared, broadcast = self.prepared, next_broadcast(self.method, state, 0)
-        scored = loss.stratified_subset(dataset.categories(prepared), self.settings.evaluation.examples)
+        categories = dataset.categories(prepared)
+        scored = loss.stratified_subset(categories, self.settings.evaluation.examples)
         names = personal.scored_clients(list(prepared.clients), self.settings.evaluation.clients)
         found = {}
         with stage(f"scoring the models of {many(len(names), 'client')}", len(names)) as now:
             for name in names:
-                mix = prepared.category_counts[name]
+                # where noise hides what it trains on, only what it has held out counts
+                mix = {} if self._hides_data else prepared.category_counts[name]
                 places = personal.own_places(prepared.heldout_examples, scored.tolist(), name, mix)
+                mix = mix or Counter(categories[place] for place in places)
                 if places:
                     own = self.simulation.own_adapter(broadcast, name)
                     found[name] = self._losses(own, places, {name: mix})
@@ -353,8 +384,8 @@ class Run(HeldRun):
         """Held-out loss of an adapter, on the same examples in every round; and what it prefers of pairs."""
         categories = dataset.categories(self.prepared)
         places = loss.stratified_subset(categories, self.settings.evaluation.examples)
-        # what a client holds is its own where noise hides it
-        mixes = {} if self.method.is_private else self.prepared.category_counts
+        # what a client holds is its own where noise hides it, or its examples
+        mixes = {} if self._hides_data else self.prepared.category_counts
         found = self._losses(adapter, places.tolist(), mixes).row()
         if self.prepared.heldout_rejected is None or self.training.objective.margins is None:
             return found
@@ -444,6 +475,7 @@ class Run(HeldRun):
             data=self.prepared.summary,
             clients={name: len(data) for name, data in self.prepared.clients.items()},
             privacy=ledger.read(self.folder),
+            of_examples=ledger.read(self.folder, ledger.OF_EXAMPLES),
             revision=files.named(self.base)[1],
             start=lineage.source(self.folder),
             before=lineage.before(self.folder),

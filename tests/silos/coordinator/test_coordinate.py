@@ -27,7 +27,7 @@ from tests.silos.servers import AWAY, GONE, Hosted, hosted
 from shepherd import compare, world
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare as compared
-from shepherd.core import Adapter, Update
+from shepherd.core import Adapter, Poisson, Spending, Update
 from shepherd.errors import (
     AdapterError,
     CheckpointError,
@@ -45,7 +45,8 @@ from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
 from shepherd.overrides import overridden, parse
-from shepherd.run import answerer, checkpoint, folder, opening
+from shepherd.privacy import accountant
+from shepherd.run import answerer, checkpoint, folder, ledger, opening
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.settings import MachineTable, RunSettings
@@ -399,6 +400,57 @@ def test_a_server_that_lost_its_disk_goes_on_from_the_copy_here(
     assert "the server continues after round 1: it has lost the rounds after it" in words
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
     assert final(tmp_path) == whole
+
+
+NOISY = (
+    'federation.weights="equal"',
+    'selection={name="poisson", share=1.0}',
+    'transforms=[{name="gaussian", noise=3.0}]',
+    "privacy={delta=1e-3, examples={norm=1.0, noise=1.0}}",
+)
+
+
+def test_a_round_that_a_server_lost_and_makes_again_is_counted_in_the_run_folder(
+    tmp_path: Path, server: Hosted
+) -> None:
+    """As above; the job after it hears of that, too."""
+    server.post = Letters({name: honest(name, 1e-4, examples=200) for name in ("a", "b")})
+    server.dies = [1, 2, 1, 1]
+    run = opened(tmp_path, *NOISY)
+    with closing(run):
+        rounds = run.rounds()
+        assert [next(rounds)[1]["round"] for _ in range(2)] == [1, 2]
+        server.fetching = [GONE]
+        (home,) = (path for path in (tmp_path / "server").iterdir() if not path.name.startswith("given"))
+        home.rename(tmp_path / "gone")
+        assert [row["round"] for _, row in rounds] == [2, 3, 4]
+        run.finish()
+    orders = [server.served[job].order for job in ("job-2", "job-3")]
+    assert [order.released for order in orders] == [2, 1]  # the log here is cut to what the server has
+    assert orders[1].again == {"privacy": 1, "example_privacy": 1}
+    rows, both = read_rows(tmp_path / "run"), (ledger.LEDGER, ledger.OF_EXAMPLES)
+    client, example = (ledger.read(tmp_path / "run", name) for name in both)
+    assert client["again"] == example["again"] == 1
+    spent = Spending(noise=3.0, sampling=Poisson(chance=1.0), steps=ROUNDS + 1)
+    assert client["epsilon"] == rows[-1]["privacy"]["epsilon"] == accountant.epsilon([spent], 1e-3)
+    assert example["epsilon"] == rows[-1]["example_privacy"]["epsilon"]
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert "Differential privacy of each example." in card
+    assert "training examples" not in card
+
+
+def test_a_resumed_run_tells_the_server_what_is_counted_besides(tmp_path: Path, server: Hosted) -> None:
+    server.dies = [2]
+    run = opened(tmp_path, *NOISY)
+    with closing(run):
+        next(run.rounds())
+        kept = ledger.read(tmp_path / "run")
+    (tmp_path / "run" / ledger.LEDGER).write_text(json.dumps({**kept, "again": 3}))
+    resumed = coordinate.resume(tmp_path / "run", kit=tmp_path / "kit")
+    assert resumed.follower.order.again["privacy"] == 3
+    assert not resumed.follower.outdated
+    through(resumed)
+    assert ledger.read(tmp_path / "run")["again"] == 3
 
 
 def test_copies_leave_the_server_time_for_its_rounds(

@@ -6,6 +6,7 @@ import base64
 import math
 import multiprocessing
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,12 +26,12 @@ from shepherd.errors import FolderError
 from shepherd.privacy import accountant
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import bytes_of_round
-from shepherd.run import checkpoint
+from shepherd.run import checkpoint, ledger
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings
 from shepherd.silos.coordinator.status_update import _check_rows
-from shepherd.silos.protocol import wire
+from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.silos.protocol.wire import Request, Scores
 from shepherd.silos.server import run_status, server_run
@@ -781,11 +782,62 @@ def test_a_lost_disk_does_not_draw_an_epoch_a_second_time(tmp_path: Path) -> Non
     asked = replace(asked, settings={**asked.settings, "selection": {"name": "shuffled", "share": 0.5}})
     post = Letters({name: honest(name, 0.1) for name in NAMES})
     made = served_noisily(tmp_path, post, asked)
-    (made.home / server_run.SECRET_FILE).unlink()
     assert made._secret(2) >= 0  # a new epoch begins
     (made.home / server_run.SECRET_FILE).unlink()
     with pytest.raises(FolderError, match="secret is missing"):
         made._secret(3)
+
+
+def epsilon_of(steps: int) -> float:
+    spent = Spending(noise=3.0, sampling=Poisson(chance=0.5), steps=steps)
+    return accountant.epsilon([spent], 1e-3)
+
+
+def lose(home: Path, last: int) -> None:
+    shutil.rmtree(home / "checkpoints" / f"round-{last:05d}")
+
+
+def test_the_secret_of_the_cohorts_is_deleted_with_the_last_round(tmp_path: Path) -> None:
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    made = served_noisily(tmp_path, post, noisy_order())
+    assert not (made.home / server_run.SECRET_FILE).exists()
+    made.run()
+    assert told(made)["outcome"] == {"finished": True}
+    assert not (made.home / server_run.SECRET_FILE).exists()
+
+
+def test_a_released_round_that_a_server_makes_again_counts_as_often_as_it_is_made(tmp_path: Path) -> None:
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    made = served_noisily(tmp_path, post, noisy_order())
+    for again in (1, 2):
+        lose(made.home, 3)
+        made.run()
+        last = read_rows(made.home)[-1]
+        assert last["privacy"] == {"epsilon": epsilon_of(3 + again), "delta": 1e-3, "again": again}
+        assert _check_rows([last], 0, 3) == [last]
+        assert ledger.read(made.home)["epsilon"] == epsilon_of(3 + again)
+
+
+def test_a_server_that_lost_its_disk_counts_what_the_coordinator_knows(tmp_path: Path) -> None:
+    """Round 3 was seen, and the copy of round 2 is what is left; two were made again before."""
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    made = served_noisily(tmp_path, post, noisy_order())
+    brought = shutil.copytree(made.home / "checkpoints" / "round-00002", tmp_path / "copy" / "round-00002")
+    asked = jobspec.read(replace(noisy_order(), released=3, again={"privacy": 2}).text())
+    fresh = ServerRun(asked, tmp_path / "fresh", brought, post)
+    fresh.run()
+    assert [row["round"] for row in told(fresh)["rows"]] == [2, 3]
+    assert told(fresh)["rows"][-1]["privacy"] == {"epsilon": epsilon_of(6), "delta": 1e-3, "again": 3}
+
+
+def test_a_budget_that_lost_rounds_have_spent_asks_no_site(tmp_path: Path) -> None:
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    made = served_noisily(tmp_path, post, noisy_order(epsilon=epsilon_of(3) + 1e-3))
+    lose(made.home, 3)
+    post.asked.clear()
+    made.run()
+    assert "round 3 was released before" in told(made)["outcome"]["error"]
+    assert not [kind for kind, _ in post.asked if kind == "train"]
 
 
 def protecting_examples(sites: tuple[str, ...] = ("a", "b"), **privacy: Any) -> JobSpec:
@@ -827,3 +879,46 @@ def test_a_site_whose_examples_would_spend_too_much_does_not_join(tmp_path: Path
     assert re.match(r"b: 3 visits of each client would spend epsilon [\d.]+ of its examples' privacy", said)
     assert all(set(row["failures"]) <= {"b"} and row["cohort"] for row in answer["rows"][1:])
     assert answer["rows"][-1]["example_privacy"]["epsilon"] <= 2.0
+
+
+def test_steps_of_a_released_round_that_is_made_again_count_twice(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", examples=200), "b": honest("b", examples=1000)})
+    made = served(tmp_path, post, protecting_examples())
+    for again in (1, 2):
+        lose(made.home, 3)
+        made.run()
+        spent = Spending(noise=1.0, sampling=Poisson(chance=16 / 200), steps=2 * (3 + again))
+        last = read_rows(made.home)[-1]
+        assert last["example_privacy"]["again"] == again
+        due = accountant.epsilon([spent], accountant.default_delta(1000))
+        assert last["example_privacy"]["epsilon"] == pytest.approx(due, rel=0.01)
+        assert _check_rows([last], 0, 3) == [last]
+
+
+def test_a_site_whose_examples_would_spend_too_much_with_lost_rounds_does_not_join(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", examples=1000), "b": honest("b", examples=200)})
+    made = served(tmp_path, post, protecting_examples())
+    spent = told(made)["rows"][-1]["example_privacy"]["epsilon"]
+    asked = replace(protecting_examples(epsilon=spent + 0.01), released=3)
+    brought = shutil.copytree(made.home / "checkpoints" / "round-00002", tmp_path / "copy" / "round-00002")
+    fresh = ServerRun(asked, tmp_path / "fresh", brought, post)
+    fresh.run()
+    (said,) = told(fresh)["said"]
+    assert re.match(r"b: 4 visits of each client, with those that are counted besides, would spend", said)
+    assert set(told(fresh)["rows"][-1]["failures"]) == {"b"}
+
+
+def test_coverage_under_noise_on_examples_is_what_is_to_expect(tmp_path: Path) -> None:
+    """A site does not say how many it drew."""
+    post = Letters({"a": honest("a", examples=200), "b": honest("b", examples=1000)})
+    for row in told(served(tmp_path, post, protecting_examples()))["rows"][1:]:
+        due = {name: 1 - (1 - 16 / n) ** (2 * row["round"]) for name, n in (("a", 200), ("b", 1000))}
+        assert row["coverage"] == pytest.approx(due)
+        assert "taken" not in row
+
+
+def test_noise_on_examples_for_which_there_is_no_epsilon_lets_no_site_join(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", examples=200), "b": honest("b", examples=1000)})
+    answer = told(served(tmp_path, post, protecting_examples(examples={"norm": 1.0, "noise": 0.0005})))
+    assert "can show no epsilon" in str(answer)
+    assert not [kind for kind, _ in post.asked if kind == "train"]

@@ -47,6 +47,7 @@ from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.privacy import client_level
 from shepherd.privacy.client_level import ClientPrivacy
+from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
@@ -74,6 +75,8 @@ COPY_PAUSE_RATIO = 2.0
 """Pause after copying a checkpoint from the server, as a multiple of the copy's duration. Each finished round
 is copied into the run folder, since a site keeps only its last two answers: a server that lost its disk could
 not continue from an older copy. The pause keeps a large adapter from filling the server's time."""
+LEVELS = {"privacy": ledger.LEDGER, "example_privacy": ledger.OF_EXAMPLES}
+"""Keys of a row that say what is spent of privacy, with the ledger of each in the run folder."""
 MAX_FILE_RATIO, MAX_FILE_EXTRA_BYTES = 1.05, 8 * 2**20
 """Upper bound on a checkpoint's file: a multiple of its tensors' size, plus names, a log row and notes."""
 
@@ -158,6 +161,7 @@ class SilosRun(HeldRun):
             data={},
             clients=self._taken(rows),
             privacy=ledger.read(self.folder),
+            of_examples=ledger.read(self.folder, ledger.OF_EXAMPLES),
             revision=files.named(self.base)[1],
             start=lineage.source(self.folder),
             before=lineage.before(self.folder),
@@ -172,7 +176,7 @@ class SilosRun(HeldRun):
 
     def _taken(self, rows: Sequence[Row]) -> dict[str, int]:
         """Site -> examples that it has trained on; 0 of each where noise hides them."""
-        if rows and "privacy" in rows[-1]:
+        if rows and any(level in rows[-1] for level in LEVELS):
             return dict.fromkeys(self.follower.order.sites, 0)
         return {site: int(count) for site, count in rows[-1].get("taken", {}).items()} if rows else {}
 
@@ -200,14 +204,43 @@ class SilosRun(HeldRun):
     def _rewind_log(self, news: StatusUpdate) -> None:
         """Cut the log here to the server's last round, if the server has lost later ones."""
         if 0 < news.count < self.follower.rows:
+            self._count_lost(news, self.follower.rows - 1)
             self.echo(f"the server continues after round {news.round}: it has lost the rounds after it")
             self.follower.rows = _row_count(self.holder.reconcile(news.round))
+
+    def _count_lost(self, news: StatusUpdate, released: int) -> None:
+        """Count the rounds once more that were released and that the server makes again."""
+        more = {}
+        if (privacy := self._privacy()) is not None:
+            more["privacy"] = privacy.redone(news.round, released)
+        if self.settings.privacy.examples is not None:
+            more["example_privacy"] = released - news.round
+        known = self.follower.order.again
+        found = {level: known.get(level, 0) + count for level, count in more.items()}
+        self.follower.order = replace(self.follower.order, again={**known, **found})
+        kept = state_file.text(self.follower.kit, self.follower.order, news.job)
+        self.holder.write(folder.SILOS, kept)  # before the log is cut, which says that they were released
+
+    def _counted(self, row: Row) -> Row:
+        """A row with what is counted besides for rounds that were made again: the more of what both know."""
+        known = self.follower.order.again
+        found = {level: int(row[level].get("again", 0)) for level in LEVELS if level in row}
+        again = {level: max(count, known.get(level, 0)) for level, count in found.items()}
+        if more := {level: count for level, count in again.items() if count > known.get(level, 0)}:
+            self.follower.order = replace(self.follower.order, again={**known, **more})
+        if again.get("privacy", 0) <= found.get("privacy", 0) or (privacy := self._privacy()) is None:
+            return row
+        return {**row, "privacy": replace(privacy, again=again["privacy"]).row(row["round"])}
+
+    def _privacy(self) -> ClientPrivacy | None:
+        return _privacy(self.settings, len(self.follower.order.sites), self.consent)
 
     def _log_row(self, row: Row) -> Row:
         """Log a new row before it is yielded, so that stopping between two rows loses none."""
         table, federation = self.settings.tuning, self.settings.federation
         if row["round"]:
-            row = {**row, "learning_rate": stack.round_rate(table, row["round"] - 1, federation.rounds)}
+            rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
+            row = {**self._counted(row), "learning_rate": rate}
         self.holder.append(row)
         self._keep_ledger(row)
         self.follower.rows = row["round"] + 1
@@ -216,10 +249,20 @@ class SilosRun(HeldRun):
 
     def _keep_ledger(self, row: Row) -> None:
         """Write what the rounds have spent; the server has the rounds that began and released nothing."""
-        if "privacy" in row:
-            privacy = _privacy(self.settings, len(self.follower.order.sites), self.consent)
-            if privacy is not None:
-                ledger.write(self.holder, privacy, begun=row["round"], finished=row["round"])
+        if "privacy" in row and (privacy := self._privacy()) is not None:
+            privacy = replace(privacy, again=row["privacy"].get("again", 0))
+            finished: int = row["round"]
+            ledger.write(self.folder, privacy, begun=finished + privacy.again, finished=finished)
+        if "example_privacy" in row and (asked := self.settings.privacy.examples) is not None:
+            spent = row["example_privacy"]
+            account = ExampleAccount(
+                noise=asked.noise,
+                batch_size=self.settings.tuning.batch_size,
+                delta=spent["delta"],
+                limit=self.settings.privacy.epsilon,
+                again=spent.get("again", 0),
+            )
+            ledger.write_examples(self.folder, account, spent, finished=row["round"])
 
     def _show(self, news: StatusUpdate) -> None:
         for line in news.said:
@@ -334,6 +377,7 @@ def open_run(
         client_level.require_noise(settings)
     else:
         privacy.require_within()
+        privacy.require_bounded()
         for sentence in privacy.sentences():
             echo(sentence)
     kept = state_file.text(Path(kit), order, None)
@@ -388,14 +432,14 @@ def resume(
             holder.write(PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was saved
             _save_start(holder, settings, base, len(order.sites), consent)
-        extended = _extended(order, settings, echo, consent)
+        rows = read_rows(holder.path)
+        extended = replace(_extended(order, settings, echo, consent), again=_again(holder, order.again, rows))
         follower = _make_follower(holder, kept, extended, settings, echo, consent)
-        follower.job, follower.outdated = job, extended != order
+        follower.job, follower.outdated = job, extended.settings != order.settings
         changes.keep(holder, settings)
         holder.write(folder.SILOS, state_file.text(kept, extended, job))
         with disk_errors(holder.path):
             (holder.path / state_file.STOP_FILE).unlink(missing_ok=True)
-        rows = read_rows(holder.path)
         rows = holder.reconcile(rows[-1]["round"]) if rows else []
         follower.rows = _row_count(rows)
         echo(f"continuing after round {max(0, follower.rows - 1)} of {settings.federation.rounds}")
@@ -409,6 +453,13 @@ def resume(
             echo=echo,
             consent=consent,
         )
+
+
+def _again(holder: RunFolder, known: Mapping[str, int], rows: Sequence[Row]) -> dict[str, int]:
+    """Rounds that are counted besides, by all that the run folder says of them."""
+    kept = {level: ledger.read(holder.path, name) for level, name in LEVELS.items()}
+    found = {level: max(known.get(level, 0), ledger.again(each, rows, level)) for level, each in kept.items()}
+    return {level: count for level, count in found.items() if count}
 
 
 def _extended(order: JobSpec, settings: RunSettings, echo: Echo, consent: Consent) -> JobSpec:

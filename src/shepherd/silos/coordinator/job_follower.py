@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,9 @@ class JobFollower:
         if self.job is not None:
             _abort(server, self.job)
         self._wait_for_sites(server)
+        order = replace(self.order, released=max(0, self.rows - 1))
         try:
-            self.job = server.submit(jobs.write(self.scratch, self.order, self.state(), self.cohort))
+            self.job = server.submit(jobs.write(self.scratch, order, self.state(), self.cohort))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
         self._submitted_here, self._must_replace, self.outdated, self._messages_seen = True, False, False, 0

@@ -204,7 +204,8 @@ def _finite_or_none(value: Any) -> float | None:
 
 
 def _budget(value: Any) -> Row:
-    return schema.read(value, {"epsilon": _finite_or_none, "delta": _number})
+    checks = {"epsilon": _finite_or_none, "delta": _number, "again": _at_most(MAX_ROUND)}
+    return _present_fields(value, checks, needed=("epsilon", "delta"))
 
 
 _BY_NAME = _by_name(_finite_or_none)

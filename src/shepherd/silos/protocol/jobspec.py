@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shepherd.errors import FederationError
@@ -16,6 +16,7 @@ from shepherd.silos.protocol.schema import label
 
 RUN_ID = "[0-9a-f]{16}"
 MAX_SITES = 1000
+MAX_ROUNDS = 10**9
 SITE_TABLES = (
     *("model", "adapter", "federation", "tuning", "algorithm", "transforms", "privacy", "secure"),
     "evaluation",
@@ -44,6 +45,11 @@ class JobSpec:
     """Names of the run's sites."""
     settings: Mapping[str, Any]
     """The run file with every open key filled in; see `settings_of`."""
+    released: int = 0
+    """Rounds that the coordinator knows of. A server that has lost some of them makes them again, and counts
+    what these have spent of privacy as well."""
+    again: Mapping[str, int] = field(default_factory=dict)
+    """Rounds that are counted besides, by the key of a row that says what is spent; see `run.ledger`."""
 
     @property
     def federation(self) -> FederationTable:
@@ -65,6 +71,8 @@ class JobSpec:
                 "version": self.version,
                 "sites": list(self.sites),
                 "settings": self.settings,
+                "released": self.released,
+                "again": dict(self.again),
             },
             indent=1,
         )
@@ -81,11 +89,17 @@ def read(text: str) -> JobSpec:
         order = JobSpec(**{**found, "sites": _sites(found["sites"])})
         if not re.fullmatch(RUN_ID, order.run):  # it names a folder at the server
             raise ValueError("its run id is not 16 hex digits")
+        if not all(type(count) is int and 0 <= count <= MAX_ROUNDS for count in _counts(order)):
+            raise ValueError("it counts no whole number of rounds")
         return order
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FederationError(
             f"the job's specification cannot be read ({error}); submit the job again"
         ) from error
+
+
+def _counts(order: JobSpec) -> tuple[int, ...]:
+    return order.released, *order.again.values()
 
 
 def settings_of(settings: RunSettings) -> dict[str, Any]:

@@ -7,7 +7,9 @@ RUN_ID/
   submitter       name of the administrator who submitted the run
   rounds.jsonl    one line for each finished round
   checkpoints/    the last server states
-  secret          seed of cohorts and noise
+  secret          seed of cohorts and noise; where noise hides sites, until the last round
+  privacy.json    what the rounds have spent, where noise hides sites; see `run.ledger`
+  example-privacy.json  what they have spent, where noise hides single examples
   late/           late updates that the round under way has taken, under [stragglers]
   agreed.json     the sites that were asked to agree to a secure sum last, and its round
 """
@@ -20,7 +22,7 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,12 +44,13 @@ from shepherd.core import (
     ServerState,
 )
 from shepherd.core.algorithm import no_server_memory
-from shepherd.data import cursor
+from shepherd.data import cursor, poisson_batches
 from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, secret
 from shepherd.privacy import client_level, example_level
 from shepherd.privacy.client_level import ClientPrivacy
+from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
@@ -55,7 +58,7 @@ from shepherd.rounds.ring import require_sums, rounding_fault, too_heavy
 from shepherd.rounds.waiting import require_enough
 from shepherd.run import checkpoint, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
-from shepherd.run.log import append_row, reconciled
+from shepherd.run.log import append_row, read_rows, reconciled
 from shepherd.settings import RunSettings, SecureTable
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.protocol.wire import Reply, Scores
@@ -113,6 +116,8 @@ class ServerRun:
     silos: SiteFederation = field(init=False)
     _privacy: ClientPrivacy | None = None
     """What the rounds spend of each site's privacy; None if no transform hides sites."""
+    _examples_again: int = 0
+    """Rounds that count besides for single examples; see `run.ledger`."""
     _status: RunStatus = field(init=False)
 
     def __post_init__(self) -> None:
@@ -198,13 +203,29 @@ class ServerRun:
         """
         try:
             if self.settings.privacy.examples is not None:
-                example_level.of_run(self.settings, sizes)
+                self._account(sizes).require_bounded()
         except SettingsError as error:
             return str(error)
         return ""
 
+    def _account(self, sizes: Mapping[str, int]) -> ExampleAccount:
+        """The account of examples over sites of these sizes, with what is counted besides.
+
+        Raises:
+            SettingsError: as `example_level.of_run`, or for what is counted besides.
+        """
+        account = example_level.of_run(self.settings, sizes)
+        steps = {(n, example_level.steps(self.settings.tuning, n)) for n in sizes.values()}
+        account = account.counting(self._examples_again, steps)
+        if account.limit is not None and not account.planned_epsilon <= account.limit:
+            raise SettingsError(
+                f"{account.planned} visits of each client, with those that are counted besides, would spend"
+                f" epsilon {account.planned_epsilon:.3g}, above privacy.epsilon = {account.limit:g}"
+            )
+        return account
+
     def _examples_spent(self, asked: Counter[str], finished: int) -> Row:
-        """The epsilon of single examples after a round: the largest of any site.
+        """The epsilon of single examples after a round: the largest of any site. The ledger keeps it.
 
         Args:
             asked: rounds in which each site was asked, for as far as the log may say so.
@@ -212,10 +233,22 @@ class ServerRun:
         sizes = {site: joined.examples for site, joined in self.silos.joined.items()}
         if self.settings.privacy.examples is None or not sizes:
             return {}
-        account = example_level.of_run(self.settings, sizes)
+        account = self._account(sizes)
         visits = {site: asked[site] if self._privacy is None else finished for site in sizes}
-        made = [(n, visits[site] * example_level.steps(self.settings.tuning, n)) for site, n in sizes.items()]
+        made = [
+            (n, (visits[site] + account.again) * example_level.steps(self.settings.tuning, n))
+            for site, n in sizes.items()
+        ]
         return {"example_privacy": account.row(made)}
+
+    def _keep_ledgers(self, row: Row) -> None:
+        """Write what the rounds have spent, once the last of them is saved."""
+        finished = row["round"]
+        if self._privacy is not None:
+            again = self._privacy.again
+            ledger.write(self.home, self._privacy, begun=finished + again, finished=finished)
+        if "example_privacy" in row:
+            ledger.note_examples_again(self.home, finished, self._examples_again)
 
     def _noise(self) -> float | None:
         return plugins.noise_of(self.settings, self.trusted.all)
@@ -236,14 +269,19 @@ class ServerRun:
         for after, report in self._round_iterator(state):
             taken = _add_taken(taken, report)
             asked.update(report.cohort)
-            row = {**self._row(after, report, taken), **self._examples_spent(asked, after.round)}
+            row = {**self._row(after, report, taken, asked), **self._examples_spent(asked, after.round)}
             saved = Checkpoint(state=after, notes=self._notes(row))
             checkpoint.save(self.home / "checkpoints", saved, keep=KEPT_CHECKPOINTS)
+            self._keep_ledgers(row)
             self._log(row)
+        if self._privacy is not None:
+            ledger.forget_cohorts(self.home)
 
     def _round_iterator(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
         method = plugins.method(self.settings, self.trusted.all)
-        secret, selection = self._secret(state.round), self._selection()
+        selection = self._selection()
+        # the secret of a finished run is deleted, and nothing is drawn by it
+        secret = self._secret(state.round) if state.round < self.settings.federation.rounds else 0
         return rounds(
             method,
             self.silos if self.settings.secure is None else self._secure(method, self.settings.secure),
@@ -305,14 +343,35 @@ class ServerRun:
                 f"{self.home} holds no checkpoint and the job brought none; submit the run again"
             )
         last = max(found, key=lambda saved: saved.state.round)
+        self._count_lost(read_rows(self.home), last.state.round)
         return last.state, reconciled(self.home, last.state.round, last.notes.get("row"))
+
+    def _count_lost(self, rows: Sequence[Row], finished: int) -> None:
+        """Count what rounds after `finished` have spent that were released, and are made again.
+
+        Raises:
+            SettingsError: the sites' budget does not allow it.
+        """
+        known, again = self.order.released, self.order.again
+        if self._privacy is not None:
+            self._privacy = ledger.continued(
+                self.home, self._privacy, rows, finished, known, again.get("privacy", 0)
+            )
+        if self.settings.privacy.examples is not None:
+            lost, self._examples_again = ledger.examples_again(
+                self.home, rows, finished, known, again.get("example_privacy", 0)
+            )
+            if lost > finished:
+                ledger.note_examples_again(self.home, finished, self._examples_again)
 
     def _notes(self, row: Row) -> Row:
         is_model = plugins.algorithm(self.settings.algorithm, self.trusted.all).server_is_model
         base = self.order.fingerprint
         return {"positions": row.get("taken", {}), "row": row, "base": base, "is_model": is_model}
 
-    def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
+    def _row(
+        self, state: ServerState, report: RoundReport, taken: Mapping[str, int], asked: Mapping[str, int]
+    ) -> Row:
         if self._privacy is not None:  # all else depends on who took part, or on what a site holds
             return {**report_row(report), "privacy": self._privacy.row(state.round)}
         began = time.perf_counter()
@@ -323,13 +382,26 @@ class ServerRun:
         return {
             **report_row(report),
             **scored,
-            **({} if self.settings.secure else _coverage(held, taken)),
+            **self._coverage(held, taken, asked),
             **({"ranks": fewer} if (fewer := self.silos.fewer()) else {}),
             "seconds": {
                 "round": report.seconds + scoring,
                 "tuning": report.federation_seconds,
                 "scoring": scoring,
             },
+        }
+
+    def _coverage(self, held: Mapping[str, int], taken: Mapping[str, int], asked: Mapping[str, int]) -> Row:
+        """How far each site has gone through its examples, by its reports; on average, where it has none."""
+        if self.settings.secure:
+            return {}
+        if self.settings.privacy.examples is None:
+            return _coverage(held, taken)
+        tuning = self.settings.tuning
+        steps = {site: asked.get(site, 0) * example_level.steps(tuning, n) for site, n in held.items()}
+        chances = {site: example_level.chance(n, tuning.batch_size) for site, n in held.items()}
+        return {
+            "coverage": {site: poisson_batches.coverage(steps[site], chances[site]) for site in sorted(held)}
         }
 
     def _score(self, state: ServerState) -> Row:

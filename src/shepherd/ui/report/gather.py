@@ -74,6 +74,9 @@ def collect(folder: str | Path) -> dict[str, Any]:
     privacy = _privacy(path)
     if privacy:  # what each client holds is its own
         index = {}
+    elif table(settings.get("privacy")).get("examples"):  # all but how many examples each has
+        kept = sum(number(size) or 0 for size in items(index.get("sizes")))
+        index = {"clients": index.get("clients"), "summary": {"kept": kept}} if index else {}
     holdings = {text(client): numbers(mix) for client, mix in table(index.get("mixes")).items()}
     shown = {
         "format": FORMAT,
@@ -95,7 +98,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "coverage": _last(rows, "coverage"),
         "client_loss": _client_loss(compared, arms),
         "privacy": privacy,
-        "example_privacy": _example_privacy(rows, settings),
+        "example_privacy": _example_privacy(path, rows, settings),
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
@@ -380,11 +383,12 @@ def _privacy(path: Path) -> Row | None:
             key: number(kept.get(key))
             for key in ("epsilon", "delta", "budget", "noise", "clients", "rounds", "begun", "finished")
         },
+        "again": number(kept.get("again", 0)),
         "says": [text(sentence) for sentence in items(kept.get("says"))],
     }
 
 
-def _example_privacy(rows: Sequence[Row], settings: Mapping[str, Any]) -> Row | None:
+def _example_privacy(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row | None:
     """What the steps have spent of the privacy of single examples; None if noise hides none of them."""
     spent = [table(row["example_privacy"]) for row in rows if "example_privacy" in row]
     if not spent:
@@ -394,6 +398,7 @@ def _example_privacy(rows: Sequence[Row], settings: Mapping[str, Any]) -> Row | 
         **{key: number(spent[-1].get(key)) for key in ("epsilon", "delta")},
         "budget": number(asked.get("epsilon")),
         **{key: number(table(asked.get("examples")).get(key)) for key in ("norm", "noise")},
+        "says": [text(each) for each in items(ledger.read(path, ledger.OF_EXAMPLES).get("says"))],
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from shepherd.io.phrases import listed
+from shepherd.io.phrases import epsilon_text, listed
 from shepherd.io.progress import Progress, duration
 
 Row = Mapping[str, Any]
@@ -109,8 +109,7 @@ def examples_budget(row: Row) -> str:
 
 
 def _spent(budget: Row) -> str:
-    epsilon = "unbounded" if budget["epsilon"] is None else f"{budget['epsilon']:.3g}"
-    return f"epsilon {epsilon} at delta {budget['delta']:.3g}"
+    return f"epsilon {epsilon_text(budget['epsilon'])} at delta {budget['delta']:.3g}"
 
 
 def failures(row: Row) -> list[str]:
