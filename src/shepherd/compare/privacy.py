@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from pathlib import Path
 
-from shepherd.io.phrases import listed
+from shepherd.io.phrases import epsilon_text, listed
 from shepherd.run import ledger
 from shepherd.run.log import read_rows
 
@@ -33,8 +33,7 @@ def phrases(spent: Spent) -> list[str]:
 
 
 def _text(each: Mapping[str, float | None]) -> str:
-    epsilon = "unbounded" if each["epsilon"] is None else f"{each['epsilon']:.3g}"
-    return f"epsilon {epsilon} at delta {each['delta']:.3g}"
+    return f"epsilon {epsilon_text(each['epsilon'])} at delta {each['delta']:.3g}"
 
 
 def said(arms: Mapping[str, Sequence[Spent]]) -> list[str]:
