@@ -394,6 +394,7 @@ def planned(clients: int, cohort: int, rounds: int, noise: float) -> RunSettings
             "federation": {"rounds": rounds, "weights": "equal"},
             "selection": {"name": "poisson", "share": cohort / clients},
             "transforms": [{"name": "gaussian", "noise": noise}],
+            "privacy": {"delta": clients**-1.1},
         }
     )
 
