@@ -19,8 +19,8 @@ class Aggregation:
     streams: bool = True
     """Whether it holds one update at a time, whatever the size of the cohort (law 5)."""
     is_mean: bool = False
-    """Whether the result is the weighted mean, which noise, secure sums and momentum rely on; with a rule that
-    does not say so they are refused."""
+    """Whether the result is the weighted mean, which noise, secure sums and momentum rely on. With a rule
+    that does not say so, they are refused."""
     smallest_cohort: int = 1
     """Fewest usable updates that give a meaningful result."""
     keeps_basis: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -14,6 +15,15 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     if len(names) > most + 1:
         return f"{', '.join(names[:most])} and {len(names) - most} others"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def epsilon_text(epsilon: float | None, digits: int = 3) -> str:
+    """An epsilon in so many digits; it may be infinite, which JSON keeps as null.
+
+    >>> epsilon_text(1.2345), epsilon_text(None), epsilon_text(math.inf)
+    ('1.23', 'unbounded', 'unbounded')
+    """
+    return "unbounded" if epsilon is None or not math.isfinite(epsilon) else f"{epsilon:.{digits}g}"
 
 
 def data_size(value: float) -> str:

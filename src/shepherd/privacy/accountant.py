@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -93,11 +93,20 @@ def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL)
     return _composed(every, delta, interval)
 
 
-def noise_for(target: float, delta: float, sampling: Sampling, steps: int, levels: int = 0) -> float:
+def noise_for(
+    target: float,
+    delta: float,
+    sampling: Sampling,
+    steps: int,
+    levels: int = 0,
+    *,
+    interval: float = INTERVAL,
+) -> float:
     """The smallest noise multiplier with which `steps` steps spend at most `target` epsilon at `delta`.
 
     Args:
         levels: as for `Spending`.
+        interval: as for `epsilon`.
 
     Raises:
         SettingsError: the target is not a finite number above 0, or no noise up to `MAX_NOISE` reaches it.
@@ -106,8 +115,10 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int, level
         raise SettingsError(f"the target epsilon is {target}; give a finite number above 0")
     from scipy.optimize import brentq
 
+    exact: Account = partial(epsilon, interval=interval)
+
     @cache
-    def above(power: float, account: Account = epsilon) -> float:
+    def above(power: float, account: Account = exact) -> float:
         """How far log epsilon is above the target's, at this log of the noise: falling, and nearly a line."""
         one = Spending(noise=math.exp(power), sampling=sampling, steps=steps, levels=levels)
         return math.log(max(account([one], delta), TINY)) - math.log(target)
@@ -130,6 +141,16 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int, level
     while above(found) > 0:
         found += NOISE_TOLERANCE
     return math.exp(found)
+
+
+def rounded_up(noise: float) -> float:
+    """A noise multiplier rounded up in its fourth digit, so that what is printed is enough.
+
+    >>> rounded_up(0.62341), rounded_up(12.0), rounded_up(1234.1)
+    (0.6235, 12.0, 1235.0)
+    """
+    scale = 10.0 ** (3 - math.floor(math.log10(noise)))
+    return math.ceil(noise * scale) / scale
 
 
 def default_delta(units: int) -> float:

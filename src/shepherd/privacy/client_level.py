@@ -6,7 +6,6 @@ make its epsilon untrue is refused here or in `plugins`, before anything is trai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -63,10 +62,7 @@ class ClientPrivacy:
         """The noise multiplier, as the run file has it, with which all rounds spend at most this epsilon."""
         one = self.spent(self.rounds)
         needed = accountant.noise_for(epsilon, self.delta, one.sampling, one.steps, one.levels)
-        # rounded up in the fourth digit, so that what is printed is enough
-        whole = needed * (1.0 if self.noise is None else self.noise / one.noise)
-        scale = 10.0 ** (3 - math.floor(math.log10(whole)))
-        return math.ceil(whole * scale) / scale
+        return accountant.rounded_up(needed * (1.0 if self.noise is None else self.noise / one.noise))
 
     def require_within(self) -> float:
         """Epsilon of all planned rounds.
