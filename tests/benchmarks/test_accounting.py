@@ -11,7 +11,6 @@ from benchmarks.accounting import FIXTURES, Fixture
 
 from benchmarks import accounting
 
-
 SLOW = [each for each in FIXTURES if each.name.startswith("mixtures")]
 
 
