@@ -36,7 +36,7 @@ from shepherd.data.dataset import TokenisedData
 from shepherd.errors import Diverged, QuorumNotMet
 from shepherd.evaluate import draws
 from shepherd.overrides import overridden
-from shepherd.privacy import accountant
+from shepherd.privacy import accountant, client_level
 from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
 from shepherd.transforms import clip, gaussian, gaussian_adaptive
@@ -46,8 +46,6 @@ EPSILONS = ("1", "3", "8", "inf", PLAIN)
 SHARE = 0.1
 NO_NOISE = 1e-9
 """A multiplier that changes nothing, for the clip that follows the norms, alone."""
-DELTA = 1e-5
-"""Largest delta; the population to the power of -1.1 where that is less."""
 SETTINGS = {
     "world": ("split.by=shards", "split.shards_per_client=2"),
     "dolly": ("split.by=shards", "split.shards_per_client=2", "federation.rounds=20"),
@@ -225,7 +223,7 @@ class Grid:
         simulated = self.share * cell.clients
         cohort = float(cell.noise_cohort or simulated)
         population = round(cohort / self.share)
-        delta = min(accountant.default_delta(population), DELTA)
+        delta = client_level.default_delta(population)
         return Noise(
             multiplier=_multiplier(float(cell.epsilon), delta, self.share, self.asked.federation.rounds),
             delta=delta,

@@ -378,7 +378,7 @@ class PrivacyTable(Table):
     The default is no limit: what is spent is reported all the same."""
     delta: Annotated[float, Strict(), Field(gt=0.0, lt=1.0)] | None = None
     """Delta at which epsilon is counted, below 1 over the number of those who are protected. The default is
-    that number to the power of -1.1."""
+    their number to the power of -1.1, and for clients 1e-5 at most."""
     examples: Annotated[ExamplesTable | None, Field(examples=[{"norm": 1.0, "noise": 1.0}])] = None
     """Protect the single examples of each client: a table with norm and noise."""
 

@@ -1,5 +1,6 @@
 """Epsilon against published values, and what the accountant refuses."""
 
+import logging
 import math
 
 import numpy as np
@@ -157,6 +158,11 @@ def test_shuffled_rounds_have_no_epsilon_at_a_delta_that_nothing_reaches():
     assert epsilon(one(1.0, Shuffled(steps=10), 10), 1e-300) == math.inf
 
 
+def test_shuffled_rounds_that_spend_next_to_nothing_are_counted_at_once():
+    """A tenth of an epsilon of 0 was never reached."""
+    assert 0 <= epsilon(one(10.0, Shuffled(steps=4), 4), 0.1) <= 0.01
+
+
 def test_the_rounds_of_a_shuffled_epoch_are_accounted_for_once(monkeypatch):
     import PLD_accounting
 
@@ -257,3 +263,21 @@ def test_little_skellam_noise_is_none():
     assert epsilon(whole(1e-4, 127), 1e-5) == math.inf
     with pytest.raises(SettingsError, match="steps of a grid"):
         whole(1.0, -1)
+
+
+# --- what others log
+
+
+@pytest.mark.parametrize(
+    "spent",
+    [
+        one(1.0, Poisson(chance=0.5), 2),
+        one(1.0, FixedSize(size=5, of=10), 2),
+        whole(1.0, 127),
+    ],
+)
+def test_an_account_leaves_the_root_logger_as_it_was(monkeypatch, spent):
+    """absl gives a root logger without handlers one that prints, and each line of a run came twice."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    assert epsilon(spent, 0.2) >= 0
+    assert logging.root.handlers == []

@@ -500,6 +500,7 @@ def planned(clients: int, cohort: int, rounds: int, noise: float) -> RunSettings
             "federation": {"rounds": rounds, "weights": "equal"},
             "selection": {"name": "poisson", "share": cohort / clients},
             "transforms": [{"name": "gaussian", "noise": noise}],
+            "privacy": {"delta": clients**-1.1},
         }
     )
 
@@ -509,19 +510,19 @@ def planned(clients: int, cohort: int, rounds: int, noise: float) -> RunSettings
     [(1_000, 50, 100, 1.0, 2.40), (10_000, 500, 100, 1.0, 3.13), (100_000, 1_000, 200, 0.7, 3.12)],
 )
 def test_the_plan_has_the_published_epsilon(clients, cohort, rounds, noise, value) -> None:
-    found = privacy_plan.plan(planned(clients, cohort, rounds, noise))
+    found = privacy_plan.plan(planned(clients, cohort, rounds, noise)).clients
     assert found.epsilon == pytest.approx(value, rel=0.01)
-    assert found.privacy.delta == pytest.approx(clients**-1.1)
+    assert found.delta == pytest.approx(clients**-1.1)
 
 
 def test_the_plan_finds_the_noise_and_says_what_it_means() -> None:
     found = privacy_plan.plan(planned(1_000, 50, 100, 1.0), epsilon=2.4)
-    assert found.noise == pytest.approx(1.0, rel=0.01)
+    assert found.clients.noise == pytest.approx(1.0, rel=0.01)
     said = " ".join(found.sentences())
     for part in ("Whose privacy", "Neighbouring data", "Who is trusted", "Population: 1,000", "Sampling"):
         assert part in said
-    again = privacy_plan.plan(planned(1_000, 50, 100, found.noise))
-    assert again.epsilon <= 2.4
+    again = privacy_plan.plan(planned(1_000, 50, 100, found.clients.noise))
+    assert again.clients.epsilon <= 2.4
 
 
 def test_the_plan_counts_clients_in_the_data_where_the_run_file_does_not(tmp_path) -> None:
@@ -531,20 +532,20 @@ def test_the_plan_counts_clients_in_the_data_where_the_run_file_does_not(tmp_pat
         planned(1_000, 500, 3, 5.0),
         [f"data.source={source}", "split={by='natural', field='author'}", "data.holdout=0.0"],
     )
-    assert privacy_plan.plan(made).privacy.clients == 5
-    assert privacy_plan.plan(made, clients=80).privacy.clients == 80
+    assert "Population: 5 clients" in " ".join(privacy_plan.plan(made).sentences())
+    assert "Population: 80 clients" in " ".join(privacy_plan.plan(made, clients=80).sentences())
 
 
 def test_the_clients_of_a_run_over_sites_are_its_sites() -> None:
     found = privacy_plan.plan(overridden(planned(1_000, 500, 3, 5.0), ['silos.sites=["a", "b", "c"]']))
-    assert found.privacy.clients == 3
+    assert "Population: 3 clients" in " ".join(found.sentences())
 
 
 def test_the_command(tmp_path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(dump(planned(1_000, 50, 100, 1.0)))
     found = CliRunner().invoke(main, ["privacy", "plan", str(path), "privacy.epsilon=2.0"])
-    assert found.exit_code == 0, found.output
+    assert found.exit_code == 1, found.output
     assert "100 rounds with noise = 1 in the transform gaussian spend epsilon 2.40" in found.output
     assert "That is above the 2 that privacy.epsilon allows." in found.output
     found = CliRunner().invoke(main, ["privacy", "plan", str(path), "transforms=[]"])

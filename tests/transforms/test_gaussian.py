@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 from tests.rounds.test_loop import Scripted
 
+from shepherd.aggregations import mean
 from shepherd.algorithms import fedavg
 from shepherd.config import validated
 from shepherd.core import (
     Adapter,
+    Aggregation,
     Algorithm,
     Context,
     Failure,
@@ -57,6 +59,14 @@ def nobody(shapes=WIDE, extra=None):
 def length(update):
     parts = [t.astype(float).ravel() for t in (*update.delta.values(), *update.extra.values())]
     return float(np.linalg.norm(np.concatenate(parts)))
+
+
+def test_an_aggregation_that_does_not_say_that_it_is_a_mean_is_refused():
+    """A plug-in that forgets to say what it is, gets no noise that is made for a mean."""
+    noisy = gaussian.build(gaussian.Config())
+    with pytest.raises(SettingsError, match="adds its noise to a mean"):
+        method(transform=noisy, aggregation=Aggregation(combine=mean.mean))
+    assert method(transform=noisy, aggregation=mean.AGGREGATION).is_private
 
 
 # --- the noise

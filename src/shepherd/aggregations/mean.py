@@ -51,7 +51,7 @@ def mean(state: ServerState, updates: Iterable[Update], context: Context) -> Upd
     )
 
 
-AGGREGATION = Aggregation(combine=mean)
+AGGREGATION = Aggregation(combine=mean, is_mean=True)
 
 
 def build(config: Config) -> Aggregation:

@@ -18,8 +18,9 @@ class Aggregation:
     combine: Callable[[ServerState, Iterable[Update], Context], Update]
     streams: bool = True
     """Whether it holds one update at a time, whatever the size of the cohort (law 5)."""
-    is_mean: bool = True
-    """Whether the result is the weighted mean, which noise, secure sums and momentum rely on."""
+    is_mean: bool = False
+    """Whether the result is the weighted mean, which noise, secure sums and momentum rely on. With a rule
+    that does not say so, they are refused."""
     smallest_cohort: int = 1
     """Fewest usable updates that give a meaningful result."""
     keeps_basis: bool = True

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,6 +36,9 @@ MIN_COUNTED, MAX_COUNTED = 1e-3, 1e6
 """Noise multipliers that are accounted for: less counts as none, and more as the largest."""
 LARGE = 100.0
 """Above this epsilon Rényi divergences are enough: exact accounts of so little noise take hours."""
+SMALL = 0.1
+"""Below about this epsilon, random allocation is counted to 0.01 too much at most, and above it to a tenth of
+itself: where nothing is spent, no share of it is ever reached."""
 DELTA_POWER = -1.1
 ORDERS = (*range(2, 65), *(round(2 ** (power / 4)) for power in range(25, 61)))
 """Orders of the Rényi divergences of Skellam noise: whole numbers, for which the bound is proven."""
@@ -90,11 +93,20 @@ def epsilon(spent: Iterable[Spending], delta: float, interval: float = INTERVAL)
     return _composed(every, delta, interval)
 
 
-def noise_for(target: float, delta: float, sampling: Sampling, steps: int, levels: int = 0) -> float:
+def noise_for(
+    target: float,
+    delta: float,
+    sampling: Sampling,
+    steps: int,
+    levels: int = 0,
+    *,
+    interval: float = INTERVAL,
+) -> float:
     """The smallest noise multiplier with which `steps` steps spend at most `target` epsilon at `delta`.
 
     Args:
         levels: as for `Spending`.
+        interval: as for `epsilon`.
 
     Raises:
         SettingsError: the target is not a finite number above 0, or no noise up to `MAX_NOISE` reaches it.
@@ -103,8 +115,10 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int, level
         raise SettingsError(f"the target epsilon is {target}; give a finite number above 0")
     from scipy.optimize import brentq
 
+    exact: Account = partial(epsilon, interval=interval)
+
     @cache
-    def above(power: float, account: Account = epsilon) -> float:
+    def above(power: float, account: Account = exact) -> float:
         """How far log epsilon is above the target's, at this log of the noise: falling, and nearly a line."""
         one = Spending(noise=math.exp(power), sampling=sampling, steps=steps, levels=levels)
         return math.log(max(account([one], delta), TINY)) - math.log(target)
@@ -127,6 +141,16 @@ def noise_for(target: float, delta: float, sampling: Sampling, steps: int, level
     while above(found) > 0:
         found += NOISE_TOLERANCE
     return math.exp(found)
+
+
+def rounded_up(noise: float) -> float:
+    """A noise multiplier rounded up in its fourth digit, so that what is printed is enough.
+
+    >>> rounded_up(0.62341), rounded_up(12.0), rounded_up(1234.1)
+    (0.6235, 12.0, 1235.0)
+    """
+    scale = 10.0 ** (3 - math.floor(math.log10(noise)))
+    return math.ceil(noise * scale) / scale
 
 
 def default_delta(units: int) -> float:
@@ -203,7 +227,8 @@ def _composed(spent: Sequence[Spending], delta: float, interval: float) -> float
     from dp_accounting import pld
 
     accountant: Any = pld.PLDAccountant(value_discretization_interval=interval)
-    return float(accountant.compose(_events(spent)).get_epsilon(delta))
+    with _without_warnings():
+        return float(accountant.compose(_events(spent)).get_epsilon(delta))
 
 
 def _by_renyi(spent: Sequence[Spending], delta: float) -> float:
@@ -219,13 +244,19 @@ def _by_renyi(spent: Sequence[Spending], delta: float) -> float:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide what dp-accounting logs at level WARNING."""
-    absl = logging.getLogger("absl")
+    """Hide what dp-accounting logs at level WARNING.
+
+    Its `absl.logging` calls `logging.basicConfig()` before it asks for the level, if the root logger has no
+    handler yet; every line of a run would then be printed by that handler as well.
+    """
+    absl, silent = logging.getLogger("absl"), logging.NullHandler()
     before = absl.level
     absl.setLevel(logging.ERROR)
+    logging.root.addHandler(silent)
     try:
         yield
     finally:
+        logging.root.removeHandler(silent)
         absl.setLevel(before)
 
 
@@ -271,9 +302,16 @@ def _of_epochs(noise: float, steps: int, epochs: int, delta: float) -> float:
         warnings.simplefilter("ignore", ImportWarning)  # that numba would make it faster
         from PLD_accounting import gaussian_allocation_epsilon_range
 
+    draw = Spending(noise=noise, sampling=Poisson(chance=1 / steps), steps=steps * epochs)
+    is_small = _composed([draw], delta, 10 * INTERVAL) < SMALL
     try:
         upper, _ = gaussian_allocation_epsilon_range(
-            delta=delta, sigma=noise, num_steps=steps, num_selected=1, num_epochs=epochs
+            delta=delta,
+            sigma=noise,
+            num_steps=steps,
+            num_selected=1,
+            num_epochs=epochs,
+            epsilon_accuracy=SMALL / 10 if is_small else -1.0,  # as a difference, or relative and a tenth
         )
     except (RuntimeError, ValueError, OverflowError):  # no range for a very small delta, or little noise
         return math.inf

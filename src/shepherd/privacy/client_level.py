@@ -6,7 +6,6 @@ make its epsilon untrue is refused here or in `plugins`, before anything is trai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,8 @@ from shepherd.io.progress import many
 from shepherd.privacy import accountant
 from shepherd.settings import PrivacyTable, RunSettings
 
+MAX_DELTA = 1e-5
+"""Largest delta by default: n^-1.1 of a few clients is so large that no epsilon would say anything."""
 WEAK_DELTA = 1e-3
 """A delta above this says little, and is said to."""
 NEIGHBOURS = {
@@ -80,10 +81,7 @@ class ClientPrivacy:
         """The noise multiplier, as the run file has it, with which all rounds spend at most this epsilon."""
         one = self.spent(self.rounds)
         needed = accountant.noise_for(epsilon, self.delta, one.sampling, one.steps, one.levels)
-        # rounded up in the fourth digit, so that what is printed is enough
-        whole = needed * (1.0 if self.noise is None else self.noise / one.noise)
-        scale = 10.0 ** (3 - math.floor(math.log10(whole)))
-        return math.ceil(whole * scale) / scale
+        return accountant.rounded_up(needed * (1.0 if self.noise is None else self.noise / one.noise))
 
     def require_within(self) -> float:
         """Epsilon of all planned rounds.
@@ -128,8 +126,8 @@ class ClientPrivacy:
         )
         if self.delta > WEAK_DELTA:
             yield (
-                f"Delta {self.delta:.3g} is large, since there are few clients: it is about the chance that"
-                " epsilon does not hold; set privacy.delta = 1e-5, and see what epsilon is then."
+                f"Delta {self.delta:.3g} is large: it is about the chance that epsilon does not hold; remove"
+                f" privacy.delta, which is {default_delta(self.clients):.3g} then, and see what epsilon is."
             )
         yield f"Sampling: {described(self.counted)}"
 
@@ -217,7 +215,7 @@ def of_run(
         sampling=sampling,
         clients=clients,
         rounds=settings.federation.rounds,
-        delta=delta_of(settings.privacy.delta, clients, "clients"),
+        delta=delta_of(settings.privacy.delta, clients),
         budget=settings.privacy.epsilon,
         noise=noise,
         secure=settings.secure is not None,
@@ -241,19 +239,28 @@ def require_noise(settings: RunSettings) -> None:
         )
 
 
-def delta_of(delta: float | None, units: int, what: str) -> float:
-    """The delta of a run: as asked, or the default for this many units.
+def default_delta(clients: int) -> float:
+    """Delta where none is asked for: that of a site's own ledger, or n^-1.1 of n clients where it is less.
+
+    >>> default_delta(3), round(default_delta(100_000), 8)
+    (1e-05, 3.16e-06)
+    """
+    return min(MAX_DELTA, accountant.default_delta(clients))
+
+
+def delta_of(delta: float | None, clients: int) -> float:
+    """The delta of a run: as asked, or the default for this many clients.
 
     Raises:
-        SettingsError: it is not below 1 / units: to publish everything of one unit would be allowed.
+        SettingsError: it is not below 1 / clients: to publish everything of one client would be allowed.
     """
-    if units < 2:
-        raise SettingsError(f"noise hides one of several {what}, and there is {units}; add some")
+    if clients < 2:
+        raise SettingsError(f"noise hides one of several clients, and there is {clients}; add some")
     if delta is None:
-        return accountant.default_delta(units)
-    if not 0.0 < delta < 1 / units:  # false for NaN, too
+        return default_delta(clients)
+    if not 0.0 < delta < 1 / clients:  # false for NaN, too
         raise SettingsError(
-            f"privacy.delta = {delta:g} is not below 1 / {units}, for {units} {what}, and would allow to"
-            f" publish one of them whole; set it to {accountant.default_delta(units):.2g} or less"
+            f"privacy.delta = {delta:g} is not below 1 / {clients}, for {clients} clients, and would allow to"
+            f" publish one of them whole; set it to {default_delta(clients):.2g} or less"
         )
     return delta

@@ -146,6 +146,26 @@ class ExampleAccount:
             f" {self.batch_size} / n, at most 1, drawn apart from the others and kept secret."
         )
 
+    def sentences(self) -> Iterator[str]:
+        """What epsilon means here: one sentence each."""
+        yield (
+            "Whose privacy: each example's that a client trains on. A person with several examples is not"
+            " protected as one, and examples that are held out for scoring are not covered."
+        )
+        yield "Neighbouring data: a client's examples without one of them, or with one more (add or remove)."
+        yield (
+            "Who is trusted: the client itself, which clips and adds the noise before anything leaves it."
+            " Protected against: everybody who sees what a client sends, so also the one who runs the rounds."
+        )
+        yield (
+            "Population: the number of examples of each client, which is public; delta"
+            f" {self.delta:.3g} is below 1 over each of these."
+        )
+        yield (
+            "Sampling: each of a client's n examples is in a step with a chance of"
+            f" {self.batch_size} / n, at most 1, drawn apart from the others and kept secret."
+        )
+
 
 def _bounding(made: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Clients, real or not, that spend at least as much as any of these; at most `MAX_ACCOUNTS`.
@@ -170,13 +190,30 @@ def epsilon_of(spent: tuple[Spending, ...], delta: float) -> float:
 def of_run(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0) -> ExampleAccount:
     """The account of a run with [privacy.examples], over clients with these numbers of examples.
 
+    Raises:
+        SettingsError: as for `planned`; or the planned rounds would spend more than `privacy.epsilon`.
+    """
+    account = planned(settings, sizes, share)
+    if account.limit is not None and not account.planned_epsilon <= account.limit:
+        raise SettingsError(
+            f"{account.planned} visits of each client would spend epsilon {account.planned_epsilon:.3g} of"
+            f" its examples' privacy at delta {account.delta:.3g}, above privacy.epsilon ="
+            f" {account.limit:g}; raise privacy.examples.noise, or lower federation.rounds, tuning.epochs or"
+            " tuning.max_steps"
+        )
+    return account
+
+
+def planned(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0) -> ExampleAccount:
+    """The same, whether or not it is within `privacy.epsilon`.
+
     Args:
         share: share of the clients that a round asks. Each client is counted as asked in that share of the
             rounds; one that is asked more often sits out once its budget is spent.
 
     Raises:
-        SettingsError: the planned rounds would spend more than `privacy.epsilon`; delta is not below 1 over
-            the examples of each client; a client has one example; or the accountant's packages are missing.
+        SettingsError: delta is not below 1 over the examples of each client; a client has one example; or the
+            accountant's packages are missing.
     """
     assert settings.privacy.examples is not None
     accountant.require()
@@ -196,13 +233,29 @@ def of_run(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0) 
         planned=visits,
     )
     spent = account.largest([(size, visits * steps(settings.tuning, size)) for size in sizes.values()])
-    if account.limit is not None and not spent <= account.limit:
-        raise SettingsError(
-            f"{visits} visits of each client would spend epsilon {spent:.3g} of its examples' privacy at"
-            f" delta {account.delta:.3g}, above privacy.epsilon = {account.limit:g}; raise"
-            " privacy.examples.noise, or lower federation.rounds, tuning.epochs or tuning.max_steps"
-        )
     return replace(account, planned_epsilon=spent)
+
+
+def noise_for(epsilon: float, account: ExampleAccount, made: Collection[tuple[int, int]]) -> float:
+    """The smallest noise multiplier, in four digits, with which several clients spend at most epsilon each.
+
+    Args:
+        account: its noise is not used.
+        made: each client's examples and steps, as for `ExampleAccount.largest`.
+
+    Raises:
+        SettingsError: as for `accountant.noise_for`.
+    """
+    noise, clients = 0.0, _bounding(set(made))
+    for _ in clients:  # who spends most may be another one with other noise
+        examples, steps = max(clients, key=lambda one: account.epsilon(*one))
+        sampling = Poisson(chance=chance(examples, account.batch_size))
+        needed = accountant.noise_for(epsilon, account.delta, sampling, steps, interval=COARSE)
+        noise = max(noise, accountant.rounded_up(needed))
+        account = replace(account, noise=noise)
+        if account.largest(made) <= epsilon:
+            break
+    return noise
 
 
 def delta_of(delta: float | None, examples: int, whose: str) -> float:

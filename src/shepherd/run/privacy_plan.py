@@ -1,51 +1,91 @@
-"""What a run will spend of each client's privacy, before it starts: `shepherd privacy plan`.
+"""What a run will spend of its clients' and their examples' privacy: `shepherd privacy plan`.
 
 Loads neither base nor tokenizer, and reads the data only where the run file does not say how many clients
-there are.
+there are, or examples are protected and nobody says how many a client has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
+from shepherd.core import Method, Selection
 from shepherd.data import pipeline
 from shepherd.data.split import SPLIT
 from shepherd.errors import SettingsError
 from shepherd.io.progress import many
 from shepherd.overrides import require_one_stage
-from shepherd.privacy import client_level
-from shepherd.privacy.client_level import ClientPrivacy
+from shepherd.privacy import client_level, example_level
 from shepherd.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyPlan:
-    """What the planned rounds spend, and the noise multiplier for another epsilon, if one was asked for."""
+class LevelPlan:
+    """What is spent of one kind of privacy, and the noise for another epsilon, if one was asked for."""
 
-    privacy: ClientPrivacy
-    name: str
-    """What the run file calls the transform that adds the noise."""
+    what: str
+    """What spends it, with which noise."""
+    plural: bool
+    """Whether that is in the plural."""
     epsilon: float
+    """Infinity if the accountant can show none."""
+    delta: float
+    key: str
+    """The key of the noise multiplier."""
+    budget: float | None
+    meaning: tuple[str, ...]
+    """Whose privacy it is, and what is assumed: one sentence each."""
     wanted: float | None = None
     noise: float | None = None
-    """Noise multiplier with which the rounds spend at most `wanted`."""
+    """Noise multiplier with which at most `wanted` is spent."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is an epsilon, within the budget."""
+        return self.epsilon <= (self.budget or math.inf) and math.isfinite(self.epsilon)
 
     def sentences(self) -> Iterator[str]:
         """The plan for a person, one sentence each."""
-        of, own = self.privacy, self.privacy.noise
-        with_noise = "" if own is None else f" with noise = {own:g} in the transform {self.name}"
-        spend = "spends" if of.rounds == 1 else "spend"
-        rounds = many(of.rounds, "round")
-        yield f"{rounds}{with_noise} {spend} epsilon {self.epsilon:.4g} at delta {of.delta:.3g}."
+        if math.isfinite(self.epsilon):
+            spend = "spend" if self.plural else "spends"
+            yield f"{self.what} {spend} epsilon {self.epsilon:.4g} at delta {self.delta:.3g}."
+            if self.budget is not None:
+                allowed = "within" if self.fits else "above"
+                yield f"That is {allowed} the {self.budget:g} that privacy.epsilon allows."
+        else:
+            yield (
+                f"For {self.what} the accountant can show no epsilon at delta {self.delta:.3g}, so nothing"
+                f" would be protected; raise {self.key}."
+            )
         if self.wanted is not None:
-            yield f"noise = {self.noise:g} spends at most epsilon {self.wanted:g} at the same delta."
-        elif of.budget is not None:
-            allowed = "within" if self.epsilon <= of.budget else "above"
-            yield f"That is {allowed} the {of.budget:g} that privacy.epsilon allows."
-        yield from of.sentences()
+            yield f"{self.key} = {self.noise:g} spends at most epsilon {self.wanted:g} at the same delta."
+        yield from self.meaning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """What the planned rounds spend, of the privacy of clients and of examples; None for what is without."""
+
+    clients: LevelPlan | None
+    examples: LevelPlan | None
+
+    @property
+    def levels(self) -> tuple[LevelPlan, ...]:
+        """Those that there are."""
+        return tuple(level for level in (self.clients, self.examples) if level is not None)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of it is within the budget."""
+        return all(level.fits for level in self.levels)
+
+    def sentences(self) -> Iterator[str]:
+        """The plan for a person, one sentence each."""
+        for level in self.levels:
+            yield from level.sentences()
 
 
 def plan(
@@ -53,37 +93,68 @@ def plan(
     *,
     epsilon: float | None = None,
     clients: int | None = None,
+    examples: Sequence[int] = (),
     consent: Consent = NOTHING,
 ) -> PrivacyPlan:
-    """Plan the client-level privacy of a run.
+    """Plan the privacy of a run, of its clients and of their examples.
 
     Args:
         epsilon: the epsilon to find the noise for; by default none is looked for.
         clients: number of clients; by default that of silos.sites or of the split, or else counted in the
             data.
+        examples: numbers of examples that clients train on, which noise on examples depends on; by default
+            those of the data.
 
     Raises:
         SettingsError: nothing of the run adds noise, its guarantee would not hold, or it has stages.
-        DataError: the data have to be read to count the clients, and cannot be.
+        DataError: the data have to be read to count clients or examples, and cannot be.
     """
     require_one_stage(settings, "plan")
     method = plugins.method(settings, consent.plugins)
     selection = plugins.selection(settings, consent.plugins)
-    if not method.is_private:
+    if not method.is_private and settings.privacy.examples is None:
         raise SettingsError(
             'nothing of this run adds noise; add [[transforms]] name = "gaussian" with federation.weights ='
-            ' "equal" and [selection] name = "poisson"'
+            ' "equal" and [selection] name = "poisson" to protect clients, or [privacy.examples] with norm'
+            " and noise to protect examples"
         )
+    if examples and settings.privacy.examples is None:
+        raise SettingsError(
+            "--examples is for noise on examples, and this run has none; add [privacy.examples], or leave"
+            " --examples out"
+        )
+    return PrivacyPlan(
+        clients=_of_clients(settings, method, selection, epsilon, clients, consent),
+        examples=_of_examples(settings, method, selection, epsilon, examples, consent),
+    )
+
+
+def _of_clients(
+    settings: RunSettings,
+    method: Method,
+    selection: Selection,
+    wanted: float | None,
+    clients: int | None,
+    consent: Consent,
+) -> LevelPlan | None:
+    if not method.is_private:
+        return None
     count = client_count(settings, consent) if clients is None else clients
     noise = plugins.noise_of(settings, consent.plugins)
     privacy = client_level.of_run(settings, method, selection, count, noise)
     assert privacy is not None, "the method is private"
-    return PrivacyPlan(
-        privacy=privacy,
-        name=plugins.noisy_name(settings, consent.plugins),
+    name = plugins.noisy_name(settings, consent.plugins)
+    with_noise = "" if noise is None else f" with noise = {noise:g} in the transform {name}"
+    return LevelPlan(
+        what=f"{many(privacy.rounds, 'round')}{with_noise}",
+        plural=privacy.rounds != 1,
         epsilon=privacy.epsilon(privacy.rounds),
-        wanted=epsilon,
-        noise=None if epsilon is None else privacy.noise_for(epsilon),
+        delta=privacy.delta,
+        key="noise",
+        budget=privacy.budget,
+        meaning=tuple(privacy.sentences()),
+        wanted=wanted,
+        noise=None if wanted is None else privacy.noise_for(wanted),
     )
 
 
@@ -95,3 +166,72 @@ def client_count(settings: RunSettings, consent: Consent = NOTHING) -> int:
     if isinstance(number, int):
         return number
     return len(pipeline.divide(settings, consent.plugins).clients)
+
+
+def _of_examples(
+    settings: RunSettings,
+    method: Method,
+    selection: Selection,
+    wanted: float | None,
+    examples: Sequence[int],
+    consent: Consent,
+) -> LevelPlan | None:
+    if settings.privacy.examples is None:
+        return None
+    sizes = {f"client-{k}": size for k, size in enumerate(examples)} or example_counts(settings, consent)
+    # a site may be asked in every round, and where noise hides who is asked, each client counts as asked
+    share = 1.0 if settings.silos.sites or method.is_private else selection.share
+    account = example_level.planned(settings, sizes, share)
+    steps = {size: example_level.steps(settings.tuning, size) for size in sizes.values()}
+    made = [(size, account.planned * each) for size, each in steps.items()]
+    return LevelPlan(
+        what=(
+            f"{many(account.planned, 'visit')} of a client, each of {_range(steps.values(), 'step')}, with"
+            f" privacy.examples.noise = {account.noise:g}"
+        ),
+        plural=account.planned != 1,
+        epsilon=account.planned_epsilon,
+        delta=account.delta,
+        key="privacy.examples.noise",
+        budget=account.limit,
+        meaning=(*_counted(sizes, share, read=not examples), *account.sentences()),
+        wanted=wanted,
+        noise=None if wanted is None else example_level.noise_for(wanted, account, made),
+    )
+
+
+def example_counts(settings: RunSettings, consent: Consent = NOTHING) -> dict[str, int]:
+    """How many examples each client is given to train on, by the data.
+
+    Raises:
+        SettingsError: the sites of the run have the data.
+        DataError: they cannot be read.
+    """
+    if settings.silos.sites:
+        raise SettingsError(
+            "the sites of this run have the examples, and noise on them depends on how many there are; give"
+            " the number of the smallest site, and of the largest, each with --examples"
+        )
+    shares = pipeline.divide(settings, consent.plugins).clients
+    return {name: len(share) for name, share in shares.items()}
+
+
+def _counted(sizes: Mapping[str, int], share: float, *, read: bool) -> Iterator[str]:
+    """What is assumed of the clients: one sentence each."""
+    asked = "every round" if share == 1.0 else f"a share of {share:.3g} of the rounds"
+    yield (
+        f"Counted for clients of {_range(sizes.values(), 'example')}, each asked in {asked}: epsilon is the"
+        " most that one of them spends."
+    )
+    if share < 1.0:
+        yield "A client that is drawn more often spends more; it sits out before it is above privacy.epsilon."
+    if read:
+        yield (
+            "A client's examples are those that were read for it: a run leaves out what has nothing to train"
+            " on, and fewer examples spend more."
+        )
+
+
+def _range(counts: Collection[int], what: str) -> str:
+    least, most = min(counts), max(counts)
+    return many(most, what) if least == most else f"{least:,} to {many(most, what)}"

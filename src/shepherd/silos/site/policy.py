@@ -14,7 +14,7 @@ from shepherd import plugins
 from shepherd.core.spending import Poisson, Spending
 from shepherd.data import cursor, poisson_batches
 from shepherd.errors import SettingsError
-from shepherd.privacy import example_level
+from shepherd.privacy import client_level, example_level
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import released
@@ -34,7 +34,6 @@ MIN_BETA = 0.5  # below, an update reflects the last steps rather than the visit
 DEFAULT_BETAS = (0.9, 0.999)
 MAX_MOMENTUM = 0.95  # above, an update reflects the first steps rather than the visit
 MAX_DECAY_PER_STEP = 0.01  # learning_rate * weight_decay or * mu in a step: at 1 only the last step counts
-CLIENT_DELTA = 1e-5  # of a site as a whole, among sites whose number it does not know
 MAX_TRIES = 5  # of one request in a month, for killed processes and full disks
 SHORTEN_VISIT = "lower tuning.max_steps or tuning.epochs"
 DEFAULT_SCORING = ScoringTable()
@@ -365,7 +364,7 @@ def deltas(policy: PolicyTable, examples: int) -> dict[Unit, float]:
     """
     return {
         "example": example_level.delta_of(policy.delta, examples, "this site"),
-        "client": policy.delta or CLIENT_DELTA,
+        "client": policy.delta or client_level.MAX_DELTA,  # it does not know the number of sites
     }
 
 

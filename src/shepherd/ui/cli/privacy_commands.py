@@ -12,7 +12,7 @@ from shepherd.ui.cli.silos import agreed, echo, plugin
 
 @click.group()
 def privacy() -> None:
-    """Plan what a run may give away of a client."""
+    """Plan what a run may give away of a client, or of an example."""
 
 
 @privacy.command()
@@ -22,15 +22,28 @@ def privacy() -> None:
 @click.option(
     "--clients", type=click.IntRange(min=1), help="Number of clients.  [default: by the run file or its data]"
 )
+@click.option(
+    "--examples",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help="Examples of a client, with [privacy.examples]; may be repeated.  [default: by the data]",
+)
 @plugin
+@click.pass_context
 def plan(
+    context: click.Context,
     run_file: Path,
     overrides: tuple[str, ...],
     epsilon: float | None,
     clients: int | None,
+    examples: tuple[int, ...],
     plugins: tuple[str, ...],
 ) -> None:
     """Show the epsilon that the planned rounds spend, and what it means.
+
+    Of clients, where a transform adds noise, and of their examples, with [privacy.examples]. The exit code is
+    1 if it is above privacy.epsilon, or if there is none.
 
     Any key can be overridden: federation.rounds=200 selection.share=0.05
     """
@@ -38,7 +51,13 @@ def plan(
     from shepherd.run import privacy_plan
 
     found = privacy_plan.plan(
-        read(run_file, overrides), epsilon=epsilon, clients=clients, consent=agreed(plugins=plugins)
+        read(run_file, overrides),
+        epsilon=epsilon,
+        clients=clients,
+        examples=examples,
+        consent=agreed(plugins=plugins),
     )
     for sentence in found.sentences():
         echo(sentence)
+    if not found.fits:
+        context.exit(1)

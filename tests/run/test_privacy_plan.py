@@ -1,0 +1,118 @@
+"""The plan of noise on examples, and of both levels; that of clients alone is in test_private_runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from shepherd.errors import SettingsError
+from shepherd.overrides import dump, overridden, parse
+from shepherd.privacy import example_level
+from shepherd.run import privacy_plan
+from shepherd.settings import RunSettings
+from shepherd.ui.cli.main import main
+from tests import runs
+
+GAUSSIAN = 'transforms=[{name="gaussian", noise=4.0}]'
+POISSON = ["selection.name=poisson", "selection.share=0.5"]
+
+
+def planned(source: str = "no-such-file.jsonl", **privacy: float) -> RunSettings:
+    """One visit of 281 steps of 16 examples."""
+    return parse(
+        {
+            "model": {"base": "tiny"},
+            "data": {"source": source},
+            "split": {"by": "iid", "clients": 3},
+            "federation": {"rounds": 1, "weights": "equal"},
+            "tuning": {"batch_size": 16, "max_steps": 281},
+            "privacy": {**privacy, "examples": {"norm": 1.0, "noise": 0.89}},
+        }
+    )
+
+
+def test_the_plan_has_the_published_epsilon_and_finds_the_published_noise() -> None:
+    found = privacy_plan.plan(planned(), examples=[1500], epsilon=3.0)
+    assert found.clients is None
+    assert found.examples.delta == pytest.approx(1500**-1.1)
+    assert found.examples.epsilon == pytest.approx(1.0, rel=0.01)
+    assert found.examples.noise == pytest.approx(0.625, rel=0.01)
+    said = " ".join(found.sentences())
+    for part in ("Whose privacy: each example's", "Neighbouring data", "Who is trusted", "Sampling"):
+        assert part in said
+    assert "nothing of this run adds noise" not in said
+
+
+def test_the_noise_that_is_found_is_enough_for_each_size_of_client_and_no_run_is_refused_with_it() -> None:
+    sizes = {"a": 200, "b": 500, "c": 1200}
+    made = overridden(planned(epsilon=2.0), ["tuning={batch_size=16, epochs=3.0}", "federation.rounds=2"])
+    found = privacy_plan.plan(made, examples=list(sizes.values()), epsilon=2.0).examples
+    enough = overridden(made, [f"privacy.examples.noise={found.noise!r}"])
+    spent = example_level.of_run(enough, sizes).planned_epsilon
+    assert 1.95 < spent <= 2.0
+
+
+def test_the_examples_of_each_client_are_counted_in_the_data(tmp_path) -> None:
+    source = runs.written(tmp_path / "rows.jsonl")
+    made = overridden(planned(str(source)), ["data.holdout=0.0", "tuning.max_steps=2", "tuning.batch_size=4"])
+    shares = privacy_plan.example_counts(made)
+    assert len(shares) == 3
+    assert sum(shares.values()) == len(runs.rows())
+    found = privacy_plan.plan(made)
+    assert found.examples.epsilon == example_level.planned(made, shares).planned_epsilon
+    assert "were read for it" in " ".join(found.sentences())
+
+
+def test_a_share_of_the_rounds_counts_as_such_unless_noise_hides_who_is_asked() -> None:
+    made = overridden(planned(), [*POISSON, "federation.rounds=4", "tuning.max_steps=5"])
+    half = privacy_plan.plan(made, examples=[300])
+    assert half.examples.what.startswith("2 visits of a client, each of 5 steps")
+    both = privacy_plan.plan(overridden(made, [GAUSSIAN]), examples=[300])
+    assert both.examples.what.startswith("4 visits of a client")
+    assert both.clients.what.startswith("4 rounds with noise = 4")
+
+
+def test_the_sites_of_a_run_have_the_examples_and_are_counted_in_every_round() -> None:
+    made = overridden(planned(), ['silos.sites=["a", "b", "c"]', "federation.rounds=2", "tuning.max_steps=5"])
+    with pytest.raises(SettingsError, match=r"the sites of this run have the examples.* with --examples"):
+        privacy_plan.plan(made)
+    found = privacy_plan.plan(made, examples=[100, 300])
+    assert found.examples.what.startswith("2 visits")
+    assert found.examples.delta == pytest.approx(300**-1.1)
+
+
+def test_examples_without_noise_on_them_are_a_mistake() -> None:
+    plain = {**planned().model_dump(exclude_none=True), "privacy": {}, "selection": {"name": "poisson"}}
+    noisy = parse({**plain, "transforms": [{"name": "gaussian"}]})
+    with pytest.raises(
+        SettingsError, match=r"--examples is for noise on examples, .* add \[privacy\.examples\]"
+    ):
+        privacy_plan.plan(noisy, examples=[100])
+
+
+def written(folder: Path, settings: RunSettings) -> str:
+    path = folder / "run.toml"
+    path.write_text(dump(settings))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        (["privacy.epsilon=1.2"], 0, "That is within the 1.2 that privacy.epsilon allows."),
+        (["privacy.epsilon=0.5"], 1, "That is above the 0.5 that privacy.epsilon allows."),
+        ([], 0, "1 visit of a client, each of 281 steps, with privacy.examples.noise = 0.89 spends epsilon"),
+        (["privacy.examples.noise=0.0005"], 1, "can show no epsilon"),
+        ([GAUSSIAN, *POISSON, "privacy.epsilon=1.2"], 0, "1 round with noise = 4 in the transform gaussian"),
+        ([GAUSSIAN, *POISSON, "privacy.epsilon=0.8"], 1, "privacy.examples.noise = 0.89 spends epsilon 0.99"),
+    ],
+)
+def test_the_command_ends_with_1_if_one_of_the_levels_is_above_the_budget(
+    tmp_path, changes, code, said
+) -> None:
+    path = written(tmp_path, planned())
+    found = CliRunner().invoke(main, ["privacy", "plan", path, "--examples", "1500", *changes])
+    assert found.exit_code == code, found.output
+    assert said in found.output
