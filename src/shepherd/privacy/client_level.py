@@ -6,6 +6,7 @@ make its epsilon untrue is refused here or in `plugins`, before anything is trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache

@@ -146,26 +146,6 @@ class ExampleAccount:
             f" {self.batch_size} / n, at most 1, drawn apart from the others and kept secret."
         )
 
-    def sentences(self) -> Iterator[str]:
-        """What epsilon means here: one sentence each."""
-        yield (
-            "Whose privacy: each example's that a client trains on. A person with several examples is not"
-            " protected as one, and examples that are held out for scoring are not covered."
-        )
-        yield "Neighbouring data: a client's examples without one of them, or with one more (add or remove)."
-        yield (
-            "Who is trusted: the client itself, which clips and adds the noise before anything leaves it."
-            " Protected against: everybody who sees what a client sends, so also the one who runs the rounds."
-        )
-        yield (
-            "Population: the number of examples of each client, which is public; delta"
-            f" {self.delta:.3g} is below 1 over each of these."
-        )
-        yield (
-            "Sampling: each of a client's n examples is in a step with a chance of"
-            f" {self.batch_size} / n, at most 1, drawn apart from the others and kept secret."
-        )
-
 
 def _bounding(made: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Clients, real or not, that spend at least as much as any of these; at most `MAX_ACCOUNTS`.
