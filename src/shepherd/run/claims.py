@@ -23,7 +23,9 @@ def largest(folder: Path, name: str, rows: Sequence[Row], level: str) -> Row:
         FolderError: the ledger is damaged.
     """
     kept = ledger.read(folder, name)
-    said = [each for each in (kept, *(row.get(level) or {} for row in rows)) if {"epsilon", "delta"} <= set(each)]
+    said = [
+        each for each in (kept, *(row.get(level) or {} for row in rows)) if {"epsilon", "delta"} <= set(each)
+    ]
     found = max(said, key=_epsilon, default={})
     return {key: found[key] for key in ("epsilon", "delta") if found}
 

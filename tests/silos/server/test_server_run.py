@@ -933,7 +933,9 @@ def spent_by(examples: int, steps: int, most: int = 1000) -> float:
 
 
 @pytest.mark.parametrize("turns", [False, True])
-def test_a_lost_disk_does_not_lessen_what_the_examples_of_sites_have_spent(tmp_path: Path, turns: bool) -> None:
+def test_a_lost_disk_does_not_lessen_what_the_examples_of_sites_have_spent(
+    tmp_path: Path, turns: bool
+) -> None:
     """The log at the server is gone; the checkpoint that the coordinator copied says whom rounds asked."""
     asked = protecting_examples()
     if turns:
@@ -1027,8 +1029,8 @@ def test_a_round_that_nobody_joined_takes_nothing_back(tmp_path: Path) -> None:
     job = ServerRun(more, made.home, None, Letters({}))
     job.run()
     last = read_rows(job.home)[-1]
-    if last["round"] == 4:
-        assert last["example_privacy"] == before
+    assert last["round"] == 4
+    assert last["example_privacy"] == before
 
 
 def test_coverage_under_noise_on_examples_is_what_is_to_expect(tmp_path: Path) -> None:

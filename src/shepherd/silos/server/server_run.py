@@ -426,7 +426,9 @@ class ServerRun:
         chances = {site: example_level.chance(n, self.settings.tuning.batch_size) for site, n in held.items()}
         trained = {site: self._exposures.sites[site].steps for site in held}
         return {
-            "coverage": {site: poisson_batches.coverage(trained[site], chances[site]) for site in sorted(held)}
+            "coverage": {
+                site: poisson_batches.coverage(trained[site], chances[site]) for site in sorted(held)
+            }
         }
 
     def _score(self, state: ServerState) -> Row:
