@@ -933,7 +933,7 @@ def spent_by(examples: int, steps: int, most: int = 1000) -> float:
 
 
 @pytest.mark.parametrize("turns", [False, True])
-def test_a_lost_disk_does_not_lessen_what_the_examples_of_sites_have_spent(
+def test_a_lost_disk_lessens_nothing_that_the_examples_of_sites_have_spent(
     tmp_path: Path, turns: bool
 ) -> None:
     """The log at the server is gone; the checkpoint that the coordinator copied says whom rounds asked."""

@@ -424,12 +424,9 @@ class ServerRun:
         if self.settings.privacy.examples is None:
             return _coverage(held, taken)
         chances = {site: example_level.chance(n, self.settings.tuning.batch_size) for site, n in held.items()}
-        trained = {site: self._exposures.sites[site].steps for site in held}
-        return {
-            "coverage": {
-                site: poisson_batches.coverage(trained[site], chances[site]) for site in sorted(held)
-            }
-        }
+        trained = self._exposures.sites
+        shares = {site: poisson_batches.coverage(trained[site].steps, chances[site]) for site in sorted(held)}
+        return {"coverage": shares}
 
     def _score(self, state: ServerState) -> Row:
         """Held-out loss over the sites that release theirs."""
