@@ -88,8 +88,8 @@ class Ledger:
 def ledger_of(home: Path, data: SiteDataTable) -> Ledger:
     """The ledger of a data source, whatever its configuration and part, which may hold the same examples.
 
-    Two links to one file are one source. So are two spellings of an id of the hub, which tells no capital from
-    a small letter.
+    Two links to one file are one source. So are two spellings of an id of the hub, where capital and small
+    letters are the same.
     """
     is_path = os.path.isabs(data.source)
     source = os.path.realpath(data.source) if is_path else data.source.strip().strip("/").casefold()
