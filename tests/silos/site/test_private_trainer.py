@@ -188,6 +188,23 @@ def test_a_ledger_that_is_lost_closes_the_site(born, asked, shaped, monkeypatch)
     assert len(entries(trainer)) == 2
 
 
+def test_an_audit_log_that_is_lost_closes_the_site(born, asked, shaped, monkeypatch) -> None:
+    """Whatever the month's budget counts, a site without that log does not know."""
+    trainer = born()
+    assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
+    (path,) = trainer.home.glob("audit-*.jsonl")
+    kept = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without an audit log"))
+    assert reason(ask(trainer, asked(broadcast(shaped, 1)))) == redaction.FOLDER
+    assert reason(ask(trainer, asked(run="2" * 16))) == redaction.FOLDER
+    with pytest.raises(FolderError, match="is missing"):
+        born()
+    monkeypatch.undo()
+    path.write_bytes(kept)
+    assert isinstance(ask(born(), asked(broadcast(shaped, 1))), Update)
+
+
 def test_what_an_earlier_version_entered_is_counted_when_the_site_starts(born, asked, shaped) -> None:
     trainer = born()
     ask(trainer, asked(broadcast(shaped)))

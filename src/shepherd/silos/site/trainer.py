@@ -101,6 +101,7 @@ class Trainer:
             home.chmod(0o700)
         if settings.policy.require_privacy:
             privacy_ledger.count_lines(self._ledger())
+        audit.count_month(home / audit.FILE, audit.month_of(_now()))  # tell the owner now if it is not whole
         self.store, self.cache = Store(home), DataCache(home, name)
         self.sums = SecureSums(
             name, self.store, settings.policy, lambda: secure_sums.kit_signer(home, settings.policy)
