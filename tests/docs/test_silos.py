@@ -29,7 +29,7 @@ ONE = Budget(unit="example", epsilon=accountant.epsilon([VISIT], 1e-5) * 1.1, de
 
 
 def ledger_of(kit: Path) -> Ledger:
-    return privacy_ledger.place(kit / "shepherd", SiteDataTable(source="/data/a.jsonl"))
+    return privacy_ledger.ledger_of(kit / "shepherd", SiteDataTable(source="/data/a.jsonl"))
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:

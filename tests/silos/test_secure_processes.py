@@ -134,7 +134,7 @@ def test_noise_inside_the_sum_is_accounted_at_the_server_and_in_the_ledger_of_ea
         spent = {}
         for site, file in sites.items():
             data = site_settings.read(file).data
-            spent[site] = privacy_ledger.read(privacy_ledger.place(made.kit(site) / "shepherd", data))
+            spent[site] = privacy_ledger.read(privacy_ledger.ledger_of(made.kit(site) / "shepherd", data))
 
     due = accountant.epsilon([Spending(noise=2.0, sampling=Turns(every=1), steps=2, levels=levels(20))], 1e-3)
     claimed = ledger.read(tmp_path / "run")

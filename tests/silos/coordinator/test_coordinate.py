@@ -453,6 +453,24 @@ def test_a_resumed_run_tells_the_server_what_is_counted_besides(tmp_path: Path, 
     assert ledger.read(tmp_path / "run")["again"] == 3
 
 
+def test_the_epsilon_of_examples_never_falls_in_the_run_folder(tmp_path: Path, server: Hosted) -> None:
+    """Whatever the server says of a later round: it may know nothing of a site that has left."""
+    server.post = Letters({name: honest(name, 1e-4, examples=200) for name in ("a", "b")})
+
+    def kept() -> float:
+        return float(ledger.read(tmp_path / "run", ledger.OF_EXAMPLES)["epsilon"])
+
+    with closing(opened(tmp_path, *NOISY)) as run:
+        spent = {"privacy": {"epsilon": 0.5, "delta": 1e-3}}
+        for number, epsilon in enumerate([40.0, 50.0, 0.09], 1):
+            each = {"epsilon": epsilon, "delta": 1e-3}
+            logged = run._log_row({"round": number, **spent, "example_privacy": each})
+        assert logged["example_privacy"]["epsilon"] == kept() == 50.0
+    with closing(coordinate.resume(tmp_path / "run", kit=tmp_path / "kit")) as run:
+        assert [row["example_privacy"]["epsilon"] for _, row in run.rounds()] == [50.0]
+    assert kept() == read_rows(tmp_path / "run")[-1]["example_privacy"]["epsilon"] == 50.0
+
+
 def test_copies_leave_the_server_time_for_its_rounds(
     tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

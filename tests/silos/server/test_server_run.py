@@ -908,6 +908,131 @@ def test_a_site_whose_examples_would_spend_too_much_with_lost_rounds_does_not_jo
     assert set(told(fresh)["rows"][-1]["failures"]) == {"b"}
 
 
+# what sites have trained outlives the server's disk, and their membership
+
+
+SIZES = {"a": 200, "b": 1000}
+
+
+def of_sizes(**sizes: int) -> Letters:
+    return Letters({name: honest(name, examples=n) for name, n in sizes.items()})
+
+
+def continued(made: ServerRun, rounds: int, post: Letters, **privacy: Any) -> list[dict[str, Any]]:
+    """The rows of the next job of a run, with more rounds and these sites; all that it says, if it fails."""
+    asked = protecting_examples(**privacy)
+    settings = {**asked.settings, "federation": {**asked.settings["federation"], "rounds": rounds}}
+    job = ServerRun(replace(asked, settings=settings), made.home, None, post)
+    job.run()
+    return read_rows(job.home)
+
+
+def spent_by(examples: int, steps: int, most: int = 1000) -> float:
+    spent = Spending(noise=1.0, sampling=Poisson(chance=16 / examples), steps=steps)
+    return accountant.epsilon([spent], accountant.default_delta(most))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_lost_disk_lessens_nothing_that_the_examples_of_sites_have_spent(
+    tmp_path: Path, turns: bool
+) -> None:
+    """The log at the server is gone; the checkpoint that the coordinator copied says whom rounds asked."""
+    asked = protecting_examples()
+    if turns:
+        table = {"selection": {"name": "round_robin", "share": 0.5}}
+        asked = replace(asked, settings={**asked.settings, **table})
+    made = served(tmp_path, of_sizes(a=200, b=200), asked)
+    before = told(made)["rows"][-1]["example_privacy"]["epsilon"]
+    brought = shutil.copytree(made.home / "checkpoints" / "round-00002", tmp_path / "copy" / "round-00002")
+    fresh = ServerRun(replace(asked, released=3), tmp_path / "fresh", brought, of_sizes(a=200, b=200))
+    fresh.run()
+    assert [row["round"] for row in told(fresh)["rows"]] == [2, 3]
+    last = told(fresh)["rows"][-1]
+    visits = 2 + 1 if turns else 3 + 1  # round 3 counts twice, for whomever it asked
+    assert last["example_privacy"]["epsilon"] == pytest.approx(spent_by(200, 2 * visits, most=200), rel=0.01)
+    assert last["example_privacy"]["epsilon"] > before
+    if not turns:
+        assert last["coverage"]["a"] == pytest.approx(1 - (1 - 16 / 200) ** 6)
+
+
+def test_a_checkpoint_that_does_not_say_whom_rounds_asked_counts_everybody_in_each(tmp_path: Path) -> None:
+    made = served(tmp_path, of_sizes(**SIZES), protecting_examples())
+    saved = checkpoint.load(made.home / "checkpoints" / "round-00002")
+    notes = {key: value for key, value in saved.notes.items() if key != "exposures"}
+    assert notes != saved.notes
+    brought = checkpoint.save(tmp_path / "old", replace(saved, notes=notes), keep=1)
+    turns = {"selection": {"name": "round_robin", "share": 0.5}}
+    asked = protecting_examples()
+    asked = replace(asked, settings={**asked.settings, **turns})
+    fresh = ServerRun(asked, tmp_path / "fresh", brought, of_sizes(a=200))
+    fresh.run()
+    spent = told(fresh)["rows"][-1]["example_privacy"]
+    assert spent["epsilon"] >= spent_by(200, 2 * 2, most=200) * 0.999
+
+
+@pytest.mark.parametrize(
+    ("now", "fewest"),
+    [
+        ({"b": 1000}, 200),  # the site that has spent most does not come back
+        ({"a": 200}, 200),  # nor the one of which delta is
+        ({"a": 1000, "b": 1000}, 200),  # its visits so far were of few examples
+        ({"a": 100, "b": 1000}, 100),
+    ],
+    ids=str,
+)
+def test_what_sites_have_spent_never_falls_whoever_joins_the_next_job(
+    tmp_path: Path, now: dict[str, int], fewest: int
+) -> None:
+    made = served(tmp_path, of_sizes(**SIZES), protecting_examples())
+    before = read_rows(made.home)[-1]["example_privacy"]
+    last = continued(made, 4, of_sizes(**now))[-1]
+    assert last["round"] == 4
+    steps = 8 if "a" in now else 6
+    assert last["example_privacy"]["delta"] == before["delta"] == accountant.default_delta(1000)
+    assert last["example_privacy"]["epsilon"] == pytest.approx(spent_by(fewest, steps), rel=0.01)
+    assert last["example_privacy"]["epsilon"] >= before["epsilon"]
+
+
+def test_a_site_of_a_lost_round_that_does_not_return_has_spent_all_the_same(tmp_path: Path) -> None:
+    """No checkpoint that is left knows it."""
+    made = served(tmp_path, of_sizes(b=1000), protecting_examples())
+    most = continued(made, 4, of_sizes(a=50, b=1000))[-1]["example_privacy"]["epsilon"]
+    lose(made.home, 4)
+    assert continued(made, 4, of_sizes(b=1000))[-1]["example_privacy"] == {
+        "epsilon": most,
+        "delta": accountant.default_delta(1000),
+        "again": 1,
+    }
+    assert continued(made, 5, of_sizes(b=1000))[-1]["example_privacy"]["epsilon"] == most
+
+
+def test_a_site_that_returns_with_fewer_examples_than_its_budget_allows_does_not_join(tmp_path: Path) -> None:
+    made = served(tmp_path, of_sizes(**SIZES), protecting_examples())
+    asked = protecting_examples(epsilon=spent_by(200, 8) + 0.1)
+    settings = {**asked.settings, "federation": {**asked.settings["federation"], "rounds": 4}}
+    job = ServerRun(replace(asked, settings=settings), made.home, None, of_sizes(a=60, b=1000))
+    job.run()
+    (said,) = told(job)["said"]
+    assert re.match(r"a: 4 visits of each client.* would spend epsilon", said)
+    assert read_rows(job.home)[-1]["example_privacy"]["epsilon"] <= spent_by(200, 6) * 1.01
+
+
+def test_a_round_that_nobody_joined_takes_nothing_back(tmp_path: Path) -> None:
+    post = Letters({name: honest(name, 0.1, examples=200) for name in NAMES})
+    asked = noisy_order()
+    examples = {"privacy": {"delta": 1e-3, "examples": {"norm": 1.0, "noise": 1.0}}}
+    asked = replace(asked, settings={**asked.settings, **examples})
+    made = served_noisily(tmp_path, post, asked)
+    before = read_rows(made.home)[-1]["example_privacy"]
+    federation = {**asked.settings["federation"], "rounds": 4}
+    more = replace(asked, settings={**asked.settings, "federation": federation})
+    job = ServerRun(more, made.home, None, Letters({}))
+    job.run()
+    last = read_rows(job.home)[-1]
+    assert last["round"] == 4
+    assert last["example_privacy"] == before
+
+
 def test_coverage_under_noise_on_examples_is_what_is_to_expect(tmp_path: Path) -> None:
     """A site does not say how many it drew."""
     post = Letters({"a": honest("a", examples=200), "b": honest("b", examples=1000)})

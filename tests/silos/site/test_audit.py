@@ -116,18 +116,33 @@ def test_the_log_is_its_owners_alone(log: Path) -> None:
 @given(cut=st.integers(1, 300))
 def test_a_line_that_a_crash_cut_short_spoils_no_other(tmp_path_factory: Any, cut: int) -> None:
     log = tmp_path_factory.mktemp("home") / audit.FILE
-    for number in range(3):
+    for number in range(2):
         audit.record(log, audit.granted_event(request(round=number), NOON))
+    counted = beside(log).read_bytes()
+    audit.record(log, audit.granted_event(request(round=2), NOON))
+    beside(log).write_bytes(counted)  # the line is on the disk before it is counted
     whole = november(log).read_bytes()
     last = whole.splitlines(keepends=True)[-1]
     cut = min(cut, len(last))
     november(log).write_bytes(whole[: len(whole) - cut])
-    survivors = 3 if cut == 1 else 2  # only the end of the line was lost
-    assert audit.month_usage(log, "2026-11").rounds == survivors
+    assert audit.month_usage(log, "2026-11").rounds == 2
     audit.record(log, audit.granted_event(request(round=9), NOON))
+    survivors = 3 if cut == 1 else 2  # only the end of the line was lost
     rounds = [event.round for event in audit.events(log)]
     assert rounds == [*range(survivors), 9]
     assert november(log).read_bytes().startswith(whole[: len(whole) - cut])
+    assert audit.month_usage(log, "2026-11").rounds == survivors + 1
+    beside(log).unlink()
+    assert audit.month_usage(log, "2026-11").rounds == survivors + 1
+
+
+@pytest.mark.parametrize("torn", ["{", '{"what":"gr', "\0" * 9000, "x" * 5000])
+def test_a_line_that_a_crash_left_of_the_first_event_closes_nothing(log: Path, torn: str) -> None:
+    november(log).write_text(torn)
+    audit.record(log, audit.granted_event(request(), NOON))
+    beside(log).unlink()
+    assert audit.month_usage(log, "2026-11").rounds == 1
+    assert november(log).read_text().splitlines()[0] == torn + " (unfinished)"
 
 
 @pytest.mark.parametrize("line", [b"[]", b"3", b'{"what": "granted"}', b"\xff\xfe", b'{"left": 3}', b""])
@@ -292,12 +307,10 @@ def beside(log: Path) -> Path:
         lambda counts: None,
         lambda counts: "",
         lambda counts: "[]",
-        lambda counts: counts.replace('"tail":"', '"tail":"0'),
-        lambda counts: counts.replace('"bytes":', '"bytes":9'),
         lambda counts: json.dumps({**json.loads(counts), "times": 3}),
     ],
 )
-def test_counts_that_are_missing_or_wrong_are_made_again(log: Path, spoilt: Any) -> None:
+def test_counts_that_are_missing_or_cannot_be_read_are_made_again(log: Path, spoilt: Any) -> None:
     for number in range(5):
         audit.record(log, audit.granted_event(request(round=number), NOON))
     text = spoilt(beside(log).read_text())
@@ -309,6 +322,82 @@ def test_counts_that_are_missing_or_wrong_are_made_again(log: Path, spoilt: Any)
     audit.record(log, audit.granted_event(request(round=9), NOON))
     assert audit.month_usage(log, "2026-11").rounds == 6
     assert stat.S_IMODE(beside(log).stat().st_mode) == 0o600
+
+
+def removed(log: Path) -> None:
+    november(log).unlink()
+
+
+def emptied(log: Path) -> None:
+    november(log).write_bytes(b"")
+
+
+def two_lines(log: Path) -> None:
+    november(log).write_bytes(b"".join(november(log).read_bytes().splitlines(keepends=True)[:2]))
+
+
+def cut_in_its_last_line(log: Path) -> None:
+    november(log).write_bytes(november(log).read_bytes()[:-3])
+
+
+def another_end(log: Path) -> None:
+    november(log).write_bytes(november(log).read_bytes().replace(b'"round":9', b'"round":8'))
+
+
+@pytest.mark.parametrize("lost", [removed, emptied, two_lines, cut_in_its_last_line, another_end])
+def test_a_log_that_has_lost_what_was_counted_closes_the_site(log: Path, lost: Any) -> None:
+    for number in range(10):
+        audit.record(log, audit.granted_event(request(round=number), NOON))
+    before = november(log).read_bytes()
+    lost(log)
+    left = november(log).read_bytes() if november(log).exists() else b""
+    for _ in range(2):
+        for ask in (
+            lambda: audit.month_usage(log, "2026-11"),
+            lambda: audit.record(log, audit.granted_event(request(round=10), NOON)),
+        ):
+            with pytest.raises(FolderError, match="every request is refused") as caught:
+                ask()
+            assert str(november(log)) in str(caught.value)
+            assert str(beside(log)) in str(caught.value)
+    assert november(log).read_bytes() == left
+    november(log).write_bytes(before)  # as the error asks
+    audit.record(log, audit.granted_event(request(round=10), NOON))
+    assert audit.month_usage(log, "2026-11").rounds == 11
+    lost(log)
+    beside(log).unlink()  # and for an owner without a copy
+    audit.month_usage(log, "2026-11")
+    audit.record(log, audit.granted_event(request(round=11), NOON))
+
+
+def test_a_log_of_which_counts_know_less_is_whole(log: Path) -> None:
+    """A crash between a line and its count, or a full disk that took the line alone."""
+    audit.record(log, audit.granted_event(request(round=0), NOON))
+    counted = beside(log).read_bytes()
+    for number in (1, 2):
+        audit.record(log, audit.granted_event(request(round=number), NOON))
+    beside(log).write_bytes(counted)
+    assert audit.month_usage(log, "2026-11").rounds == 3
+    audit.record(log, audit.granted_event(request(round=3), NOON))
+    assert audit.month_usage(log, "2026-11").rounds == 4
+
+
+@pytest.mark.parametrize("line", [b"[]", b"3", b'{"what":"granted"}', b"\xff\xfe", b'{"what":"gr\0nted"'])
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_whole_line_that_cannot_be_read_closes_the_site(log: Path, line: bytes, counted: bool) -> None:
+    """With or without counts of what is before it: it may be a visit that was granted."""
+    audit.record(log, audit.granted_event(request(), NOON))
+    if not counted:
+        beside(log).unlink()
+    november(log).write_bytes(november(log).read_bytes() + line + b"\n\n")
+    for ask in (
+        lambda: audit.month_usage(log, "2026-11"),
+        lambda: audit.record(log, audit.granted_event(request(), NOON)),
+    ):
+        with pytest.raises(FolderError, match=r"line 2 of audit log .* every request is refused"):
+            ask()
+    november(log).write_bytes(november(log).read_bytes().replace(line + b"\n", b""))
+    assert audit.month_usage(log, "2026-11").rounds == 1
 
 
 def test_only_what_was_added_is_read(log: Path, monkeypatch: Any) -> None:

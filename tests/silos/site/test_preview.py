@@ -419,7 +419,7 @@ def private(folder: Path) -> Path:
 
 
 def entered(folder: Path, visits: int) -> None:
-    kept = privacy_ledger.place(folder / "kit" / "shepherd", read(folder / "site.toml").data)
+    kept = privacy_ledger.ledger_of(folder / "kit" / "shepherd", read(folder / "site.toml").data)
     for round in range(visits):
         entry = privacy_ledger.Entry(
             when="2026-11-29T20:00:00+00:00",

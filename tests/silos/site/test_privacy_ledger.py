@@ -258,7 +258,7 @@ def test_a_ledger_that_has_lost_what_it_held_stops_everything(path, lost) -> Non
         lambda: read(path),
         lambda: refusal(path, budget(9)),
         lambda: spend(path, [budget(9)]),
-        lambda: ledger.check(Ledger(path)),
+        lambda: ledger.count_lines(Ledger(path)),
     ]
     for ask in asks:
         with pytest.raises(FolderError, match="every visit is refused") as caught:
@@ -326,14 +326,14 @@ def test_a_crash_after_the_line_and_before_its_count_spends_and_stops_nothing(pa
 def test_a_ledger_of_an_earlier_version_is_counted_as_soon_as_it_is_checked(path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(f"{ENTRY.line()}\n" * 2)
-    assert ledger.check(Ledger(path)) == [ENTRY] * 2
+    assert ledger.count_lines(Ledger(path)) == [ENTRY] * 2
     one_visit_short(path)
     with pytest.raises(FolderError, match="cut or changed"):
         read(path)
 
 
 def test_a_check_of_a_ledger_that_is_not_there_yet_makes_nothing(path) -> None:
-    assert ledger.check(Ledger(path)) == []
+    assert ledger.count_lines(Ledger(path)) == []
     assert not path.parents[1].exists()
 
 
@@ -354,7 +354,7 @@ def test_the_count_outlives_the_records_of_runs(path) -> None:
 
 
 def of(home: Path, **table: object) -> Path:
-    return ledger.place(home, SiteDataTable.model_validate(table)).path
+    return ledger.ledger_of(home, SiteDataTable.model_validate(table)).path
 
 
 def test_each_source_has_its_own_whatever_is_read_of_it(tmp_path) -> None:
@@ -385,6 +385,36 @@ def test_two_links_to_one_file_are_one_source(tmp_path) -> None:
     (tmp_path / "folder").symlink_to(tmp_path)
     names = ("a.jsonl", "b.jsonl", "folder/a.jsonl", "folder/./b.jsonl")
     assert len({of(tmp_path, source=str(tmp_path / name)) for name in names}) == 1
+
+
+@pytest.mark.parametrize("written", ["Owner/Name", "owner/name/", " owner/name", "OWNER/NAME"])
+def test_two_spellings_of_an_id_are_one_source(tmp_path, written) -> None:
+    kept = ledger.ledger_of(tmp_path, SiteDataTable(source=written))
+    assert kept.path == of(tmp_path, source="owner/name")
+    assert ledger.spend(kept, [budget(1)], [ENTRY]) is None
+    other = ledger.ledger_of(tmp_path, SiteDataTable(source="owner/name"))
+    assert ledger.spend(other, [budget(1)], [ENTRY]) is not None
+    assert of(tmp_path, source="owner/names") != kept.path
+
+
+def test_paths_that_differ_in_a_capital_letter_are_two_files(tmp_path) -> None:
+    assert of(tmp_path, source="/data/A.jsonl") != of(tmp_path, source="/data/a.jsonl")
+
+
+def test_what_was_entered_for_an_id_as_it_is_written_still_counts(tmp_path) -> None:
+    """Its ledger was named by that spelling."""
+    data = SiteDataTable(source="Owner/Name")
+    former = tmp_path / "privacy" / f"{hashlib.sha256(b'Owner/Name').hexdigest()[:32]}.jsonl"
+    former.parent.mkdir()
+    former.write_text(f"{ENTRY.line()}\n" * 2)
+    kept = ledger.ledger_of(tmp_path, data)
+    assert kept.path != former
+    assert ledger.spend(kept, [budget(3)], [ENTRY]) is None
+    assert ledger.spend(kept, [budget(3)], [ENTRY]) is not None
+    assert ledger.read(ledger.ledger_of(tmp_path, data)) == [ENTRY] * 3
+    former.unlink()
+    with pytest.raises(FolderError, match=former.name):
+        ledger.read(ledger.ledger_of(tmp_path, data))
 
 
 def former_name(source: str, config: str | None = None, part: str = "train") -> str:
@@ -419,20 +449,20 @@ def test_what_an_earlier_version_has_entered_still_counts(tmp_path, monkeypatch,
     former.parent.mkdir()
     former.write_text(f"{ENTRY.line()}\n" * 2)
     monkeypatch.chdir("/")  # the folder of the process before is not known
-    kept = ledger.place(tmp_path, SiteDataTable.model_validate(now))
+    kept = ledger.ledger_of(tmp_path, SiteDataTable.model_validate(now))
     assert ledger.read(kept) == [ENTRY] * 2
     assert ledger.spend(kept, [budget(3)], [ENTRY]) is None
     assert ledger.spend(kept, [budget(3)], [ENTRY]) is not None
-    kept = ledger.place(tmp_path, SiteDataTable.model_validate(now))
+    kept = ledger.ledger_of(tmp_path, SiteDataTable.model_validate(now))
     assert ledger.read(kept) == [ENTRY] * 3
     assert former.read_text() == f"{ENTRY.line()}\n" * 2  # nothing is added under the former name
     former.unlink()
     with pytest.raises(FolderError, match=former.name):
-        ledger.read(ledger.place(tmp_path, SiteDataTable.model_validate(now)))
+        ledger.read(ledger.ledger_of(tmp_path, SiteDataTable.model_validate(now)))
 
 
 def test_a_file_does_not_count_for_another_one_of_an_earlier_version(tmp_path) -> None:
     former = tmp_path / "privacy" / former_name("/data/a.jsonl")
     former.parent.mkdir()
     former.write_text(f"{ENTRY.line()}\n")
-    assert ledger.read(ledger.place(tmp_path, SiteDataTable(source="/data/b.jsonl"))) == []
+    assert ledger.read(ledger.ledger_of(tmp_path, SiteDataTable(source="/data/b.jsonl"))) == []

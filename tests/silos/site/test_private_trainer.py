@@ -34,7 +34,7 @@ def asked(llama_folder) -> Callable[..., wire.Request]:
 
 
 def entries(trainer: Trainer) -> list[privacy_ledger.Entry]:
-    return privacy_ledger.read(privacy_ledger.place(trainer.home, trainer.settings.data))
+    return privacy_ledger.read(privacy_ledger.ledger_of(trainer.home, trainer.settings.data))
 
 
 def limit_for(visits: int, examples: int) -> float:
@@ -164,7 +164,7 @@ def test_a_kept_answer_of_a_time_without_privacy_leaves_no_more(born, asked, sha
 def test_a_ledger_that_cannot_be_read_stops_the_site(born, asked, shaped, monkeypatch) -> None:
     trainer = born()
     ask(trainer, asked(broadcast(shaped)))
-    path = privacy_ledger.place(trainer.home, trainer.settings.data).path
+    path = privacy_ledger.ledger_of(trainer.home, trainer.settings.data).path
     path.write_text("nonsense\n" + path.read_text())
     monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without a ledger"))
     reason(ask(trainer, asked(broadcast(shaped, 1))))
@@ -173,7 +173,7 @@ def test_a_ledger_that_cannot_be_read_stops_the_site(born, asked, shaped, monkey
 def test_a_ledger_that_is_lost_closes_the_site(born, asked, shaped, monkeypatch) -> None:
     trainer = born(**LIMITED)
     assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
-    path = privacy_ledger.place(trainer.home, trainer.settings.data).path
+    path = privacy_ledger.ledger_of(trainer.home, trainer.settings.data).path
     kept = path.read_bytes()
     path.unlink()
     monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without a ledger"))
@@ -188,10 +188,27 @@ def test_a_ledger_that_is_lost_closes_the_site(born, asked, shaped, monkeypatch)
     assert len(entries(trainer)) == 2
 
 
+def test_an_audit_log_that_is_lost_closes_the_site(born, asked, shaped, monkeypatch) -> None:
+    """Whatever the month's budget counts, a site without that log does not know."""
+    trainer = born()
+    assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
+    (path,) = trainer.home.glob("audit-*.jsonl")
+    kept = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("trained without an audit log"))
+    assert reason(ask(trainer, asked(broadcast(shaped, 1)))) == redaction.FOLDER
+    assert reason(ask(trainer, asked(run="2" * 16))) == redaction.FOLDER
+    with pytest.raises(FolderError, match="is missing"):
+        born()
+    monkeypatch.undo()
+    path.write_bytes(kept)
+    assert isinstance(ask(born(), asked(broadcast(shaped, 1))), Update)
+
+
 def test_what_an_earlier_version_entered_is_counted_when_the_site_starts(born, asked, shaped) -> None:
     trainer = born()
     ask(trainer, asked(broadcast(shaped)))
-    path = privacy_ledger.place(trainer.home, trainer.settings.data).path
+    path = privacy_ledger.ledger_of(trainer.home, trainer.settings.data).path
     shutil.rmtree(trainer.home / "runs" / "privacy")  # as it was before anything was counted
     born(**LIMITED)
     path.unlink()
@@ -259,7 +276,7 @@ def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, s
     assert entry.examples == held(trainer, asked)
     assert [each.delta for each in trainer._budgets(20)] == [entry.examples**-1.1]
     assert [each.delta for each in trainer._budgets(5000)] == [5000**-1.1]
-    kept = privacy_ledger.place(trainer.home, trainer.settings.data)
+    kept = privacy_ledger.ledger_of(trainer.home, trainer.settings.data)
     assert privacy_ledger.most_examples(kept) == entry.examples
 
 

@@ -131,7 +131,7 @@ def test_an_owner_sees_what_is_spent_of_a_sites_privacy(
     assert "Spent so far of each example: epsilon 0 of 8 at delta" in told.stdout
     assert not (kit / "shepherd").exists()  # nothing is made by looking
 
-    ledger = privacy_ledger.place(kit / "shepherd", SiteDataTable(source=str(source)))
+    ledger = privacy_ledger.ledger_of(kit / "shepherd", SiteDataTable(source=str(source)))
     spent = Spending(noise=2.0, sampling=Poisson(chance=0.2), steps=3)
     entry = Entry(when="", run="a", round=0, id="b", unit="example", spent=spent)
     assert privacy_ledger.spend(ledger, [], [entry]) is None

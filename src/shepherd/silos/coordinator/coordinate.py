@@ -51,7 +51,18 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
-from shepherd.run import card, changes, checkpoint, folder, ledger, lineage, release, starting, tracking
+from shepherd.run import (
+    card,
+    changes,
+    checkpoint,
+    claims,
+    folder,
+    ledger,
+    lineage,
+    release,
+    starting,
+    tracking,
+)
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -101,6 +112,8 @@ class SilosRun(HeldRun):
     _next_line: float = field(default_factory=lambda: time.monotonic() + progress.EVERY_S)
     """Monotonic time at which the next progress line is due."""
     _loaded: tuple[Path, ServerState] | None = None
+    _said: Mapping[str, Any] = field(default_factory=dict)
+    """The largest epsilon of single examples that a row has said, with its delta."""
 
     def __repr__(self) -> str:
         """The folder, the algorithm and the number of rounds."""
@@ -118,6 +131,9 @@ class SilosRun(HeldRun):
         """
         if _is_complete(self.holder, self.until):
             return
+        self._said = claims.largest(
+            self.folder, ledger.OF_EXAMPLES, read_rows(self.folder), "example_privacy"
+        )
         outcome: Row | None = None
         with closing(self.follower.news()) as updates:
             for news in updates:
@@ -232,6 +248,17 @@ class SilosRun(HeldRun):
             return row
         return {**row, "privacy": replace(privacy, again=again["privacy"]).row(row["round"])}
 
+    def _never_less(self, row: Row) -> Row:
+        """A row with no smaller epsilon of examples than one before it.
+
+        The server may have lost what it knew of a site that has left, and a site that is back may have other
+        examples.
+        """
+        if not (spent := row.get("example_privacy", self._said)):
+            return row
+        self._said = claims.at_least(spent, self._said)
+        return {**row, "example_privacy": self._said}
+
     def _privacy(self) -> ClientPrivacy | None:
         return _privacy(self.settings, len(self.follower.order.sites), self.consent)
 
@@ -240,7 +267,7 @@ class SilosRun(HeldRun):
         table, federation = self.settings.tuning, self.settings.federation
         if row["round"]:
             rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
-            row = {**self._counted(row), "learning_rate": rate}
+            row = {**self._never_less(self._counted(row)), "learning_rate": rate}
         self.holder.append(row)
         self._keep_ledger(row)
         self.follower.rows = row["round"] + 1

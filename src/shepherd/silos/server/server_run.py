@@ -24,7 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,13 +56,15 @@ from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
 from shepherd.rounds.ring import require_sums, rounding_fault, too_heavy
 from shepherd.rounds.waiting import require_enough
-from shepherd.run import checkpoint, folder, ledger
+from shepherd.run import checkpoint, claims, folder, ledger
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, read_rows, reconciled
 from shepherd.settings import RunSettings, SecureTable
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.protocol.wire import Reply, Scores
+from shepherd.silos.server import exposure
 from shepherd.silos.server import trusted_modules as trusted
+from shepherd.silos.server.exposure import Exposures
 from shepherd.silos.server.pooling import pooled
 from shepherd.silos.server.run_status import RunStatus
 from shepherd.silos.server.site_federation import (
@@ -118,6 +120,10 @@ class ServerRun:
     """What the rounds spend of each site's privacy; None if no transform hides sites."""
     _examples_again: int = 0
     """Rounds that count besides for single examples; see `run.ledger`."""
+    _exposures: Exposures = field(default_factory=Exposures)
+    """What the sites have trained up to the last finished round, under [privacy.examples]."""
+    _said: Mapping[str, Any] = field(default_factory=dict)
+    """The largest epsilon of single examples that a row has said, with its delta."""
     _status: RunStatus = field(init=False)
 
     def __post_init__(self) -> None:
@@ -211,35 +217,51 @@ class ServerRun:
     def _account(self, sizes: Mapping[str, int]) -> ExampleAccount:
         """The account of examples over sites of these sizes, with what is counted besides.
 
+        A site counts with the fewest examples that it has had, and delta is below 1 over the most that any
+        has had, those that have left the run included.
+
         Raises:
             SettingsError: as `example_level.of_run`, or for what is counted besides.
         """
-        account = example_level.of_run(self.settings, sizes)
-        steps = {(n, example_level.steps(self.settings.tuning, n)) for n in sizes.values()}
-        account = account.counting(self._examples_again, steps)
+        tuning = self.settings.tuning
+        found = {site: self._exposures.of(site, n, tuning) for site, n in sizes.items()}
+        account = example_level.of_run(self.settings, {site: each.fewest for site, each in found.items()})
+        most = {site: each.most for site, each in {**self._exposures.sites, **found}.items()}
+        largest = max(most, key=lambda site: most[site])
+        delta = example_level.delta_of(self.settings.privacy.delta, most[largest], f"client {largest}")
+        visits = {(each.fewest, example_level.steps(tuning, each.most)) for each in found.values()}
+        account = replace(account, delta=delta).counting(self._examples_again, visits)
         if account.limit is not None and not account.planned_epsilon <= account.limit:
             raise SettingsError(
                 f"{account.planned} visits of each client, with those that are counted besides, would spend"
-                f" epsilon {account.planned_epsilon:.3g}, above privacy.epsilon = {account.limit:g}"
+                f" epsilon {account.planned_epsilon:.3g} with the fewest examples that each has had, above"
+                f" privacy.epsilon = {account.limit:g}"
             )
         return account
 
-    def _examples_spent(self, asked: Counter[str], finished: int) -> Row:
-        """The epsilon of single examples after a round: the largest of any site. The ledger keeps it.
-
-        Args:
-            asked: rounds in which each site was asked, for as far as the log may say so.
-        """
-        sizes = {site: joined.examples for site, joined in self.silos.joined.items()}
-        if self.settings.privacy.examples is None or not sizes:
+    def _examples_spent(self, exposures: Exposures) -> Row:
+        """The epsilon of single examples after a round: the largest of any site. The ledger keeps it."""
+        if self.settings.privacy.examples is None:
             return {}
+        if not (sizes := self._sizes()):  # nobody was asked
+            return {"example_privacy": dict(self._said)} if self._said else {}
         account = self._account(sizes)
-        visits = {site: asked[site] if self._privacy is None else finished for site in sizes}
         made = [
-            (n, (visits[site] + account.again) * example_level.steps(self.settings.tuning, n))
-            for site, n in sizes.items()
+            (each.fewest, each.steps + account.again * example_level.steps(self.settings.tuning, each.most))
+            for each in exposures.sites.values()
         ]
-        return {"example_privacy": account.row(made)}
+        return {"example_privacy": claims.at_least(account.row(made), self._said)}
+
+    def _exposed_by(self, report: RoundReport) -> Exposures:
+        """What the sites have trained after a round."""
+        if self.settings.privacy.examples is None:
+            return self._exposures
+        asked = report.cohort if self._privacy is None else None
+        return self._exposures.after_round(self._sizes(), asked, self.settings.tuning)
+
+    def _sizes(self) -> dict[str, int]:
+        """How many examples each site has that is in this job."""
+        return {site: joined.examples for site, joined in self.silos.joined.items()}
 
     def _keep_ledgers(self, row: Row) -> None:
         """Write what the rounds have spent, once the last of them is saved."""
@@ -265,11 +287,11 @@ class ServerRun:
             self._log({"round": 0, **self._score(state)})
         self.silos.restore(state.round)
         taken = dict(rows[-1].get("taken", {})) if rows else {}
-        asked = Counter(site for row in rows for site in row.get("cohort", ()))
         for after, report in self._round_iterator(state):
             taken = _add_taken(taken, report)
-            asked.update(report.cohort)
-            row = {**self._row(after, report, taken, asked), **self._examples_spent(asked, after.round)}
+            self._exposures = self._exposed_by(report)
+            row = {**self._row(after, report, taken), **self._examples_spent(self._exposures)}
+            self._said = row.get("example_privacy", self._said)
             saved = Checkpoint(state=after, notes=self._notes(row))
             checkpoint.save(self.home / "checkpoints", saved, keep=KEPT_CHECKPOINTS)
             self._keep_ledgers(row)
@@ -304,8 +326,7 @@ class ServerRun:
         # needs `cryptography`, which a server without FLARE may lack
         from shepherd.silos.server.secure_federation import SecureFederation
 
-        sizes = {site: joined.examples for site, joined in self.silos.joined.items()}
-        if fault := rounding_fault(self.settings, method, sizes):
+        if fault := rounding_fault(self.settings, method, self._sizes()):
             self._status.echo(fault)  # a heavier site may join later
         anyone = ClientInfo(name="anyone", examples=1)
         asked = self._selection().size(len(self.order.sites))
@@ -343,7 +364,12 @@ class ServerRun:
                 f"{self.home} holds no checkpoint and the job brought none; submit the run again"
             )
         last = max(found, key=lambda saved: saved.state.round)
-        self._count_lost(read_rows(self.home), last.state.round)
+        rows = read_rows(self.home)
+        self._count_lost(rows, last.state.round)
+        if self.settings.privacy.examples is not None:
+            self._exposures = exposure.of_notes(last.notes, last.state.round)
+            rows.append(last.notes.get("row") or {})
+            self._said = claims.largest(self.home, ledger.OF_EXAMPLES, rows, "example_privacy")
         return last.state, reconciled(self.home, last.state.round, last.notes.get("row"))
 
     def _count_lost(self, rows: Sequence[Row], finished: int) -> None:
@@ -367,22 +393,22 @@ class ServerRun:
     def _notes(self, row: Row) -> Row:
         is_model = plugins.algorithm(self.settings.algorithm, self.trusted.all).server_is_model
         base = self.order.fingerprint
-        return {"positions": row.get("taken", {}), "row": row, "base": base, "is_model": is_model}
+        notes = {"positions": row.get("taken", {}), "row": row, "base": base, "is_model": is_model}
+        if self.settings.privacy.examples is not None:
+            notes[exposure.NOTE] = self._exposures.note()
+        return notes
 
-    def _row(
-        self, state: ServerState, report: RoundReport, taken: Mapping[str, int], asked: Mapping[str, int]
-    ) -> Row:
+    def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
         if self._privacy is not None:  # all else depends on who took part, or on what a site holds
             return {**report_row(report), "privacy": self._privacy.row(state.round)}
         began = time.perf_counter()
         due = state.round % self.settings.evaluation.every == 0
         scored = self._score(state) if due or state.round == self.settings.federation.rounds else {}
         scoring = time.perf_counter() - began
-        held = {site: joined.examples for site, joined in self.silos.joined.items()}
         return {
             **report_row(report),
             **scored,
-            **self._coverage(held, taken, asked),
+            **self._coverage(self._sizes(), taken),
             **({"ranks": fewer} if (fewer := self.silos.fewer()) else {}),
             "seconds": {
                 "round": report.seconds + scoring,
@@ -391,18 +417,16 @@ class ServerRun:
             },
         }
 
-    def _coverage(self, held: Mapping[str, int], taken: Mapping[str, int], asked: Mapping[str, int]) -> Row:
+    def _coverage(self, held: Mapping[str, int], taken: Mapping[str, int]) -> Row:
         """How far each site has gone through its examples, by its reports; on average, where it has none."""
         if self.settings.secure:
             return {}
         if self.settings.privacy.examples is None:
             return _coverage(held, taken)
-        tuning = self.settings.tuning
-        steps = {site: asked.get(site, 0) * example_level.steps(tuning, n) for site, n in held.items()}
-        chances = {site: example_level.chance(n, tuning.batch_size) for site, n in held.items()}
-        return {
-            "coverage": {site: poisson_batches.coverage(steps[site], chances[site]) for site in sorted(held)}
-        }
+        chances = {site: example_level.chance(n, self.settings.tuning.batch_size) for site, n in held.items()}
+        trained = self._exposures.sites
+        shares = {site: poisson_batches.coverage(trained[site].steps, chances[site]) for site in sorted(held)}
+        return {"coverage": shares}
 
     def _score(self, state: ServerState) -> Row:
         """Held-out loss over the sites that release theirs."""

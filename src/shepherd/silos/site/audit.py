@@ -2,11 +2,15 @@
 
     audit-2026-11.jsonl         the events of a month
     audit-2026-11.counts.json   counts of them, so that a request need not read the whole log; rebuilt from
-                                the log where the file is missing or does not match it
+                                the log where the file is missing
     audit.jsonl                 log of an earlier version: read, never written
 
 It records what was asked, what was decided and what was released. It never holds text of an example: a
 failure is recorded as the class of its error, and text from outside is cut short.
+
+The budgets of a month are counted from it. So a log that does not begin with what was counted, or has a line
+that cannot be read, closes the site: nobody knows then how much was asked. A line that a crash left
+unfinished is none, since nothing is done before its event is on the disk; it stays, and is marked.
 """
 
 from __future__ import annotations
@@ -42,6 +46,8 @@ FULL_LINES = 10
 MAX_RUN_CLASSES = 200
 """Event classes that are counted by run; beyond this many, the run is left out of the class."""
 TAIL_BYTES = 4096
+UNFINISHED = b" (unfinished)"
+"""End of a line that a crash cut short: it tells of nothing that was done."""
 What = Literal["granted", "refused", "answered", "failed"]
 RequestKey = tuple[str, int, str]
 """Run, round and id of a request."""
@@ -254,12 +260,12 @@ def record(path: Path, event: Event) -> None:
                 _append(
                     handle, json.dumps(_without_empty(line), allow_nan=False, separators=(",", ":")).encode()
                 )
+                if new:
+                    private.sync(log.parent)
                 counts = count_month(path, event.when[:7], counts)
-            _write_counts(_counts_file(log), counts)
+            _write_counts(_counts_file(log), counts)  # after the line: a crash leaves no count of what is not
         finally:
             os.close(handle)
-        if new:
-            private.sync(log.parent)
 
 
 def month_log(path: Path, month: str) -> Path:
@@ -299,8 +305,7 @@ def _append(handle: int, line: bytes) -> None:
     before = os.fstat(handle)
     if before.st_mode & 0o077:
         os.fchmod(handle, FILE_MODE)
-    torn = before.st_size and os.pread(handle, 1, before.st_size - 1) != b"\n"
-    rest = b"\n" * bool(torn) + line + b"\n"
+    rest = _ending(handle, before.st_size) + line + b"\n"
     try:
         while rest:
             rest = rest[os.write(handle, rest) :]
@@ -309,6 +314,18 @@ def _append(handle: int, line: bytes) -> None:
         with suppress(OSError):
             os.ftruncate(handle, before.st_size)
         raise
+
+
+def _ending(log: int, size: int) -> bytes:
+    """What ends the last line of a log: nothing, if it has an end; a mark, if a crash has cut it short."""
+    begin, torn = size, b""
+    while begin and b"\n" not in torn:
+        begin = max(0, begin - TAIL_BYTES)
+        torn = os.pread(log, size - begin, begin)
+    torn = torn.rpartition(b"\n")[2]
+    if not torn:
+        return b""
+    return b"\n" if _event(torn) else UNFINISHED + b"\n"
 
 
 @contextmanager
@@ -367,20 +384,25 @@ def count_month(path: Path, month: str, known: Counts | None = None) -> Counts:
     """Count the events of a month, from the stored counts (or `known`) and the lines added since.
 
     Raises:
-        FolderError: the log exists and cannot be read.
+        FolderError: the log exists and cannot be read, has a line that cannot, or does not begin with what
+            was counted.
     """
     log = month_log(path, month)
     with _os_errors_as_folder_error(log):
+        # before the log, to which another process may add a line, and count it, in between
+        before = known or _read_counts(_counts_file(log))
+        if before is None:
+            # a line of an earlier version's log that cannot be read may be one that a crash cut short
+            before = _with_events(Counts(), filter(None, map(_event, _lines(path))), month)
         if not log.exists():
-            return _add_lines(Counts(), _lines(path), month)
+            _require_counted(before.bytes == 0, log, before)
+            return before
         with open(log, "rb") as file:
-            before = known or _read_counts(_counts_file(log))
-            if before is None or not _matches_log(before, file.fileno()):
-                before = _add_lines(Counts(), _lines(path), month)
+            _require_counted(_matches_log(before, file.fileno()), log, before)
             file.seek(before.bytes)
             added = file.read()
             whole = added.rfind(b"\n") + 1  # an unfinished line is read again when it is complete
-            counts = _add_lines(before, added.split(b"\n"), month)
+            counts = _with_events(before, _events_of(log, added[:whole].split(b"\n")), month)
             size = before.bytes + whole
             return replace(counts, bytes=size, tail=_digest(file.fileno(), size))
 
@@ -389,13 +411,43 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n") if path.exists() else []
 
 
-def _add_lines(counts: Counts, lines: list[bytes], month: str) -> Counts:
-    found = (event for event in map(_event, lines) if event is not None and event.when.startswith(month))
-    return replace(counts, times=_add_events(counts.times, found))
+def _events_of(log: Path, lines: Iterable[bytes]) -> Iterator[Event]:
+    """The events of whole lines. An empty line is none, nor is one that a crash cut short.
+
+    Raises:
+        FolderError: a line cannot be read.
+    """
+    for line in lines:
+        event = _event(line)
+        if event is not None:
+            yield event
+        elif line.strip() and not line.endswith(UNFINISHED):
+            number = _lines(log).index(line) + 1
+            raise FolderError(
+                f"line {number} of audit log {log} cannot be read; restore it from a copy, or delete the line"
+                " if a crash cut it short: until then every request is refused"
+            )
+
+
+def _with_events(counts: Counts, found: Iterable[Event], month: str) -> Counts:
+    of_month = (event for event in found if event.when.startswith(month))
+    return replace(counts, times=_add_events(counts.times, of_month))
 
 
 def _matches_log(counts: Counts, log: int) -> bool:
+    if not counts.bytes:
+        return True
     return counts.bytes <= os.fstat(log).st_size and counts.tail == _digest(log, counts.bytes)
+
+
+def _require_counted(there: bool, log: Path, counts: Counts) -> None:
+    """Raise FolderError unless everything that was counted of a log is there."""
+    if not there:
+        raise FolderError(
+            f"audit log {log} {'was cut or changed' if any(_lines(log)) else 'is missing'}, and by"
+            f" {_counts_file(log)} it had {counts.bytes} bytes; restore it from a copy of that time, or"
+            " delete that file to count what is left of this month: until then every request is refused"
+        )
 
 
 def _digest(log: int, size: int) -> str:

@@ -205,7 +205,7 @@ def _refusals(site: SiteSettings, asks: RunSettings | None, name: str, examples:
 def _ledger(site: SiteSettings, kit: Path) -> privacy_ledger.Ledger:
     if not (kit / "startup").is_dir():  # an empty ledger of a wrong folder would say that nothing is spent
         raise SilosError(f"{kit} is no kit of a site; give the folder that `shepherd silos site` gets")
-    return privacy_ledger.place(kit.absolute() / "shepherd", site.data)
+    return privacy_ledger.ledger_of(kit.absolute() / "shepherd", site.data)
 
 
 def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: int) -> tuple[str, ...]:

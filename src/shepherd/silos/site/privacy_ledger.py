@@ -10,7 +10,8 @@ site. So does a ledger that is missing, or does not begin with the lines that we
 another folder, which is lost less easily together with it.
 
 DIGEST is of the source, whatever is read of it. An earlier version had names of 16 digits, of a source's
-configuration and part as well; what it entered is still read, and counts.
+configuration and part as well, and then names of an id of the hub as it was written; what it entered is still
+read, and counts.
 """
 
 from __future__ import annotations
@@ -84,26 +85,35 @@ class Ledger:
     """Files of an earlier version that count for this source as well; nothing is added to them."""
 
 
-def place(home: Path, data: SiteDataTable) -> Ledger:
+def ledger_of(home: Path, data: SiteDataTable) -> Ledger:
     """The ledger of a data source, whatever its configuration and part, which may hold the same examples.
 
-    Two links to one file are one source. A Hugging Face id is taken as it is written.
+    Two links to one file are one source. So are two spellings of an id of the hub, where capital and small
+    letters are the same.
     """
-    source = os.path.realpath(data.source) if os.path.isabs(data.source) else data.source
-    folder, digest = home / FOLDER, hashlib.sha256(os.fsencode(source)).hexdigest()
-    former = (folder / f"{name}.jsonl" for name in _former(home, data))
-    return Ledger(folder / f"{digest[:NAME_DIGITS]}.jsonl", tuple(former))
+    is_path = os.path.isabs(data.source)
+    source = os.path.realpath(data.source) if is_path else data.source.strip().strip("/").casefold()
+    folder, name = home / FOLDER, _digest(source)
+    former = [each for each in _former(home, data) if each != name]
+    return Ledger(folder / f"{name}.jsonl", tuple(folder / f"{each}.jsonl" for each in former))
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha256(os.fsencode(source)).hexdigest()[:NAME_DIGITS]
 
 
 def _former(home: Path, data: SiteDataTable) -> list[str]:
     """Names of ledgers of an earlier version that are here, or were counted here, and may be of this source.
 
-    An id of the hub was joined to the folder in which the site was started. Nobody knows that folder now, so
-    every such ledger counts.
+    An id of the hub was first joined to the folder in which the site was started. Nobody knows that folder
+    now, so every such ledger counts. Later it was taken as it was written, so the ledger counts that has the
+    name of what is written now.
     """
-    files = (each for folder in (FOLDER, COUNTS) for each in (home / folder).glob("*.json*"))
-    there = {each.stem for each in files if re.fullmatch(rf"[0-9a-f]{{{FORMER_DIGITS}}}", each.stem)}
-    if os.path.isabs(data.source):
+    files = {each.stem for folder in (FOLDER, COUNTS) for each in (home / folder).glob("*.json*")}
+    there = {each for each in files if re.fullmatch(rf"[0-9a-f]{{{FORMER_DIGITS}}}", each)}
+    if not os.path.isabs(data.source):
+        there |= {_digest(data.source)} & files
+    else:
         there &= {
             hashlib.sha256(json.dumps([source, config, part]).encode()).hexdigest()[:FORMER_DIGITS]
             for source in (os.path.abspath(data.source), os.path.realpath(data.source))
@@ -126,8 +136,8 @@ def read(ledger: Ledger) -> list[Entry]:
     ]
 
 
-def check(ledger: Ledger) -> list[Entry]:
-    """All visits so far, and count the lines, so that the loss of any is noticed from now on.
+def count_lines(ledger: Ledger) -> list[Entry]:
+    """All visits so far. Their lines are counted, so that the loss of any is noticed from now on.
 
     Raises:
         FolderError: as for `read`, or the count cannot be written.

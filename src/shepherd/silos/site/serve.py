@@ -45,7 +45,7 @@ def join(folder: str | Path, site_toml: str | Path, echo: Callable[[str], None])
 
 def _visits(kit: Kit, settings: SiteSettings) -> str:
     """How many visits the ledger counts, which shows whether a new kit has the ledger of the old one."""
-    entries = privacy_ledger.read(privacy_ledger.place(kit.home, settings.data))
+    entries = privacy_ledger.read(privacy_ledger.ledger_of(kit.home, settings.data))
     visits = len({(entry.when, entry.run, entry.round, entry.id) for entry in entries})
     counts = f"counts {visits:,} visit{'s' * (visits != 1)}" if visits else "is new: no visit counts as spent"
     return f"the privacy ledger of {settings.data.source} {counts}"

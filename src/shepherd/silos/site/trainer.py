@@ -100,7 +100,8 @@ class Trainer:
             home.mkdir(parents=True, exist_ok=True)
             home.chmod(0o700)
         if settings.policy.require_privacy:
-            privacy_ledger.check(self._ledger())
+            privacy_ledger.count_lines(self._ledger())
+        audit.count_month(home / audit.FILE, audit.month_of(_now()))  # tell the owner now if it is not whole
         self.store, self.cache = Store(home), DataCache(home, name)
         self.sums = SecureSums(
             name, self.store, settings.policy, lambda: secure_sums.kit_signer(home, settings.policy)
@@ -377,7 +378,7 @@ class Trainer:
         return policy.budgets(self.settings.policy, most)
 
     def _ledger(self) -> privacy_ledger.Ledger:
-        return privacy_ledger.place(self.home, self.settings.data)
+        return privacy_ledger.ledger_of(self.home, self.settings.data)
 
     def _refuse_over(self, would_be: str | None) -> None:
         if would_be is not None:
