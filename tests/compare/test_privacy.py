@@ -239,9 +239,22 @@ def test_an_epsilon_without_bound_makes_the_sum_one() -> None:
         (CLIENTS.replace("poisson", "power_of_choice"), "power_of_choice"),
         (f"{CLIENTS} federation.weights=examples", "federation.weights"),
         (f"{CLIENTS} privacy.epsilon=0.1", "privacy.epsilon allows 0.1"),
+        (CLIENTS.replace("noise=2.0", "noise=1e-9"), "can show no epsilon"),
         (f"{EXAMPLES} federation.weights=examples", "federation.weights"),
+        (f"{EXAMPLES} privacy.epsilon=0.001", "above privacy.epsilon = 0.001"),
+        (EXAMPLES.replace("noise=2.0", "noise=0.0001"), "can show no epsilon"),
+        (f"{EXAMPLES} privacy.delta=0.5", "delta is 0.5, and client"),
     ],
-    ids=["selection", "weights", "budget", "weights of examples"],
+    ids=[
+        "selection",
+        "weights",
+        "budget",
+        "no epsilon",
+        "weights of examples",
+        "budget of examples",
+        "no epsilon of examples",
+        "delta of examples",
+    ],
 )
 def test_a_variant_whose_noise_is_refused_costs_no_training(
     llama_folder: Path, source: Path, tmp_path: Path, variant: str, sentence: str

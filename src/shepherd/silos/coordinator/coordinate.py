@@ -45,7 +45,7 @@ from shepherd.model import base as bases
 from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
-from shepherd.privacy import client_level
+from shepherd.privacy import client_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, rehearse, start, weights
@@ -373,13 +373,9 @@ def open_run(
         sites=sites,
         settings=jobspec.settings_of(filled),
     )
-    if (privacy := _privacy(settings, len(sites), consent)) is None:
-        client_level.require_noise(settings)
-    else:
-        privacy.require_within()
-        privacy.require_bounded()
-        for sentence in privacy.sentences():
-            echo(sentence)
+    privacy = required.of_clients(settings, method, selection, len(sites), consent.plugins)
+    for sentence in privacy.sentences() if privacy is not None else ():
+        echo(sentence)
     kept = state_file.text(Path(kit), order, None)
     holder = folder.create(settings.output, settings, plan.text(), kept)
     with holder.closed_on_error():
