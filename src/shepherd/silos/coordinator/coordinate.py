@@ -51,7 +51,18 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
-from shepherd.run import card, changes, checkpoint, folder, ledger, lineage, release, starting, tracking
+from shepherd.run import (
+    card,
+    changes,
+    checkpoint,
+    folder,
+    hidden,
+    ledger,
+    lineage,
+    release,
+    starting,
+    tracking,
+)
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -139,8 +150,13 @@ class SilosRun(HeldRun):
         Returns:
             `adapter`, its folder, or None where each site keeps a part of its model; `answers`, category ->
             (share correct before, share correct after); and `remarks`, the verdict of the release gate.
+
+        Raises:
+            FolderError: a ledger of the run is missing.
         """
         self.holder.require_held()
+        rows = read_rows(self.folder)
+        hidden.require_ledgers(self.folder, self.settings, rows)
         adapter = self._state().adapter
         if not plugins.algorithm(self.settings.algorithm, self.consent.plugins).server_is_model:
             self._record_end({})
@@ -152,7 +168,6 @@ class SilosRun(HeldRun):
         if answer and self.settings.evaluation.answers:
             began = starting.before(self.folder, self.settings, self.base)
             scores = answer_heldout(self.holder, self.planned, self.base, (began, adapter), self._heldout())
-        rows = read_rows(self.folder)
         card.write(
             self.holder.adapter,
             self.planned,
@@ -241,8 +256,8 @@ class SilosRun(HeldRun):
         if row["round"]:
             rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
             row = {**self._counted(row), "learning_rate": rate}
+        self._keep_ledger(row)  # first: nothing is told of a round whose spending is not written
         self.holder.append(row)
-        self._keep_ledger(row)
         self.follower.rows = row["round"] + 1
         self.trackers.log(row)
         return row
