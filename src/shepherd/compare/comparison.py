@@ -361,8 +361,8 @@ def _write_results(
         references=(CENTRALISED, BY_STEPS),
         amounts=table.unequal(chosen, trained),
     )
-    spent = {arm.name: _spent(run, arm, spec.seeds) for arm in chosen}
-    tuned = {arm.name: spent[arm.name] for arm in chosen if arm.name not in UNTRAINED}
+    private = {arm.name: _trained(run, arm, spec.seeds) for arm in chosen}
+    tuned = {arm.name: private[arm.name] for arm in chosen if arm.name not in UNTRAINED}
     notes = [*table.notes(measures, asked, prepared, reference), *privacy.said(tuned)]
     kept = read_json(compare_folder(run) / COMPARISON) or {}
     result = {
@@ -374,7 +374,13 @@ def _write_results(
         "measures": [each.measure.row() for each in measures],
         "arms": [
             table.arm_row(
-                arm, measures, scores[arm.name], asked, prepared, trained[arm.name], spent[arm.name][0]
+                arm,
+                measures,
+                scores[arm.name],
+                asked,
+                prepared,
+                trained[arm.name],
+                private[arm.name][0].spent,
             )
             for arm in chosen
         ],
@@ -393,11 +399,11 @@ def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
     return [each for each in found if each is not None]
 
 
-def _spent(run: Path, arm: Arm, seeds: int) -> list[privacy.Spent]:
-    """What each training of the arm spent of its clients' privacy."""
+def _trained(run: Path, arm: Arm, seeds: int) -> list[privacy.Trained]:
+    """What each training of the arm spent of its clients' privacy, and what was before it."""
     if arm.kind not in ("federated", "variant"):
-        return [{}]
-    return [privacy.spent(arm_folder(run, number, arm)) for number in range(seeds)]
+        return [privacy.Trained(spent={})]
+    return [privacy.trained(arm_folder(run, number, arm)) for number in range(seeds)]
 
 
 def _training_of(run: Path, arm: Arm) -> Row | None:
