@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from shepherd.compare.comparison import compare
 from shepherd.compare.privacy import Trained, said, spent
 from shepherd.compare.runs import compare_runs
 from shepherd.compare.training import totals
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.overrides import overridden
 from shepherd.privacy.guarantee import Guarantee, composed
+from shepherd.run import ledger
 from shepherd.run.folder import planned
 from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
@@ -134,6 +136,18 @@ def test_finished_runs_are_compared_whatever_they_hide(trained: dict[str, Path],
     text = Outline(page.html(report)).tagged("main")[0]["text"]
     for shown in (stream.getvalue(), text):
         assert f"epsilon {arms['clients']['privacy']['epsilon']:.3g}" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("clients", ledger.LEDGER), ("examples", ledger.OF_EXAMPLES), ("both", ledger.LEDGER)]
+)
+def test_a_run_whose_ledger_is_gone_is_compared_with_none(
+    trained: dict[str, Path], tmp_path: Path, name: str, file: str
+) -> None:
+    shutil.copytree(trained[name], tmp_path / "run")
+    (tmp_path / "run" / file).unlink()
+    with pytest.raises(FolderError, match=f"{file} is missing"):
+        compare_runs([trained["plain"], tmp_path / "run"])
 
 
 # --- variants of one run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shepherd.io.phrases import listed
 from shepherd.privacy.guarantee import Guarantee, composed
-from shepherd.run import ledger, lineage, starting
+from shepherd.run import folder, hidden, ledger, lineage, starting
 from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
 
@@ -41,8 +41,9 @@ def trained(path: Path) -> Trained:
     """What a finished run has spent, and what was before it.
 
     Raises:
-        ShepherdError: a file of the run is damaged or missing.
+        ShepherdError: a file of the run is damaged, or missing as its ledger.
     """
+    hidden.require_ledgers(path, folder.planned(path), read_rows(path))
     before = lineage.before(path)
     told = all(bool(each.spent) == bool(each.guarantees) for each in before)
     return Trained(
