@@ -68,16 +68,16 @@ def hub_id(name: str, *embedded: str) -> str | None:
     return name if paths.is_hub_id(name) and name not in embedded else None
 
 
-def _guarantees(privacy: Row, of_examples: Row | None) -> dict[str, dict[str, float | None]]:
-    found = (("privacy", privacy), ("example_privacy", of_examples))
-    return {key: Guarantee.of(each).row() for key, each in found if each}
-
-
 def _spent(last: Row, privacy: Row) -> Iterator[str]:
     for found, unit in ((privacy, "client"), (last.get("example_privacy"), "example")):
         if found:
             epsilon = epsilon_text(found["epsilon"], 4)
             yield f"epsilon {epsilon} at delta {found['delta']:.3g} for each {unit}"
+
+
+def _guarantees(privacy: Row, of_examples: Row | None) -> dict[str, dict[str, float | None]]:
+    found = (("privacy", privacy), ("example_privacy", of_examples))
+    return {key: Guarantee.of(each).row() for key, each in found if each}
 
 
 def of_run(path: Path) -> tuple[Training, ...]:

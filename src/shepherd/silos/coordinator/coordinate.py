@@ -256,7 +256,7 @@ class SilosRun(HeldRun):
         if row["round"]:
             rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
             row = {**self._counted(row), "learning_rate": rate}
-        self._keep_ledger(row)  # first: nothing is told of a round whose spending is not written
+        self._keep_ledger(row)  # first: a log may not say that a round was released of which no ledger knows
         self.holder.append(row)
         self.follower.rows = row["round"] + 1
         self.trackers.log(row)
