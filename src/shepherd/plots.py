@@ -70,7 +70,7 @@ def fairness(folder: str | Path) -> Figure:
     worst = {name: drawn for name, drawn in series.items() if name == "worst client"}
     spread = {name: drawn for name, drawn in series.items() if name not in worst}
     if not any(series.values()):
-        raise DataError(_nothing(report, label))
+        raise DataError(_nothing(report, label, by_client=True))
     panels = [(f"held-out loss, {_NATS}", {**mean, **worst}), (f"spread, {_NATS}", spread), *own]
     return _lines(report, label, panels)
 
@@ -100,7 +100,7 @@ def clients(folder: str | Path) -> Figure:
     report = collect(folder)
     held = report["holdings"]
     if not held:
-        raise DataError(_nothing(report, "Examples by client and category"))
+        raise DataError(_nothing(report, "Examples by client and category", by_client=True))
     names = sorted({name for mix in held.values() for name in mix})
     counts = np.array([[mix.get(name) or 0 for name in names] for mix in held.values()], dtype=np.int64)
     title = f"{counts.sum():,} examples, {len(held)} clients"
@@ -117,7 +117,7 @@ def losses_by_client(folder: str | Path) -> Figure:
     report = collect(folder)
     found = report["client_loss"]
     if not found["columns"]:
-        raise DataError(_nothing(report, "Held-out loss by client"))
+        raise DataError(_nothing(report, "Held-out loss by client", by_client=True))
     arms = {
         ("local" if arm == OWN_ARM else arm): [row[arm] for row in found["rows"].values()]
         for arm in found["columns"]
@@ -144,10 +144,16 @@ def _lines(report: dict[str, Any], title: str, panels: Sequence[drawing.Panel]) 
     return drawing.lines([panel for panel in drawn if panel[1]], f"{report['title']}: {title}")
 
 
-def _nothing(report: dict[str, Any], what: str) -> str:
-    why = (
-        "noise hides its clients"
-        if report["privacy"]
-        else "nothing of it is recorded yet; see which figures a round has in rounds.jsonl"
-    )
+def _nothing(report: dict[str, Any], what: str, *, by_client: bool = False) -> str:
+    """Why a figure cannot be drawn.
+
+    Args:
+        by_client: whether it is made of what each client holds.
+    """
+    if report["hides"]["clients"]:
+        why = "noise hides its clients"
+    elif report["hides"]["examples"] and by_client:
+        why = "noise hides its clients' examples"
+    else:
+        why = "nothing of it is recorded yet; see which figures a round has in rounds.jsonl"
     return f"{what} of the run {report['title']} cannot be drawn: {why}"

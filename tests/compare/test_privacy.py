@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
-from shepherd.compare.privacy import said, spent
+from shepherd.compare.privacy import Trained, said, spent
 from shepherd.compare.runs import compare_runs
 from shepherd.compare.training import totals
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.overrides import overridden
+from shepherd.privacy.guarantee import Guarantee, composed
+from shepherd.run import ledger
 from shepherd.run.folder import planned
+from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
@@ -97,9 +101,10 @@ def test_what_a_run_hides_is_no_number(trained: dict[str, Path]) -> None:
 
 def test_what_a_run_spent_is_that_of_its_last_round(trained: dict[str, Path]) -> None:
     last = {name: read_rows(path)[-1] for name, path in trained.items()}
-    assert spent(trained["clients"]) == {"privacy": last["clients"]["privacy"]}
-    assert spent(trained["examples"]) == {"example_privacy": last["examples"]["example_privacy"]}
-    assert spent(trained["both"])["privacy"] == last["both"]["privacy"]
+    told = {name: {key: each.row() for key, each in spent(path).items()} for name, path in trained.items()}
+    assert told["clients"] == {"privacy": last["clients"]["privacy"]}
+    assert told["examples"] == {"example_privacy": last["examples"]["example_privacy"]}
+    assert told["both"]["privacy"] == last["both"]["privacy"]
     assert spent(trained["plain"]) == spent(trained["summed"]) == {}
     assert last["clients"]["privacy"]["epsilon"] > 0.01
 
@@ -131,6 +136,18 @@ def test_finished_runs_are_compared_whatever_they_hide(trained: dict[str, Path],
     text = Outline(page.html(report)).tagged("main")[0]["text"]
     for shown in (stream.getvalue(), text):
         assert f"epsilon {arms['clients']['privacy']['epsilon']:.3g}" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("clients", ledger.LEDGER), ("examples", ledger.OF_EXAMPLES), ("both", ledger.LEDGER)]
+)
+def test_a_run_whose_ledger_is_gone_is_compared_with_none(
+    trained: dict[str, Path], tmp_path: Path, name: str, file: str
+) -> None:
+    shutil.copytree(trained[name], tmp_path / "run")
+    (tmp_path / "run" / file).unlink()
+    with pytest.raises(FolderError, match=f"{file} is missing"):
+        compare_runs([trained["plain"], tmp_path / "run"])
 
 
 # --- variants of one run
@@ -210,24 +227,105 @@ def test_the_pages_of_a_run_with_noise_have_no_number_that_it_hides(
 
 
 def test_epsilons_and_deltas_are_added_up_by_unit() -> None:
-    one = {"privacy": {"epsilon": 1.0, "delta": 1e-5}, "example_privacy": {"epsilon": 0.5, "delta": 1e-4}}
-    two = {"privacy": {"epsilon": 2.5, "delta": 2e-5}}
-    text = " ".join(said({"one": [one], "two": [two], "plain": [{}]}))
+    one = Trained(spent={"privacy": Guarantee(1.0, 1e-5), "example_privacy": Guarantee(0.5, 1e-4)})
+    two, plain = Trained(spent={"privacy": Guarantee(2.5, 2e-5)}), Trained(spent={})
+    text = " ".join(said({"one": [one], "two": [two], "plain": [plain]}))
     assert "one spent epsilon 1 at delta 1e-05 for each client" in text
     assert "and epsilon 0.5 at delta 0.0001 for each example" in text
     assert "for each client epsilon 3.5 at delta 3e-05" in text
     assert "for each example epsilon" not in text
     assert "plain adds no noise" in text
-    assert said({"plain": [{}], "other": [{}]}) == []
+    assert said({"plain": [plain], "other": [plain]}) == []
     alone = said({"one": [two]})
     assert not any("adds up" in each for each in alone)
 
 
 def test_an_epsilon_without_bound_makes_the_sum_one() -> None:
-    none, some = ({"example_privacy": {"epsilon": each, "delta": 1e-5}} for each in (None, 1.0))
+    none, some = (Trained(spent={"example_privacy": Guarantee(each, 1e-5)}) for each in (None, 1.0))
     text = " ".join(said({"one": [none], "two": [some]}))
     assert "one spent epsilon unbounded at delta 1e-05 for each example" in text
     assert "for each example epsilon unbounded at delta 2e-05" in text
+
+
+def test_trainings_of_an_arm_that_spent_unequal_amounts_are_said_apart() -> None:
+    """As where one of them has made a released round again."""
+    one, two = (Trained(spent={"privacy": Guarantee(each, 1e-5)}) for each in (1.0, 1.5))
+    assert said({"arm": [one, two]})[0] == (
+        "arm spent, in its 2 trainings one after another: epsilon 1 at delta 1e-05 for each client; epsilon"
+        " 1.5 at delta 1e-05 for each client."
+    )
+    assert said({"arm": [one, one]})[0].endswith(", in each of its 2 trainings.")
+
+
+# --- what the arms began with
+
+
+def before(name: str, adapter: str, epsilon: float | None = None) -> Training:
+    if epsilon is None:
+        return Training(run=name, data="rows.jsonl", adapter=adapter)
+    row = {"epsilon": epsilon, "delta": 1e-5}
+    spent = f"epsilon {epsilon} at delta 1e-05 for each client"
+    return Training(run=name, data="rows.jsonl", adapter=adapter, spent=spent, guarantees={"privacy": row})
+
+
+def private(epsilon: float, adapter: str = "", *earlier: Training) -> Trained:
+    return Trained(spent={"privacy": Guarantee(epsilon, 1e-5)}, before=earlier, adapter=adapter)
+
+
+def test_each_start_is_added_once() -> None:
+    start, next_ = before("start", "aaa", 4.0), before("next", "bbb", 0.25)
+    arms = {"one": [private(1.0, "c", start)], "two": [private(2.0, "d", start, next_)]}
+    text = " ".join(said(arms))
+    assert text.count("Before, start spent epsilon 4 at delta 1e-05 for each client.") == 1
+    assert "Before, next spent epsilon 0.25" in text
+    assert "adds up: for each client epsilon 7.25 at delta 4e-05" in text
+
+
+def test_two_starts_whose_records_are_alike_are_two() -> None:
+    arms = {"one": [private(1.0, "c", before("cl", "aaa", 4.0))]}
+    arms |= {"two": [private(2.0, "d", before("cl", "bbb", 4.0))]}
+    assert "adds up: for each client epsilon 11 at delta 4e-05" in " ".join(said(arms))
+
+
+def test_a_start_that_is_an_arm_itself_is_not_added_again() -> None:
+    arms = {"cl": [private(4.0, "aaa")], "then": [private(1.0, "b", before("cl", "aaa", 4.0))]}
+    text = " ".join(said(arms))
+    assert "Before" not in text
+    assert "adds up: for each client epsilon 5 at delta 2e-05" in text
+
+
+def test_one_arm_and_its_start_are_a_sum_too() -> None:
+    text = " ".join(said({"one": [private(1.0, "c", before("start", "aaa", 4.0))]}))
+    assert "adds up: for each client epsilon 5 at delta 2e-05" in text
+
+
+def test_an_arm_with_noise_on_a_start_without_is_said_to_protect_the_rest_alone() -> None:
+    text = " ".join(said({"one": [private(1.0, "c", before("plain", "aaa"))], "two": [private(1.0, "d")]}))
+    assert "one began with an adapter whose training claims no privacy" in text
+    unknown = Trained(spent={"privacy": Guarantee(1.0, 1e-5)}, unknown_start=True)
+    assert "one began with an adapter that was tuned before: what that" in " ".join(said({"one": [unknown]}))
+    assert "began with" not in " ".join(said({"one": [private(1.0, "c")]}))
+
+
+def test_runs_that_began_with_the_same_adapter_are_added_up_with_it(
+    llama_folder: Path, source: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = []
+    for name in ("one", "two"):
+        asked = table(llama_folder, source, tmp_path / name, CLIENTS)
+        with open_run(overridden(asked, [f"adapter.start={trained['clients']}"])) as run:
+            for _ in run.rounds():
+                pass
+            run.finish(answer=False)
+        paths.append(tmp_path / name)
+    verdicts = " ".join(compare_runs(paths, ["evaluation.answers=2"])["verdicts"])
+    once = spent(trained["clients"])["privacy"]
+    parts = [once, *(spent(path)["privacy"] for path in paths)]
+    assert f"Before, clients spent {once.text()} for each client." in verdicts
+    assert f"adds up: for each client {composed(parts).text()}" in verdicts
+    # beside the run itself it is counted once
+    verdicts = " ".join(compare_runs([trained["clients"], paths[0]], ["evaluation.answers=2"])["verdicts"])
+    assert f"adds up: for each client {composed(parts[:2]).text()}" in verdicts
 
 
 # --- what is asked
@@ -239,9 +337,22 @@ def test_an_epsilon_without_bound_makes_the_sum_one() -> None:
         (CLIENTS.replace("poisson", "power_of_choice"), "power_of_choice"),
         (f"{CLIENTS} federation.weights=examples", "federation.weights"),
         (f"{CLIENTS} privacy.epsilon=0.1", "privacy.epsilon allows 0.1"),
+        (CLIENTS.replace("noise=2.0", "noise=1e-9"), "can show no epsilon"),
         (f"{EXAMPLES} federation.weights=examples", "federation.weights"),
+        (f"{EXAMPLES} privacy.epsilon=0.001", "above privacy.epsilon = 0.001"),
+        (EXAMPLES.replace("noise=2.0", "noise=0.0001"), "can show no epsilon"),
+        (f"{EXAMPLES} privacy.delta=0.5", "delta is 0.5, and client"),
     ],
-    ids=["selection", "weights", "budget", "weights of examples"],
+    ids=[
+        "selection",
+        "weights",
+        "budget",
+        "no epsilon",
+        "weights of examples",
+        "budget of examples",
+        "no epsilon of examples",
+        "delta of examples",
+    ],
 )
 def test_a_variant_whose_noise_is_refused_costs_no_training(
     llama_folder: Path, source: Path, tmp_path: Path, variant: str, sentence: str

@@ -114,6 +114,7 @@ def test_a_run_that_plans_more_than_its_budget_is_refused_before_it_starts() -> 
 def test_a_round_that_asks_a_share_counts_that_share_and_a_client_beyond_it_sits_out() -> None:
     half = example_level.of_run(run({"epsilon": 8.0}), {"a": 200}, share=0.5)
     assert half.planned == 2
+    assert half.sentence.endswith("; none makes a visit that would take it above 8")
     assert half.refusal("a", 200, 5, 5) is None
     tight = example_level.of_run(run({"epsilon": half.planned_epsilon + 0.01}), {"a": 200}, share=0.5)
     assert tight.refusal("a", 200, 5, 5) is None
@@ -124,7 +125,13 @@ def test_a_round_that_asks_a_share_counts_that_share_and_a_client_beyond_it_sits
 
 
 def test_without_a_limit_nobody_sits_out() -> None:
-    assert example_level.of_run(run(), {"a": 200}).refusal("a", 200, 10_000, 5) is None
+    """So chance may ask one client in every round, and the account counts all of them."""
+    found = example_level.of_run(run(), {"a": 200}, share=0.25)
+    assert found.refusal("a", 200, 10_000, 5) is None
+    assert found.planned == 4
+    assert found.planned_epsilon == found.epsilon(200, 20)
+    assert "4 visits of a client would spend" in found.sentence
+    assert "above" not in found.sentence
 
 
 def test_delta_is_below_one_over_the_examples_of_each_client() -> None:

@@ -43,6 +43,11 @@ def test_each_draw_of_an_epoch_that_was_begun_counts_as_an_epoch(steps) -> None:
     assert privacy(Shuffled(steps=steps)).redone(3, 3) == 0
 
 
+def test_the_cases_of_the_docstring() -> None:
+    drawings = (Poisson(chance=0.5), FixedSize(size=5, of=10), Shuffled(steps=5), Turns(every=2))
+    assert [privacy(sampling).redone(4, 7) for sampling in drawings] == [3, 3, 10, 4]
+
+
 def turns(every: int) -> Iterator[tuple[int, ...]]:
     """All ways in which a client may take part in rounds, in at most one of `every` in a row."""
     for asked in product([0, 1], repeat=MOST):

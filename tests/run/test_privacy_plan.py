@@ -67,11 +67,39 @@ def test_the_examples_of_each_client_are_counted_in_the_data(tmp_path) -> None:
 
 def test_a_share_of_the_rounds_counts_as_such_unless_noise_hides_who_is_asked() -> None:
     made = overridden(planned(), [*POISSON, "federation.rounds=4", "tuning.max_steps=5"])
-    half = privacy_plan.plan(made, examples=[300])
+    half = privacy_plan.plan(overridden(made, ["privacy.epsilon=8.0"]), examples=[300])
     assert half.examples.what.startswith("2 visits of a client, each of 5 steps")
-    both = privacy_plan.plan(overridden(made, [GAUSSIAN]), examples=[300])
+    said = " ".join(half.sentences())
+    assert "each asked in a share of 0.5 of the rounds" in said
+    assert "it sits out before it is above privacy.epsilon" in said
+    both = privacy_plan.plan(overridden(made, [GAUSSIAN, "privacy.epsilon=8.0"]), examples=[300])
     assert both.examples.what.startswith("4 visits of a client")
     assert both.clients.what.startswith("4 rounds with noise = 4")
+
+
+def test_without_a_budget_nobody_sits_out_and_all_rounds_are_counted() -> None:
+    """Chance may ask one client in each of them."""
+    made = overridden(planned(), [*POISSON, "federation.rounds=4", "tuning.max_steps=5"])
+    found = privacy_plan.plan(made, examples=[300])
+    assert found.examples.what.startswith("4 visits of a client")
+    account = example_level.planned(made, {"a": 300}, 0.5)
+    assert found.examples.epsilon == account.planned_epsilon == account.epsilon(300, 20)
+    said = " ".join(found.sentences())
+    assert "each asked in every round" in said
+    assert "sits out" not in said
+
+
+@pytest.mark.parametrize("clients", [-1, 0, 1])
+def test_too_few_clients_are_a_mistake(clients) -> None:
+    settings = overridden(planned(), [GAUSSIAN, *POISSON])
+    with pytest.raises(SettingsError, match=f"noise hides one of several clients, .* {clients}; add some"):
+        privacy_plan.plan(settings, clients=clients, examples=[300])
+
+
+@pytest.mark.parametrize("size", [0, -5])
+def test_a_number_of_examples_that_is_none_is_a_mistake(size) -> None:
+    with pytest.raises(SettingsError, match=f"--examples {size} is no number of examples"):
+        privacy_plan.plan(planned(), examples=[300, size])
 
 
 def test_the_sites_of_a_run_have_the_examples_and_are_counted_in_every_round() -> None:
@@ -103,10 +131,18 @@ def written(folder: Path, settings: RunSettings) -> str:
     [
         (["privacy.epsilon=1.2"], 0, "That is within the 1.2 that privacy.epsilon allows."),
         (["privacy.epsilon=0.5"], 1, "That is above the 0.5 that privacy.epsilon allows."),
-        ([], 0, "1 visit of a client, each of 281 steps, with privacy.examples.noise = 0.89 spends epsilon"),
+        (
+            [],
+            0,
+            "1 visit of a client, each of 281 steps, with privacy.examples.noise = 0.89 would",
+        ),
         (["privacy.examples.noise=0.0005"], 1, "can show no epsilon"),
         ([GAUSSIAN, *POISSON, "privacy.epsilon=1.2"], 0, "1 round with noise = 4 in the transform gaussian"),
-        ([GAUSSIAN, *POISSON, "privacy.epsilon=0.8"], 1, "privacy.examples.noise = 0.89 spends epsilon 0.99"),
+        (
+            [GAUSSIAN, *POISSON, "privacy.epsilon=0.8"],
+            1,
+            "examples.noise = 0.89 would spend epsilon 0.99",
+        ),
     ],
 )
 def test_the_command_ends_with_1_if_one_of_the_levels_is_above_the_budget(

@@ -89,7 +89,7 @@ def test_the_log_says_what_is_planned_and_no_loss(llama_folder, source, tmp_path
     with shepherd.open_run(settings(llama_folder, source, tmp_path / "run", data={"holdout": 0.0})) as run:
         list(run.rounds())
     said = [record.getMessage() for record in caplog.records]
-    assert any("3 visits of a client spend epsilon" in line for line in said)
+    assert any("3 visits of a client would spend epsilon" in line for line in said)
     assert not any("loss" in line for line in said)
 
 
@@ -237,6 +237,19 @@ def test_a_run_of_an_earlier_version_with_such_noise_is_finished(
     assert "epsilon unbounded" in figures.line(read_rows(run.folder)[-1], rows, 3)
     assert json.loads((run.folder / ledger.OF_EXAMPLES).read_text())["epsilon"] is None
     assert "without bound" in html(collect(run.folder))
+
+
+def test_noise_for_which_there_is_no_epsilon_is_refused_when_a_run_goes_on(
+    llama_folder, source, tmp_path, monkeypatch
+) -> None:
+    examples = {"norm": 1.0, "noise": 0.0005}
+    little = settings(llama_folder, source, tmp_path / "run", privacy={"examples": examples})
+    with monkeypatch.context() as unasked:
+        unasked.setattr(ExampleAccount, "require_bounded", lambda self: None)
+        with shepherd.open_run(little) as run:
+            next(iter(run.rounds()))
+    with pytest.raises(SettingsError, match=r"can show no epsilon.*raise privacy\.examples\.noise"):
+        shepherd.resume(tmp_path / "run")
 
 
 # --- what is shown of the data

@@ -546,7 +546,7 @@ def test_the_command(tmp_path) -> None:
     path.write_text(dump(planned(1_000, 50, 100, 1.0)))
     found = CliRunner().invoke(main, ["privacy", "plan", str(path), "privacy.epsilon=2.0"])
     assert found.exit_code == 1, found.output
-    assert "100 rounds with noise = 1 in the transform gaussian spend epsilon 2.40" in found.output
+    assert "100 rounds with noise = 1 in the transform gaussian would spend epsilon 2.40" in found.output
     assert "That is above the 2 that privacy.epsilon allows." in found.output
     found = CliRunner().invoke(main, ["privacy", "plan", str(path), "transforms=[]"])
     assert found.exit_code == 2

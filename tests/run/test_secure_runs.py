@@ -261,7 +261,7 @@ def test_the_plan_of_the_command_line_shows_what_is_spent_and_who_is_trusted(noi
     assert found.exit_code == 0, found.output
     flat = " ".join(found.output.split())
     epsilon = json.loads((Path(noisy.output) / "privacy.json").read_text())["epsilon"]
-    assert f"3 rounds with noise = 2 in the transform skellam spend epsilon {epsilon:.4g}" in flat
+    assert f"3 rounds with noise = 2 in the transform skellam would spend epsilon {epsilon:.4g}" in flat
     assert "spends at most epsilon 3 at the same delta" in flat
     assert "add their shares of the noise and tell nobody what they added" in flat
 

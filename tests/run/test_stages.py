@@ -71,6 +71,22 @@ def test_noise_in_one_stage_is_trained(table) -> None:
     assert len(stages.required(staged(table, {}, named))) == 2
 
 
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ({"privacy": {"epsilon": 0.001, "examples": {"norm": 1.0, "noise": 1.0}}}, "above privacy.epsilon"),
+        ({"privacy": {"examples": {"norm": 1.0, "noise": 1e-4}}}, "can show no epsilon"),
+        ({"transforms": NOISE, "privacy": {"epsilon": 0.1}}, "privacy.epsilon allows 0.1"),
+        ({"transforms": [{**NOISE[0], "noise": 1e-9}]}, "can show no epsilon"),
+        ({"privacy": {"epsilon": 1.0}}, "nothing of this one does"),
+    ],
+)
+def test_a_stage_whose_noise_is_refused_costs_no_training(table, tmp_path, second, sentence) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        next(stages.open_stages(staged(table, {}, second)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_takes_the_folder_that_it_is_given(table, tmp_path, monkeypatch) -> None:
     """From another directory, and after the folder has moved."""
     monkeypatch.chdir(tmp_path)

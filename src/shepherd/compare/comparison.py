@@ -49,7 +49,7 @@ from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
-from shepherd.privacy import client_level
+from shepherd.privacy import required
 from shepherd.run import folder, stages
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
@@ -270,23 +270,21 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
         division = pipeline.divide(settings, consent.plugins)
         dataset.require_heldout(len(division.held.heldout), settings.data.source)
         arms(spec, sorted(division.clients))
-        _require_budget(settings, spec, len(division.clients), consent)
+        sizes = {name: len(share) for name, share in division.clients.items()}
+        _require_variants_private(settings, spec, sizes, consent)
     elif data_folder.whole(run / "data"):
         prepared = data_folder.load(run / "data")
         dataset.require_heldout(len(prepared.heldout), settings.data.source)
-        _require_budget(settings, spec, len(prepared.clients), consent)
+        sizes = {name: len(own) for name, own in prepared.clients.items()}
+        _require_variants_private(settings, spec, sizes, consent)
 
 
-def _require_budget(settings: RunSettings, spec: CompareSpec, clients: int, consent: Consent) -> None:
-    """Raise SettingsError if the noise of a variant gives its clients no guarantee, or less than is asked."""
+def _require_variants_private(
+    settings: RunSettings, spec: CompareSpec, sizes: Mapping[str, int], consent: Consent
+) -> None:
+    """Raise SettingsError if the noise of a variant gives no guarantee, or a weaker one than is asked for."""
     for each in spec.variants:
-        changed = overridden(settings, variant(each).overrides)
-        method = plugins.method(changed, consent.plugins)
-        spent = client_level.of_run(changed, method, plugins.selection(changed, consent.plugins), clients)
-        if spent is None:
-            client_level.require_noise(changed)
-        else:
-            spent.require_within()
+        required.require_private(overridden(settings, variant(each).overrides), sizes, consent.plugins)
 
 
 def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:
@@ -363,8 +361,8 @@ def _write_results(
         references=(CENTRALISED, BY_STEPS),
         amounts=table.unequal(chosen, trained),
     )
-    spent = {arm.name: _spent(run, arm, spec.seeds) for arm in chosen}
-    tuned = {arm.name: spent[arm.name] for arm in chosen if arm.name not in UNTRAINED}
+    private = {arm.name: _trained(run, arm, spec.seeds) for arm in chosen}
+    tuned = {arm.name: private[arm.name] for arm in chosen if arm.name not in UNTRAINED}
     notes = [*table.notes(measures, asked, prepared, reference), *privacy.said(tuned)]
     kept = read_json(compare_folder(run) / COMPARISON) or {}
     result = {
@@ -376,7 +374,13 @@ def _write_results(
         "measures": [each.measure.row() for each in measures],
         "arms": [
             table.arm_row(
-                arm, measures, scores[arm.name], asked, prepared, trained[arm.name], spent[arm.name][0]
+                arm,
+                measures,
+                scores[arm.name],
+                asked,
+                prepared,
+                trained[arm.name],
+                private[arm.name][0].spent,
             )
             for arm in chosen
         ],
@@ -395,11 +399,11 @@ def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
     return [each for each in found if each is not None]
 
 
-def _spent(run: Path, arm: Arm, seeds: int) -> list[privacy.Spent]:
-    """What each training of the arm spent of its clients' privacy."""
+def _trained(run: Path, arm: Arm, seeds: int) -> list[privacy.Trained]:
+    """What each training of the arm spent of its clients' privacy, and what was before it."""
     if arm.kind not in ("federated", "variant"):
-        return [{}]
-    return [privacy.spent(arm_folder(run, number, arm)) for number in range(seeds)]
+        return [privacy.Trained(spent={})]
+    return [privacy.trained(arm_folder(run, number, arm)) for number in range(seeds)]
 
 
 def _training_of(run: Path, arm: Arm) -> Row | None:

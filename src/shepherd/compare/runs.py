@@ -68,8 +68,8 @@ class RunToCompare:
     """Folder of the tokenised data: the run's own, or for a PEFT folder that of the first run."""
     trained: Totals | None
     """None for a PEFT folder, which does not say."""
-    spent: privacy.Spent
-    """What the run spent of its clients' privacy; empty for a PEFT folder."""
+    private: privacy.Trained
+    """What the run spent of its clients' privacy, and what was before it; nothing for a PEFT folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,7 @@ def _opened(paths: Sequence[Path]) -> tuple[list[RunToCompare], list[Example], i
             places=[keys[path].index(key) for key in order],
             data=path / "data",
             trained=totals(path),
-            spent=privacy.spent(path),
+            private=privacy.trained(path),
         )
         for path in whole
     }
@@ -199,7 +199,7 @@ def _beside(first: RunToCompare, name: str, path: Path) -> RunToCompare:
         path=path,
         settings=first.settings.model_copy(update={"adapter": table}),
         trained=None,
-        spent={},
+        private=privacy.Trained(spent={}),
     )
 
 
@@ -323,6 +323,7 @@ def _arm_row(run: RunToCompare, measures: Sequence[Measured], first: str) -> Row
         one = sample(each.values[run.name], drawn, each.weights, each.measure.span)
         return dict(interval(one).row())
 
+    spent = run.private.spent
     return {
         "name": run.name,
         "kind": "federated" if run.name == first else "variant",
@@ -330,7 +331,7 @@ def _arm_row(run: RunToCompare, measures: Sequence[Measured], first: str) -> Row
         "categories": {},
         "overrides": [],
         "trained": asdict(run.trained) if run.trained else None,
-        **{key: run.spent.get(key) for key in privacy.UNITS},
+        **{key: spent[key].row() if key in spent else None for key in privacy.UNITS},
         "measures": {each.measure.name: of(each) for each in measures},
         "category": {
             each.measure.name: {name: of(each, name) for name in sorted(set(each.draws.strata))}
@@ -347,7 +348,7 @@ def _notes(
     """Sentences on how the runs differ and on what was compared."""
     said = [_differs(runs[0], run) for run in runs[1:] if run.trained]
     said += [ADAPTER_ALONE.format(name=run.name, first=runs[0].name) for run in runs if not run.trained]
-    said += privacy.said({run.name: [run.spent] for run in runs if run.trained})
+    said += privacy.said({run.name: [run.private] for run in runs if run.trained})
     if any(each.measure == PER_CHARACTER for each in measures):
         said.append(
             "The runs have other tokens for the same examples, so their loss is given per character of the"

@@ -157,7 +157,7 @@ def arm_row(
         "categories": {} if spent else _categories(arm, prepared),
         "overrides": list(arm.overrides),
         "trained": trained,
-        **{key: spent.get(key) for key in UNITS},
+        **{key: spent[key].row() if key in spent else None for key in UNITS},
         "measures": {each.measure.name: _interval(each, arm.name) for each in measures},
         "category": {each.measure.name: _by_category(each, arm.name) for each in measures},
         "client_loss": known,

@@ -64,6 +64,14 @@ class ClientPrivacy:
         sum over the same clients would say more than a sum over others. Of an epoch in which each client has
         one round, both what was known of it and what is made again count as an epoch; who takes turns may
         have been in one of the lost rounds more, and noise that is correlated reaches into them from before.
+
+        Examples, with `finished` = 4 and `released` = 7, so that rounds 5, 6 and 7 are made again:
+
+        - `Poisson`, `FixedSize`: 3, one for each round.
+        - `Shuffled(steps=5)`: 5 (2 - 0) = 10. Rounds 1 to 7 are of two epochs, neither of which had ended
+          with round 4, so both are drawn again, and a client may be in one more round of each.
+        - `Turns(every=2)`: 2 ceil((3 + 1) / 2) = 4. A client is in two of the three rounds at most, 5 and 7,
+          and 4 rounds count as two visits.
         """
         lost = max(0, released - finished)
         match self.counted:
@@ -209,6 +217,7 @@ def of_run(
             f"the selection {settings.selection.name!r} draws clients by chances for which no guarantee is"
             f' known; set [selection] name = "{"uniform" if mechanism.honest else "poisson"}"'
         )
+    delta = delta_of(settings.privacy.delta, clients)
     sampling = selection.sampling(clients)
     mechanism.spent(sampling, settings.federation.rounds)
     return ClientPrivacy(
@@ -216,7 +225,7 @@ def of_run(
         sampling=sampling,
         clients=clients,
         rounds=settings.federation.rounds,
-        delta=delta_of(settings.privacy.delta, clients),
+        delta=delta,
         budget=settings.privacy.epsilon,
         noise=noise,
         secure=settings.secure is not None,
@@ -256,7 +265,8 @@ def delta_of(delta: float | None, clients: int) -> float:
         SettingsError: it is not below 1 / clients: to publish everything of one client would be allowed.
     """
     if clients < 2:
-        raise SettingsError(f"noise hides one of several clients, and there is {clients}; add some")
+        there = "is 1" if clients == 1 else f"are {clients}"
+        raise SettingsError(f"noise hides one of several clients, and there {there}; add some")
     if delta is None:
         return default_delta(clients)
     if not 0.0 < delta < 1 / clients:  # false for NaN, too

@@ -68,10 +68,11 @@ class ExampleAccount:
     @property
     def sentence(self) -> str:
         """What is planned, and whose privacy it is, in one sentence."""
+        limit = "" if self.limit is None else f"; none makes a visit that would take it above {self.limit:g}"
         return (
             "noise protects each example of a client, added or removed, from anyone who sees what the client"
-            f" sends: {self.planned} visits of a client spend epsilon {self.planned_epsilon:.3g} or less at"
-            f" delta {self.delta:.2g}"
+            f" sends: {many(self.planned, 'visit')} of a client would spend epsilon"
+            f" {self.planned_epsilon:.3g} or less at delta {self.delta:.2g}{limit}"
         )
 
     def spent(self, examples: int, steps: int) -> Spending:
@@ -188,8 +189,9 @@ def planned(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0)
     """The same, whether or not it is within `privacy.epsilon`.
 
     Args:
-        share: share of the clients that a round asks. Each client is counted as asked in that share of the
-            rounds; one that is asked more often sits out once its budget is spent.
+        share: share of the clients that a round asks. With `privacy.epsilon`, each client is counted as asked
+            in that share of the rounds, and one that is asked more often sits out once its budget is spent.
+            Without it none sits out, and chance may ask one in every round, so all rounds are counted.
 
     Raises:
         SettingsError: delta is not below 1 over the examples of each client; a client has one example; or the
@@ -204,7 +206,7 @@ def planned(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0)
             " another split"
         )
     most = max(sizes, key=lambda name: sizes[name])
-    visits = math.ceil(settings.federation.rounds * share)
+    visits = math.ceil(settings.federation.rounds * counted_share(settings, share))
     account = ExampleAccount(
         noise=settings.privacy.examples.noise,
         batch_size=settings.tuning.batch_size,
@@ -214,6 +216,11 @@ def planned(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0)
     )
     spent = account.largest([(size, visits * steps(settings.tuning, size)) for size in sizes.values()])
     return replace(account, planned_epsilon=spent)
+
+
+def counted_share(settings: RunSettings, share: float) -> float:
+    """Share of the rounds that each client is counted as asked in, where a round asks this share of them."""
+    return share if settings.privacy.epsilon is not None else 1.0
 
 
 def noise_for(epsilon: float, account: ExampleAccount, made: Collection[tuple[int, int]]) -> float:

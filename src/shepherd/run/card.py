@@ -24,6 +24,7 @@ from shepherd.io.phrases import epsilon_text, listed
 from shepherd.io.progress import many
 from shepherd.overrides import dump
 from shepherd.run import lineage
+from shepherd.run.hidden import Hidden, of_run
 from shepherd.run.lineage import SFT, Training, hub_id, training
 from shepherd.run.release import NO_GATE, Release, inert, marked
 from shepherd.run.score_file import BASE, FEDERATED
@@ -79,6 +80,7 @@ def text(
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
     of_examples: Mapping[str, Any] = {},
+    hides: Hidden | None = None,
     revision: str | None = None,
     start: Mapping[str, str] = {},
     before: Sequence[Training] = (),
@@ -91,9 +93,10 @@ def text(
         answers: category -> (share right before, share right after); may be empty.
         data: numbers of examples by outcome, such as `kept`, `heldout`, `cut`, `dropped`.
         clients: number of training examples of each client.
-        privacy: the run's ledger, if noise hides its clients; the card then counts no examples.
-        of_examples: the run's ledger of single examples, if noise hides these; how many each client trains on
-            is then all that is said of them.
+        privacy: the run's ledger, if noise hides its clients.
+        of_examples: the run's ledger of single examples, if noise hides these.
+        hides: what noise hides, so that the card does not tell it; by default by `settings`, `rows` and
+            `privacy`. Of single examples it says how many each client trains on.
         revision: commit of the base that was loaded; None takes the one in the run file.
         start: the `file` and `sha256` of the adapter that the run began with; empty if it was a new one.
         before: the trainings that led to that adapter, as far as they are known.
@@ -102,14 +105,14 @@ def text(
     revision = revision or settings.model.revision
     on_hub = hub_id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
-    hidden = bool(privacy) or settings.privacy.examples is not None
+    hides = hides or of_run(whole, rows, privacy)
     spent = of_examples or (rows[-1].get("example_privacy") if rows else None) or {}
     sections = (
         _intro(settings, rows, clients, bool(start)),
         _use(settings, hub_id(whole.model.base, TINY), revision),
         "## Data\n\n"
-        + _table(("", ""), _data(settings, {} if hidden else data, clients, rows, bool(privacy), part)),
-        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start, hidden)),
+        + _table(("", ""), _data(settings, {} if hides else data, clients, rows, hides.clients, part)),
+        "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start, hides)),
         _trainings((*before, training(whole, rows, privacy))) if before else "",
         _privacy(privacy, spent, settings, start, before),
         _scores(rows, answers),
@@ -504,7 +507,7 @@ def _training(
     rows: Sequence[Row],
     revision: str | None,
     start: Mapping[str, str],
-    hidden: bool,
+    hides: Hidden,
 ) -> Iterator[tuple[str, str]]:
     tuning = settings.tuning
     yield "base", f"`{settings.model.base}`" + (f" at revision `{revision}`" if revision else "")
@@ -528,9 +531,9 @@ def _training(
         "rank, alpha, dropout",
         f"{settings.adapter.rank}, {settings.adapter.alpha:g}, {settings.adapter.dropout:g}",
     )
-    if not hidden:
+    if not hides:
         yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
-    if not any("privacy" in row for row in rows):
+    if not hides.clients:
         yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
         yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
     if settings.stragglers is not None:

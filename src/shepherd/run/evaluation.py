@@ -27,7 +27,7 @@ from shepherd.model import files
 from shepherd.model.answer import answers as generated
 from shepherd.model.answer import prompt_ids
 from shepherd.model.base import Base
-from shepherd.run import folder, ledger, starting
+from shepherd.run import folder, hidden, starting
 from shepherd.run.answerer import Options, adapter_of, require_options
 from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings
@@ -267,7 +267,7 @@ def _scored(measure: Measure, values: Any, strata: Sequence[str], weights: Any) 
 
 def _trained_on(path: Path, tested: Tokens) -> list[str]:
     """Whether the run trained on these examples, or on their prompts, by the tokens in its folder."""
-    if ledger.read(path) or folder.read_settings(path).privacy.examples is not None:
+    if hidden.of_folder(path):
         return ["noise hides what the run was trained on, so the examples were not compared with it"]
     if not data_folder.whole(path / "data"):
         return ["the run folder holds no training data, so the examples were not compared with them"]

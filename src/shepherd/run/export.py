@@ -21,7 +21,7 @@ from shepherd.model import files, licences
 from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import card, folder, ledger, lineage, release, score_file
+from shepherd.run import card, folder, hidden, ledger, lineage, release, score_file
 from shepherd.run.answerer import adapter_of, own_adapter_of, own_adapters
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
@@ -184,8 +184,10 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
     if round is None and client is None and written.is_file():
         with disk_errors(path):
             return written.read_text(encoding="utf8")
-    settings = folder.planned(path)
-    rows = [row for row in read_rows(path) if round is None or row["round"] <= round]
+    settings, whole = folder.planned(path), read_rows(path)
+    hidden.require_ledgers(path, settings, whole)
+    rows = [row for row in whole if round is None or row["round"] <= round]
+    privacy = ledger.read(path)
     here = (path / "data").is_dir()
     prepared = data_folder.load(path / "data") if here else None
     taken = rows[-1].get("taken", {}) if rows else {}
@@ -196,8 +198,9 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
         answers={},
         data=prepared.summary if prepared else {},
         clients=sizes,
-        privacy=ledger.read(path),
+        privacy=privacy,
         of_examples=ledger.read(path, ledger.OF_EXAMPLES),
+        hides=hidden.of_run(settings, whole, privacy),
         revision=files.named(base)[1],
         start=lineage.source(path),
         before=lineage.before(path),

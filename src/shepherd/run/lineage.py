@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shepherd.errors import FolderError
 from shepherd.io import paths
 from shepherd.io.phrases import epsilon_text
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.run import folder, ledger
 from shepherd.run.log import read_rows
 from shepherd.settings import MEMORY, WORLD, RunSettings, published
@@ -38,6 +39,10 @@ class Training:
     rounds: int = 0
     spent: str = ""
     """What it says it has spent of privacy, in words; "" if it claims nothing."""
+    guarantees: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """The same in numbers: "privacy" of each client, "example_privacy" of each example, as in the log."""
+    adapter: str = ""
+    """SHA-256 of the weights that another run took of it; "" where none has yet."""
 
 
 Row = Mapping[str, Any]
@@ -50,6 +55,7 @@ def training(settings: RunSettings, rows: Sequence[Row], privacy: Row) -> Traini
     return Training(
         run=shown.output,
         data=shown.data.source,
+        guarantees=_guarantees(privacy, (rows[-1] if rows else {}).get("example_privacy")),
         dataset=hub_id(source, WORLD, MEMORY) or "",
         objective=settings.tuning.objective.name,
         rounds=max((int(row["round"]) for row in rows), default=0),
@@ -67,6 +73,11 @@ def _spent(last: Row, privacy: Row) -> Iterator[str]:
         if found:
             epsilon = epsilon_text(found["epsilon"], 4)
             yield f"epsilon {epsilon} at delta {found['delta']:.3g} for each {unit}"
+
+
+def _guarantees(privacy: Row, of_examples: Row | None) -> dict[str, dict[str, float | None]]:
+    found = (("privacy", privacy), ("example_privacy", of_examples))
+    return {key: Guarantee.of(each).row() for key, each in found if each}
 
 
 def of_run(path: Path) -> tuple[Training, ...]:
@@ -101,7 +112,13 @@ def before(path: Path) -> tuple[Training, ...]:
     Raises:
         FolderError: the file that says so is damaged.
     """
-    return _read(path, lambda found: tuple(Training(**each) for each in found.get("before", ())), ())
+    return _read(path, _before, ())
+
+
+def _before(found: Any) -> tuple[Training, ...]:
+    kept = [Training(**each) for each in found.get("before", ())]
+    # who wrote the record of the last one did not yet know what would be taken of it
+    return (*kept[:-1], *(replace(last, adapter=str(found["sha256"])) for last in kept[-1:]))
 
 
 def _read(path: Path, part: Callable[[Any], Part], none: Part) -> Part:

@@ -39,7 +39,7 @@ from shepherd.model import base as bases
 from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.overrides import require_settings
-from shepherd.privacy import client_level, example_level
+from shepherd.privacy import example_level, required
 from shepherd.privacy.client_level import ClientPrivacy, hides_data
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, start
@@ -147,10 +147,6 @@ def _start(
     require_enough(settings, method, selection, len(prepared.clients))
     account = _example_account(settings, base, training, prepared, selection, method)
     privacy = _privacy(settings, method, selection, prepared, consent)
-    if account is not None:
-        account.require_bounded()
-    if privacy is not None:
-        privacy.require_bounded()
     work = _amounts(settings, selection, prepared)
     kept = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
     plan = planning.choose(dated, base, work, more_ranks=_more_ranks(method), token_bytes=kept)
@@ -231,18 +227,14 @@ def _privacy(
     """What the planned rounds spend of each client's privacy, within the budget; logs it.
 
     Raises:
-        SettingsError: they would spend more, the guarantee would not hold, or a budget is set and nothing
-            adds noise.
+        SettingsError: as `required.of_clients`.
     """
-    noise = plugins.noise_of(settings, consent.plugins)
-    found = client_level.of_run(settings, method, selection, len(prepared.clients), noise)
+    found = required.of_clients(settings, method, selection, len(prepared.clients), consent.plugins)
     if found is None:
-        client_level.require_noise(settings)
         return None
-    spent = found.require_within()
     log.info(
         "%s will spend epsilon %.3g at delta %.3g for each client",
-        many(found.rounds, "round"), spent, found.delta,
+        many(found.rounds, "round"), found.epsilon(found.rounds), found.delta,
     )  # fmt: skip
     for sentence in found.sentences():
         log.info("%s", sentence)
@@ -301,17 +293,16 @@ def _example_account(
 ) -> ExampleAccount | None:
     """What the clients' steps may spend of their examples' privacy; None if nothing protects examples.
 
-    Where noise hides which clients a round asks, each counts as asked in every round.
-
     Raises:
-        SettingsError: as `example_level.of_run` and `example_privacy.require_possible`.
+        SettingsError: as `required.of_examples` and `example_privacy.require_possible`.
     """
     if settings.privacy.examples is None:
         return None
     example_privacy.require_possible(base, training.objective)
     sizes = {name: len(data) for name, data in prepared.clients.items()}
-    account = example_level.of_run(settings, sizes, 1.0 if method.is_private else selection.share)
-    log.info("%s", account.sentence)
+    account = required.of_examples(settings, method, selection, sizes)
+    if account is not None:
+        log.info("%s", account.sentence)
     return account
 
 

@@ -28,8 +28,6 @@ class LevelPlan:
 
     what: str
     """What spends it, with which noise."""
-    plural: bool
-    """Whether that is in the plural."""
     epsilon: float
     """Infinity if the accountant can show none."""
     delta: float
@@ -50,8 +48,7 @@ class LevelPlan:
     def sentences(self) -> Iterator[str]:
         """The plan for a person, one sentence each."""
         if math.isfinite(self.epsilon):
-            spend = "spend" if self.plural else "spends"
-            yield f"{self.what} {spend} epsilon {self.epsilon:.4g} at delta {self.delta:.3g}."
+            yield f"{self.what} would spend epsilon {self.epsilon:.4g} at delta {self.delta:.3g}."
             if self.budget is not None:
                 allowed = "within" if self.fits else "above"
                 yield f"That is {allowed} the {self.budget:g} that privacy.epsilon allows."
@@ -123,6 +120,8 @@ def plan(
             "--examples is for noise on examples, and this run has none; add [privacy.examples], or leave"
             " --examples out"
         )
+    if wrong := [size for size in examples if size < 1]:
+        raise SettingsError(f"--examples {wrong[0]} is no number of examples of a client; give 2 or more")
     return PrivacyPlan(
         clients=_of_clients(settings, method, selection, epsilon, clients, consent),
         examples=_of_examples(settings, method, selection, epsilon, examples, consent),
@@ -147,7 +146,6 @@ def _of_clients(
     with_noise = "" if noise is None else f" with noise = {noise:g} in the transform {name}"
     return LevelPlan(
         what=f"{many(privacy.rounds, 'round')}{with_noise}",
-        plural=privacy.rounds != 1,
         epsilon=privacy.epsilon(privacy.rounds),
         delta=privacy.delta,
         key="noise",
@@ -180,7 +178,8 @@ def _of_examples(
         return None
     sizes = {f"client-{k}": size for k, size in enumerate(examples)} or example_counts(settings, consent)
     # a site may be asked in every round, and where noise hides who is asked, each client counts as asked
-    share = 1.0 if settings.silos.sites or method.is_private else selection.share
+    asked = 1.0 if settings.silos.sites or method.is_private else selection.share
+    share = example_level.counted_share(settings, asked)
     account = example_level.planned(settings, sizes, share)
     steps = {size: example_level.steps(settings.tuning, size) for size in sizes.values()}
     made = [(size, account.planned * each) for size, each in steps.items()]
@@ -189,7 +188,6 @@ def _of_examples(
             f"{many(account.planned, 'visit')} of a client, each of {_range(steps.values(), 'step')}, with"
             f" privacy.examples.noise = {account.noise:g}"
         ),
-        plural=account.planned != 1,
         epsilon=account.planned_epsilon,
         delta=account.delta,
         key="privacy.examples.noise",
@@ -220,8 +218,8 @@ def _counted(sizes: Mapping[str, int], share: float, *, read: bool) -> Iterator[
     """What is assumed of the clients: one sentence each."""
     asked = "every round" if share == 1.0 else f"a share of {share:.3g} of the rounds"
     yield (
-        f"Counted for clients of {_range(sizes.values(), 'example')}, each asked in {asked}: epsilon is the"
-        " most that one of them spends."
+        f"Counted for clients of {_range(sizes.values(), 'example')}, each asked in {asked}: epsilon is"
+        " that of the one that spends most."
     )
     if share < 1.0:
         yield "A client that is drawn more often spends more; it sits out before it is above privacy.epsilon."

@@ -17,7 +17,7 @@ from typing import Any
 from shepherd.data import data_folder
 from shepherd.errors import FolderError, NotReleased
 from shepherd.io.atomic import disk_errors, write_atomic
-from shepherd.run import checkpoint, folder, lineage, score_file
+from shepherd.run import checkpoint, folder, hidden, lineage, score_file
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.log import read_rows
 from shepherd.run.score_file import BASE, FEDERATED, WEIGHTS, digest_of
@@ -259,7 +259,7 @@ def _audited(run: Path, gate: GateTable) -> Iterator[str]:
         return
     if any(each.get("contradicted") for each in audits):
         yield "the leak audit contradicts the epsilon that the run claims"
-    if gate.audit and _claims(run) and not any(each.get("canaries") for each in audits):
+    if gate.audit and hidden.of_folder(run) and not any(each.get("canaries") for each in audits):
         yield (
             "the run claims an epsilon, which only an audit with canaries tests: run `shepherd audit"
             " RUN.toml` with its run file"
@@ -295,11 +295,6 @@ def _same_training(one: Path, other: Path) -> bool:
         for each in (one, other)
     )
     return first == second and lineage.source(one).get("sha256") == lineage.source(other).get("sha256")
-
-
-def _claims(run: Path) -> bool:
-    """Whether the log of a run says what it has spent of privacy."""
-    return any("privacy" in row or "example_privacy" in row for row in read_rows(run))
 
 
 def _auc(audit: Row) -> Row | None:

@@ -20,17 +20,18 @@ from typing import Any
 from shepherd import plugins
 from shepherd.config import validated
 from shepherd.consent import NOTHING, Consent
-from shepherd.data import files
+from shepherd.data import files, pipeline
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.io.phrases import listed
 from shepherd.overrides import dump, plain, read_kept
+from shepherd.privacy.required import require_private
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import STAGES, STAGES_FILE
 from shepherd.run.opening import open_run, resume
 from shepherd.run.run import Run
-from shepherd.settings import RunSettings
+from shepherd.settings import PrivacyTable, RunSettings
 from shepherd.training.local import require
 
 SHARED = ("model", "adapter", "output", "machine", "silos", "stages")
@@ -91,8 +92,9 @@ def begin(settings: RunSettings, consent: Consent = NOTHING) -> None:
     """Write the run file with its stages into the run folder: new, of the same stages, or with none begun.
 
     Raises:
-        SettingsError: as `required`.
-        DataError: the data of a stage that has not begun are not there.
+        SettingsError: as `required`; or the noise of a stage that has not begun does not keep what its
+            [privacy] promises.
+        DataError: the data of such a stage are not there, or cannot be read where it adds noise.
         FolderError: the folder holds another run, or cannot be written.
     """
     for stage in required(settings, consent):
@@ -100,6 +102,10 @@ def begin(settings: RunSettings, consent: Consent = NOTHING) -> None:
             files.require_there(stage.data.source)
             if stage.data.root:
                 files.require_there(stage.data.root, "data.root")
+            if stage.privacy != PrivacyTable() or _adds_noise(stage, consent):
+                shares = pipeline.divide(stage, consent.plugins).clients
+                sizes = {name: len(share) for name, share in shares.items()}
+                require_private(stage, sizes, consent.plugins)
     kept = of_folder(settings.output)
     if kept is not None and kept != settings and has_begun(kept):
         raise FolderError(

@@ -777,6 +777,15 @@ def test_an_order_that_spends_too_much_asks_no_site(tmp_path: Path, privacy: dic
     assert not post.asked
 
 
+def test_noise_for_which_there_is_no_epsilon_asks_no_site(tmp_path: Path) -> None:
+    asked = noisy_order()
+    little = [{**each, "noise": 1e-9} for each in asked.settings["transforms"]]
+    asked = replace(asked, settings={**asked.settings, "transforms": little})
+    post = Letters({name: honest(name, 0.1) for name in NAMES})
+    assert "can show no epsilon" in told(served_noisily(tmp_path, post, asked))["outcome"]["error"]
+    assert not post.asked
+
+
 def test_a_lost_disk_does_not_draw_an_epoch_a_second_time(tmp_path: Path) -> None:
     asked = noisy_order()
     asked = replace(asked, settings={**asked.settings, "selection": {"name": "shuffled", "share": 0.5}})

@@ -53,6 +53,18 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     require_golden("display_plain", stream.getvalue())
 
 
+def test_the_panel_says_what_is_spent_of_clients_and_of_examples() -> None:
+    live = LiveDisplay(PlainConsole(io.StringIO()))
+    each = {"privacy": {"epsilon": 1.0, "delta": 1e-5}, "example_privacy": {"epsilon": 0.5, "delta": 1e-4}}
+    live.row({"round": 1, **each})
+    assert [text for label, text, _ in live._lines() if label == "spent"] == [
+        "epsilon 1 at delta 1e-05 for each client",
+        "epsilon 0.5 at delta 0.0001 for each example",
+    ]
+    live.row({"round": 2, "example_privacy": each["example_privacy"]})
+    assert [label for label, *_ in live._lines()].count("spent") == 1
+
+
 def test_of_two_displays_the_inner_one_shows_what_is_logged() -> None:
     outer, inner, log = io.StringIO(), io.StringIO(), logging.getLogger("shepherd.compare")
     with plain_lines(outer):

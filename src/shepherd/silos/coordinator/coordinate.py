@@ -45,7 +45,7 @@ from shepherd.model import base as bases
 from shepherd.model import files
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
-from shepherd.privacy import client_level
+from shepherd.privacy import client_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, rehearse, start, weights
@@ -57,6 +57,7 @@ from shepherd.run import (
     checkpoint,
     claims,
     folder,
+    hidden,
     ledger,
     lineage,
     release,
@@ -155,8 +156,13 @@ class SilosRun(HeldRun):
         Returns:
             `adapter`, its folder, or None where each site keeps a part of its model; `answers`, category ->
             (share correct before, share correct after); and `remarks`, the verdict of the release gate.
+
+        Raises:
+            FolderError: a ledger of the run is missing.
         """
         self.holder.require_held()
+        rows = read_rows(self.folder)
+        hidden.require_ledgers(self.folder, self.settings, rows)
         adapter = self._state().adapter
         if not plugins.algorithm(self.settings.algorithm, self.consent.plugins).server_is_model:
             self._record_end({})
@@ -168,7 +174,6 @@ class SilosRun(HeldRun):
         if answer and self.settings.evaluation.answers:
             began = starting.before(self.folder, self.settings, self.base)
             scores = answer_heldout(self.holder, self.planned, self.base, (began, adapter), self._heldout())
-        rows = read_rows(self.folder)
         card.write(
             self.holder.adapter,
             self.planned,
@@ -268,8 +273,8 @@ class SilosRun(HeldRun):
         if row["round"]:
             rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
             row = {**self._never_less(self._counted(row)), "learning_rate": rate}
+        self._keep_ledger(row)  # first: a log may not say that a round was released of which no ledger knows
         self.holder.append(row)
-        self._keep_ledger(row)
         self.follower.rows = row["round"] + 1
         self.trackers.log(row)
         return row
@@ -400,13 +405,9 @@ def open_run(
         sites=sites,
         settings=jobspec.settings_of(filled),
     )
-    if (privacy := _privacy(settings, len(sites), consent)) is None:
-        client_level.require_noise(settings)
-    else:
-        privacy.require_within()
-        privacy.require_bounded()
-        for sentence in privacy.sentences():
-            echo(sentence)
+    privacy = required.of_clients(settings, method, selection, len(sites), consent.plugins)
+    for sentence in privacy.sentences() if privacy is not None else ():
+        echo(sentence)
     kept = state_file.text(Path(kit), order, None)
     holder = folder.create(settings.output, settings, plan.text(), kept)
     with holder.closed_on_error():

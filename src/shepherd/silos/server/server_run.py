@@ -48,7 +48,7 @@ from shepherd.data import cursor, poisson_batches
 from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, secret
-from shepherd.privacy import client_level, example_level
+from shepherd.privacy import example_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
@@ -191,16 +191,12 @@ class ServerRun:
         _require_all_at_once(self.settings, method, self._selection().size(len(self.order.sites)))
         self.silos.stragglers = method.stragglers
         self.silos.late_folder = self.home / LATE
-        self._privacy = client_level.of_run(
-            self.settings, method, self._selection(), len(self.order.sites), self._noise()
+        self._privacy = required.of_clients(
+            self.settings, method, self._selection(), len(self.order.sites), self.trusted.all
         )
-        if self._privacy is None:
-            client_level.require_noise(self.settings)
         self.silos.sizes_fault = self._sizes_fault
-        if self._privacy is None:
-            return
-        self._privacy.require_within()
-        self.silos.on_reply = said_to_nobody
+        if self._privacy is not None:
+            self.silos.on_reply = said_to_nobody
 
     def _sizes_fault(self, sizes: Mapping[str, int]) -> str:
         """Why sites of these sizes cannot be protected as the run file says; empty if they can.
@@ -271,9 +267,6 @@ class ServerRun:
             ledger.write(self.home, self._privacy, begun=finished + again, finished=finished)
         if "example_privacy" in row:
             ledger.note_examples_again(self.home, finished, self._examples_again)
-
-    def _noise(self) -> float | None:
-        return plugins.noise_of(self.settings, self.trusted.all)
 
     def _run_rounds(self) -> None:
         state, rows = self._load_state()

@@ -14,6 +14,8 @@ from shepherd.compare.folders import local_names
 from shepherd.errors import FolderError
 from shepherd.io.paths import short
 from shepherd.io.progress import many
+from shepherd.run import hidden
+from shepherd.run.hidden import Hidden
 from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings
 
@@ -70,7 +72,7 @@ def find(path: Path, settings: RunSettings, number: int = 0) -> list[Arm]:
         raise FolderError(
             f"the run in {path} has finished no round yet; continue it with `shepherd resume {path}`"
         )
-    category_counts, compared = _category_counts(path), _compared_arms(path)
+    category_counts, compared = _category_counts(path, hidden.of_folder(path)), _compared_arms(path)
     names = local_names(category_counts)
     entries = [entry for entry in _folders(path / "compare" / f"seed-{number}") if _has_adapter(entry)]
     below = {names.get(entry.name, unquote(entry.name)): entry for entry in entries}
@@ -115,11 +117,16 @@ def _has_adapter(path: Path) -> bool:
     return any(file.is_file() for file in peft) or bool(_folders(path / "checkpoints"))
 
 
-def _category_counts(path: Path) -> Counts:
-    """Examples by client and category; empty if the run's data have been removed."""
+def _category_counts(path: Path, hides: Hidden) -> Counts:
+    """Examples by client and category, as far as no noise hides how many there are, or of which kinds.
+
+    Empty if the run's data have been removed.
+    """
     index = _json(path / "data" / "index.json")
-    clients, category_counts = index.get("clients", []), index.get("mixes", {})
-    return {client: category_counts.get(client, {}) for client in clients}
+    clients, counts = index.get("clients", []), {} if hides.clients else index.get("mixes", {})
+    if hides.examples:
+        counts = {client: {"": sum(mix.values())} for client, mix in counts.items()}
+    return {client: counts.get(client, {}) for client in clients}
 
 
 def _compared_arms(path: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -152,17 +159,13 @@ def _says_federated(path: Path, settings: RunSettings, category_counts: Counts) 
     done = max((row["round"] for row in read_rows(path)), default=0)
     rounds = f"{done} of {settings.federation.rounds} rounds" if _is_unfinished(path) else many(done, "round")
     spent = privacy.spent(path)
-    parts = [_who(category_counts, spent), f"{settings.algorithm.name}, {rounds}", *privacy.phrases(spent)]
+    parts = [_who(category_counts), f"{settings.algorithm.name}, {rounds}", *privacy.phrases(spent)]
     return "; ".join(filter(None, parts))
 
 
-def _who(category_counts: Counts, spent: privacy.Spent) -> str:
-    """Clients and their examples, as far as no noise hides how many there are, or of which kinds."""
+def _who(category_counts: Counts) -> str:
     mix = _pooled(category_counts.values())
-    if not mix or "privacy" in spent:
-        return ""
-    shown = {"": sum(mix.values())} if spent else mix
-    return f"{many(len(category_counts), 'client')}, {_count_text(shown)}"
+    return f"{many(len(category_counts), 'client')}, {_count_text(mix)}" if mix else ""
 
 
 def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]], path: Path) -> str:

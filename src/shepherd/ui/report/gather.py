@@ -14,7 +14,7 @@ from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
 from shepherd.run import folder as folders
-from shepherd.run import ledger, release, score_file
+from shepherd.run import hidden, ledger, release, score_file
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.folder import RUN_FILE, planned
 from shepherd.run.log import LOG, hides_amounts, read_rows
@@ -58,8 +58,10 @@ def collect(folder: str | Path) -> dict[str, Any]:
         FolderError: there is no run in the folder, or a file of it is damaged.
     """
     path = Path(folder)
-    settings = published(planned(path)).model_dump(mode="json", exclude_none=True)
-    rows = read_rows(path)
+    whole, rows = planned(path), read_rows(path)
+    settings = published(whole).model_dump(mode="json", exclude_none=True)
+    hidden.require_ledgers(path, whole, rows)
+    hides = hidden.of_run(whole, rows, ledger.read(path))
     compared = read_object(
         path / "compare" / "comparison.json",
         "remove it and run `shepherd compare` again; the trained arms are kept",
@@ -72,9 +74,9 @@ def collect(folder: str | Path) -> dict[str, Any]:
     began = single_run.began_with(settings)
     arms = _arms(compared, measures) or single_run.arms(rows, answered, began)
     privacy = _privacy(path)
-    if privacy:  # what each client holds is its own
+    if hides.clients:  # what each client holds is its own
         index = {}
-    elif table(settings.get("privacy")).get("examples"):  # all but how many examples each has
+    elif hides.examples:  # all but how many examples each has
         kept = sum(number(size) or 0 for size in items(index.get("sizes")))
         index = {"clients": index.get("clients"), "summary": {"kept": kept}} if index else {}
     holdings = {text(client): numbers(mix) for client, mix in table(index.get("mixes")).items()}
@@ -97,12 +99,13 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "held": {client: sum(count or 0 for count in mix.values()) for client, mix in holdings.items()},
         "coverage": _last(rows, "coverage"),
         "client_loss": _client_loss(compared, arms),
+        "hides": {"clients": hides.clients, "examples": hides.examples},
         "privacy": privacy,
         "example_privacy": _example_privacy(path, rows, settings),
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
-        "planned": [] if privacy else _planned(path, rows),
+        "planned": [] if hides.clients else _planned(path, rows),
         "failures": _failures(rows),
         "contribution": _contribution(rows),
         "scores": _scores(path),

@@ -199,7 +199,9 @@ class LiveDisplay:
         yield "loss", _latest([*losses, now.loss] if now and now.tokens else losses), self._spark(losses)
         yield "held out", _latest(figures.held_out(rows)), self._spark(figures.held_out(rows))
         if rows and "privacy" in rows[-1]:
-            yield "spent", figures.budget(rows[-1]), ""
+            yield "spent", f"{figures.budget(rows[-1])} for each client", ""
+        if rows and "example_privacy" in rows[-1]:
+            yield "spent", figures.examples_budget(rows[-1]), ""
         speed = figures.tokens_per_second(rows, now)
         yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""
         left = figures.time_left(rows, self._until, now)
