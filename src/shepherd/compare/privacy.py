@@ -8,7 +8,6 @@ from pathlib import Path
 
 from shepherd.io.phrases import epsilon_text, listed
 from shepherd.run import ledger
-from shepherd.run.log import read_rows
 
 UNITS = {"privacy": "client", "example_privacy": "example"}
 """Key of what is spent, in a row of the log and of an arm -> whose privacy it is."""
@@ -17,9 +16,8 @@ Spent = Mapping[str, Mapping[str, float | None]]
 
 
 def spent(path: Path) -> Spent:
-    """What a run has spent, by its ledger where it keeps one, and else by the last row of its log."""
-    last, kept = (read_rows(path) or [{}])[-1], ledger.read(path)
-    found = {key: last[key] for key in UNITS if key in last} | ({"privacy": kept} if kept else {})
+    """What a run has spent, by its ledgers."""
+    found = ledger.spent(path)
     return {key: {"epsilon": each["epsilon"], "delta": each["delta"]} for key, each in found.items()}
 
 
