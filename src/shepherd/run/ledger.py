@@ -251,7 +251,7 @@ def _require_within(folder: Path, at: Standing, epsilon: float, budget: float | 
     if not at.last_lost:
         raise SettingsError(
             f"all rounds, with {many(at.again, 'round')} that were made again and are counted besides, would"
-            f" spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows {budget:g}; plan fewer rounds"
+            f" spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows {budget:g}; plan fewer"
         )
     raise SettingsError(
         f"{remade(at)}: all rounds would spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows"

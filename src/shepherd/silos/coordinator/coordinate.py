@@ -227,8 +227,8 @@ class SilosRun(HeldRun):
                     last_lost=at.last_lost,
                 )
         self.follower.order = replace(self.follower.order, again=again)
-        kept = state_file.text(self.follower.kit, self.follower.order, self.follower.job)
-        self.holder.write(folder.SILOS, kept)
+        state = state_file.text(self.follower.kit, self.follower.order, self.follower.job)
+        self.holder.write(folder.SILOS, state)
 
     def _counted(self, row: Row) -> Row:
         """A row with what is counted besides for rounds that were made again: the more of what both know."""
