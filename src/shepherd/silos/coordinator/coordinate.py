@@ -54,7 +54,7 @@ from shepherd.run import card, changes, checkpoint, folder, ledger, lineage, rel
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
-from shepherd.run.log import read_rows
+from shepherd.run.log import agreeing, read_rows
 from shepherd.run.opening import require_cohort
 from shepherd.run.run import answer_heldout
 from shepherd.settings import RunSettings
@@ -437,6 +437,10 @@ def resume(
         extended = replace(_extended(order, settings, echo, consent), again=_again(holder, order.again, rows))
         follower = _make_follower(holder, kept, extended, settings, echo, consent)
         follower.job, follower.outdated = job, extended.settings != order.settings
+        trackers = tracking.start(
+            plan.over(settings), holder, agreeing(rows, rows[-1]["round"]) if rows else []
+        )
+        # all that may refuse has done so: from here on the folder changes
         changes.keep(holder, settings)
         holder.write(folder.SILOS, state_file.text(kept, extended, job))
         with disk_errors(holder.path):
@@ -450,7 +454,7 @@ def resume(
             holder=holder,
             base=base,
             follower=follower,
-            trackers=tracking.start(plan.over(settings), holder, rows),
+            trackers=trackers,
             echo=echo,
             consent=consent,
         )
