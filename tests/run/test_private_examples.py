@@ -223,7 +223,7 @@ def test_rounds_that_are_counted_besides_count_when_a_run_gets_more_rounds(
         list(run.rounds())  # with the round that was made again, as much as three
         run.finish(answer=False)
     before = whole(path)
-    with pytest.raises(SettingsError, match=r"with 1 round that were made again.*privacy\.epsilon allows"):
+    with pytest.raises(SettingsError, match=r"with 1 round made again.*privacy\.epsilon allows"):
         shepherd.resume(path, overrides=["federation.rounds=3"])
     assert whole(path) == before
 

@@ -250,8 +250,8 @@ def _require_within(folder: Path, at: Standing, epsilon: float, budget: float | 
         return
     if not at.last_lost:
         raise SettingsError(
-            f"all rounds, with {many(at.again, 'round')} that were made again and are counted besides, would"
-            f" spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows {budget:g}; plan fewer"
+            f"all rounds would spend epsilon {epsilon_text(epsilon)}, with {many(at.again, 'round')} made"
+            f" again and counted besides, and privacy.epsilon allows {budget:g}; plan fewer rounds"
         )
     raise SettingsError(
         f"{remade(at)}: all rounds would spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows"
