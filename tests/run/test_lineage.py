@@ -121,9 +121,9 @@ def test_the_data_of_the_hub_are_the_union(llama_folder) -> None:
     from shepherd.run import card as cards
 
     settings = parse({"model": {"base": "org/model"}, "data": {"source": "org/pairs"}})
-    first = lineage.training(overridden(settings, ["data.source=org/rows"]), [{"round": 3}], {})
+    first = lineage.training(overridden(settings, ["data.source=org/rows"]), [{"round": 3}], {}, {})
     assert (first.dataset, first.rounds) == ("org/rows", 3)
-    assert lineage.training(overridden(settings, ["data.source=/a/b"]), [], {}).dataset == ""
+    assert lineage.training(overridden(settings, ["data.source=/a/b"]), [], {}, {}).dataset == ""
     text = cards.text(settings, rows=[], answers={}, data={}, clients={}, before=(first, first))
     assert ModelCard(text).data.datasets == ["org/rows", "org/pairs"]
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 import shepherd
-from shepherd.errors import SettingsError
-from shepherd.overrides import parse
+from shepherd.compare.privacy import spent as spent_by_arm
+from shepherd.errors import FolderError, SettingsError
+from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.run import card as card_module
 from shepherd.run import evaluation, ledger, lineage
-from shepherd.run.folder import read_settings
+from shepherd.run.folder import RunFolder, read_settings
 from shepherd.run.log import read_rows
 from shepherd.run.tracking import client_table, flatten
 from shepherd.settings import RunSettings
@@ -204,6 +205,151 @@ def test_a_budget_that_lost_rounds_have_spent_ends_the_run(llama_folder, source,
     assert read_rows(path) == rows
 
 
+def whole(path: Path) -> dict[str, bytes]:
+    """Each file of a run folder but those of its lock."""
+    files = (each for each in path.rglob("*") if each.is_file() and each.suffix != ".lock")
+    return {str(each.relative_to(path)): each.read_bytes() for each in files if each.stat().st_size}
+
+
+def test_rounds_that_are_counted_besides_count_when_a_run_gets_more_rounds(
+    llama_folder, source, tmp_path, made
+) -> None:
+    path, spent = tmp_path / "run", read_rows(made[0])[-1]["example_privacy"]["epsilon"]
+    table = settings(llama_folder, source, path, privacy={"epsilon": spent + 0.01}, federation={"rounds": 2})
+    with shepherd.open_run(table) as run:
+        list(run.rounds())
+    lose(path, 2)
+    with shepherd.resume(path) as run:
+        list(run.rounds())  # with the round that was made again, as much as three
+        run.finish(answer=False)
+    before = whole(path)
+    with pytest.raises(SettingsError, match=r"with 1 round made again.*privacy\.epsilon allows"):
+        shepherd.resume(path, overrides=["federation.rounds=3"])
+    assert whole(path) == before
+
+
+@pytest.mark.parametrize("fault", ["budget", "ledger", "log", "tracker"])
+def test_a_resume_that_is_refused_leaves_a_finished_run_as_it_was(
+    llama_folder, source, tmp_path, made, monkeypatch, fault
+) -> None:
+    path, spent = tmp_path / "run", read_rows(made[0])[-1]["example_privacy"]["epsilon"]
+    limit = {"epsilon": spent + (0.01 if fault == "budget" else 1.0)}
+    with shepherd.open_run(settings(llama_folder, source, path, privacy=limit)) as run:
+        list(run.rounds())
+        run.finish(answer=False)
+    if fault == "ledger":
+        (path / ledger.OF_EXAMPLES).write_text("{")
+    elif fault == "log":
+        (path / "rounds.jsonl").write_text("{}\n")
+    elif fault == "tracker":
+
+        def refuse(*given: object) -> None:
+            raise SettingsError("the service rejects the run")
+
+        monkeypatch.setattr("shepherd.run.tracking.start", refuse)
+    before = whole(path)
+    with pytest.raises(shepherd.ShepherdError):
+        shepherd.resume(path, overrides=["federation.rounds=4"])
+    assert whole(path) == before
+    assert "adapter/README.md" in before
+
+
+def test_a_run_whose_ledger_of_examples_is_gone_does_not_go_on(llama_folder, source, tmp_path) -> None:
+    path = tmp_path / "run"
+    with shepherd.open_run(settings(llama_folder, source, path)) as run:
+        list(run.rounds())
+    lose(path, 3)
+    (path / "rounds.jsonl").unlink()
+    (path / ledger.OF_EXAMPLES).unlink()
+    with pytest.raises(FolderError, match=r"example-privacy\.json is missing.* restore it"):
+        shepherd.resume(path)
+
+
+def test_a_round_that_only_its_checkpoint_knows_to_be_counted_besides_stays_counted(
+    llama_folder, source, tmp_path
+) -> None:
+    path = tmp_path / "run"
+    with shepherd.open_run(settings(llama_folder, source, path)) as run:
+        list(run.rounds())
+    lose(path, 3)
+    with shepherd.resume(path) as run:
+        list(run.rounds())
+    (path / "rounds.jsonl").unlink()
+    kept = ledger.read(path, ledger.OF_EXAMPLES)
+    (path / ledger.OF_EXAMPLES).write_text(json.dumps({**kept, "again": 0}))
+    shepherd.resume(path).close()
+    assert ledger.read(path, ledger.OF_EXAMPLES)["again"] == 1
+
+
+def test_all_that_shows_what_is_spent_says_what_lost_rounds_have_spent(
+    llama_folder, source, tmp_path, made
+) -> None:
+    path, due = tmp_path / "run", read_rows(made[0])[-1]["example_privacy"]
+    with shepherd.open_run(settings(llama_folder, source, path)) as run:
+        list(run.rounds())
+    lose(path, 3)
+    shepherd.resume(path).close()  # two rounds, and one that was released
+    assert read_rows(path)[-1]["example_privacy"]["epsilon"] < due["epsilon"]
+    kept = ledger.read(path, ledger.OF_EXAMPLES)
+    assert (kept["finished"], kept["again"], kept["last_lost"]) == (2, 1, 3)
+    assert {key: kept[key] for key in due} == due
+    assert spent_by_arm(path)["example_privacy"] == due
+    assert collect(path)["example_privacy"]["epsilon"] == due["epsilon"]
+    said = f"epsilon {due['epsilon']:.4g} at delta {due['delta']:.3g} for each example"
+    assert lineage.of_run(path)[-1].spent == said
+    text = card_module.text(
+        read_settings(path),
+        rows=read_rows(path),
+        answers={},
+        data={},
+        clients={},
+        of_examples=kept,
+        before=[lineage.Training(run="first", data="other")],
+    )
+    assert text.count(f"epsilon {due['epsilon']:.4g} at delta") == 2
+
+
+@pytest.mark.parametrize("dies", ["log", "examples"])
+def test_a_loss_is_counted_once_at_both_levels_whenever_a_process_dies(
+    llama_folder, source, tmp_path, monkeypatch, dies
+) -> None:
+    path = tmp_path / "run"
+    made = settings(llama_folder, source, path, selection={"name": "poisson", "share": 0.5})
+    made = parse({**made.model_dump(), "transforms": [{"name": "gaussian", "noise": 3.0}]})
+    with shepherd.open_run(made) as run:
+        list(run.rounds())
+    lose(path, 3)
+
+    def stop(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                *((RunFolder, "reconcile") if dies == "log" else (ledger, "write_examples")), stop
+            )
+            with pytest.raises(KeyboardInterrupt):
+                shepherd.resume(path)
+    shepherd.resume(path).close()
+    assert [each["again"] for each in ledger.spent(path).values()] == [1, 1]
+
+
+def test_a_loss_that_one_level_has_no_budget_for_is_counted_at_none(llama_folder, source, tmp_path) -> None:
+    path = tmp_path / "run"
+    made = settings(llama_folder, source, path, selection={"name": "poisson", "share": 0.5})
+    made = parse({**made.model_dump(), "transforms": [{"name": "gaussian", "noise": 20.0}]})
+    with shepherd.open_run(made) as run:
+        list(run.rounds())
+        limit = run.account.planned_epsilon + 0.01
+    for name in ("run.toml", "trained-with.toml"):
+        (path / name).write_text(dump(overridden(read_settings(path), [f"privacy.epsilon={limit}"])))
+    lose(path, 3)
+    before = whole(path)
+    with pytest.raises(SettingsError, match=r"round 3 was released before.*privacy\.epsilon allows"):
+        shepherd.resume(path)
+    assert whole(path) == before
+
+
 def test_every_key_of_the_ledger_of_examples_is_documented(made) -> None:
     page = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text("utf8")
     (section,) = re.findall(r"^## Where noise hides examples\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
@@ -303,8 +449,11 @@ def test_another_example_in_place_of_one_changes_nothing_exact(llama_folder, sou
 def test_nothing_that_clients_hold_is_logged(llama_folder, source, tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO, logger="shepherd")
     with shepherd.open_run(settings(llama_folder, source, tmp_path / "run")) as run:
+        next(run.rounds())
+    with shepherd.resume(run.folder) as run:
         list(run.rounds())
-    assert not [each for each in caplog.messages if "to train on" in each or "tokens/s" in each]
+    told = ("to train on", "tokens/s", "of memory")
+    assert not [each for each in caplog.messages if any(part in each for part in told)]
 
 
 def test_an_evaluation_does_not_tell_what_was_trained_on(made, source) -> None:

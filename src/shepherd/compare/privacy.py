@@ -31,10 +31,8 @@ class Trained:
 
 
 def spent(path: Path) -> Spent:
-    """What a run has spent, by its ledger where it keeps one, and else by the last row of its log."""
-    last, kept = (read_rows(path) or [{}])[-1], ledger.read(path)
-    found = {key: last[key] for key in UNITS if key in last} | ({"privacy": kept} if kept else {})
-    return {key: Guarantee.of(each) for key, each in found.items()}
+    """What a run has spent, by its ledgers."""
+    return {key: Guarantee.of(each) for key, each in ledger.spent(path).items()}
 
 
 def trained(path: Path) -> Trained:

@@ -106,15 +106,14 @@ def text(
     on_hub = hub_id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
     hides = hides or of_run(whole, rows, privacy)
-    spent = of_examples or (rows[-1].get("example_privacy") if rows else None) or {}
     sections = (
         _intro(settings, rows, clients, bool(start)),
         _use(settings, hub_id(whole.model.base, TINY), revision),
         "## Data\n\n"
         + _table(("", ""), _data(settings, {} if hides else data, clients, rows, hides.clients, part)),
         "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start, hides)),
-        _trainings((*before, training(whole, rows, privacy))) if before else "",
-        _privacy(privacy, spent, settings, start, before),
+        _trainings((*before, training(whole, rows, privacy, of_examples))) if before else "",
+        _privacy(privacy, of_examples, settings, start, before),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",

@@ -4,7 +4,9 @@
 examples. Both say how many rounds are finished: those whose state was saved, which happens before anything of
 a round is published. A round that is cut off before has released nothing. A run that goes on from an earlier
 round, because later checkpoints are lost, makes rounds again that were released, with other noise. These are
-counted besides (`again`), and the ledger is written before any of them begins.
+counted besides (`again`), and the ledger is written before any of them begins: `standing` says what is lost,
+`continued` and `continued_examples` count it, and the log is cut last. A process that dies in between changes
+no count, since the ledger says up to which round all that was lost is counted (`last_lost`).
 
 The first is also written before a round draws noise, so `begun` counts the rounds that were cut off as well.
 """
@@ -14,26 +16,35 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError, SettingsError
-from shepherd.io.atomic import disk_errors, renew_secret, secret, write_atomic
+from shepherd.io.atomic import disk_errors, secret, write_atomic
 from shepherd.io.phrases import epsilon_text
 from shepherd.io.progress import many
 from shepherd.privacy.client_level import ClientPrivacy, described
 from shepherd.privacy.example_level import ExampleAccount
+from shepherd.settings import RunSettings
 
 LEDGER, OF_EXAMPLES = "privacy.json", "example-privacy.json"
+CLIENTS, EXAMPLES = "privacy", "example_privacy"
+LEVELS = {CLIENTS: LEDGER, EXAMPLES: OF_EXAMPLES}
+"""Keys of a row that say what is spent of privacy, with the ledger of each."""
 SECRET = "secret"
 """File of the number that decides the cohorts of a run whose noise hides clients; for its owner alone, and
 deleted once the run is finished."""
 Row = Mapping[str, Any]
 
 
-def write(folder: Path, privacy: ClientPrivacy, *, begun: int, finished: int) -> None:
-    """Write the ledger after `finished` rounds, of `begun` that drew noise or are about to."""
+def write(folder: Path, privacy: ClientPrivacy, *, begun: int, finished: int, last_lost: int = 0) -> None:
+    """Write the ledger after `finished` rounds, of `begun` that drew noise or are about to.
+
+    Args:
+        last_lost: the last round that was lost and is counted besides now; other cohorts are drawn from here,
+            so the secret of these must be another one by now.
+    """
     spent = privacy.spent(finished)
     kept = {
         "unit": "client",
@@ -44,6 +55,7 @@ def write(folder: Path, privacy: ClientPrivacy, *, begun: int, finished: int) ->
         "rounds": privacy.rounds,
         "begun": begun,
         "finished": finished,
+        "last_lost": max(last_lost, _last_lost(read(folder))),
         **_spent(privacy.row(finished)),
         "budget": privacy.budget,
         "says": [*privacy.sentences(), *_again(privacy.again)],
@@ -51,28 +63,52 @@ def write(folder: Path, privacy: ClientPrivacy, *, begun: int, finished: int) ->
     write_atomic(folder / LEDGER, json.dumps(kept, indent=2) + "\n")
 
 
-def write_examples(folder: Path, account: ExampleAccount, spent: Row, *, finished: int) -> None:
+def write_examples(
+    folder: Path, account: ExampleAccount, spent: Row, *, finished: int, last_lost: int = 0
+) -> None:
     """Write the ledger of single examples after `finished` rounds.
 
     Args:
         spent: what the account reports after them.
+        last_lost: the last round that was lost and is counted besides now.
     """
     kept = {
         "unit": "example",
         "relation": "add or remove one",
         "noise": account.noise,
         "finished": finished,
+        "last_lost": max(last_lost, _last_lost(read(folder, OF_EXAMPLES))),
         **_spent(spent),
         "budget": account.limit,
-        "says": [*account.sentences(), *_again(account.again)],
+        "says": [*(account.sentences() if "delta" in spent else ()), *_again(account.again)],
     }
     write_atomic(folder / OF_EXAMPLES, json.dumps(kept, indent=2) + "\n")
 
 
+def write_reported(
+    folder: Path, settings: RunSettings, spent: Row, *, finished: int, last_lost: int = 0
+) -> None:
+    """The same where sites train, by what a row reports, since how many examples they have is theirs to say.
+
+    Args:
+        spent: what the row reports; without epsilon and delta if no row has told them yet.
+    """
+    assert settings.privacy.examples is not None
+    account = ExampleAccount(
+        noise=settings.privacy.examples.noise,
+        batch_size=settings.tuning.batch_size,
+        delta=spent.get("delta", 0.0),
+        limit=settings.privacy.epsilon,
+        again=spent.get("again", 0),
+    )
+    write_examples(folder, account, spent, finished=finished, last_lost=last_lost)
+
+
 def _spent(row: Row) -> dict[str, Any]:
-    epsilon = row["epsilon"]
-    known = epsilon is not None and math.isfinite(epsilon)
-    return {**row, "again": row.get("again", 0), "epsilon": epsilon if known else None}
+    found = {**row, "again": row.get("again", 0)}
+    if "epsilon" in row and (row["epsilon"] is None or not math.isfinite(row["epsilon"])):
+        found["epsilon"] = None
+    return found
 
 
 def _again(count: int) -> list[str]:
@@ -98,7 +134,22 @@ def read(folder: Path, name: str = LEDGER) -> dict[str, Any]:
     return kept
 
 
-_COUNTS = ("begun", "finished", "again")
+_COUNTS = ("begun", "finished", "again", "last_lost")
+
+
+def _last_lost(kept: Row) -> int:
+    return int(kept.get("last_lost", 0))
+
+
+def spent(folder: Path) -> dict[str, dict[str, Any]]:
+    """The ledgers of a run folder by the key of a row that says the same: what all rounds have spent.
+
+    A log has less, if later rounds than its last were released and are lost.
+
+    Raises:
+        FolderError: a ledger is damaged.
+    """
+    return {level: kept for level, name in LEVELS.items() if (kept := read(folder, name))}
 
 
 def begun(folder: Path, finished: int) -> int:
@@ -106,119 +157,113 @@ def begun(folder: Path, finished: int) -> int:
     return max(finished, int(read(folder).get("begun", 0)))
 
 
-def released(kept: Row, rows: Sequence[Row]) -> int:
-    """Rounds of which something may be known, by a ledger and by a log that is not cut yet."""
-    return max([int(kept.get("finished", 0)), *(int(row["round"]) for row in rows)])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a ledger stands when its run goes on from a checkpoint."""
+
+    finished: int
+    """Rounds that the run goes on after."""
+    released: int
+    """The last round that was released and is not counted besides yet; `finished` if none of them is lost."""
+    again: int
+    """Rounds that are counted besides so far."""
+
+    @property
+    def last_lost(self) -> int:
+        """The last round that is lost and to be counted now; 0 if none is."""
+        return self.released if self.released > self.finished else 0
 
 
-def again(kept: Row, rows: Sequence[Row], level: str) -> int:
-    """Rounds that are counted besides so far, by a ledger and by a log that is not cut yet.
+def standing(
+    kept: Row, rows: Sequence[Row], level: str, finished: int, *, released: int = 0, again: int = 0
+) -> Standing:
+    """Where a ledger stands when its run goes on after `finished` rounds.
 
     Args:
-        level: key of what is spent in a row of the log.
+        kept: the ledger.
+        rows: the log, before it is cut to these rounds, with the row that the checkpoint has.
+        level: key in a row of what is spent.
+        released: rounds that others say were released.
+        again: rounds that others say are counted besides.
     """
+    told = max([released, *(int(row["round"]) for row in rows)])
+    told = told if told > _last_lost(kept) else 0  # else it is counted, or was made again: see `finished`
     counts = (int((row.get(level) or {}).get("again", 0)) for row in rows)
-    return max([int(kept.get("again", 0)), *counts])
+    return Standing(
+        finished=finished,
+        released=max(finished, told, int(kept.get("finished", 0))),
+        again=max([again, int(kept.get("again", 0)), *counts]),
+    )
 
 
-def continued(
-    folder: Path, privacy: ClientPrivacy, rows: Sequence[Row], finished: int, known: int = 0, counted: int = 0
-) -> ClientPrivacy:
-    """The privacy of a run that goes on after `finished` rounds.
-
-    If later ones were released, they are made again: the secret of the cohorts is drawn anew, and the ledger
-    is written.
-
-    Args:
-        rows: the log, before it is cut to these rounds.
-        known: rounds that others say were released.
-        counted: rounds that others say are counted besides.
+def continued(folder: Path, privacy: ClientPrivacy, at: Standing) -> ClientPrivacy:
+    """The privacy of a run that goes on from there, with what is counted besides; nothing is written.
 
     Raises:
-        FolderError: the ledger is damaged.
-        SettingsError: all rounds would then spend more than the budget; nothing is changed.
+        SettingsError: all rounds would then spend more than the budget.
     """
-    kept = read(folder)
-    before = max(counted, again(kept, rows, "privacy"))
-    lost = max(known, released(kept, rows))
-    found = replace(privacy, again=before + privacy.redone(finished, lost))
-    if lost <= finished:
-        return found
-    _require_within(found.epsilon(found.rounds), found.budget, folder, finished, lost)
-    renew_secret(folder / SECRET)  # first: the ledger says that the rounds to come have other cohorts
-    write(folder, found, begun=max(lost, kept.get("begun", 0)), finished=finished)
+    found = replace(privacy, again=at.again + privacy.redone(at.finished, at.released))
+    _require_within(folder, at, found.epsilon(found.rounds), found.budget)
     return found
-
-
-def examples_again(
-    folder: Path, rows: Sequence[Row], finished: int, known: int = 0, counted: int = 0
-) -> tuple[int, int]:
-    """What the ledger of examples says of a run that goes on after `finished` rounds; nothing is written.
-
-    Args:
-        rows: the log, before it is cut to these rounds.
-        known: rounds that others say were released.
-        counted: rounds that others say are counted besides.
-
-    Returns:
-        The rounds that were released, and those that are counted besides from now on.
-
-    Raises:
-        FolderError: the ledger is damaged.
-    """
-    kept = read(folder, OF_EXAMPLES)
-    lost = max(known, released(kept, rows))
-    return lost, max(counted, again(kept, rows, "example_privacy")) + max(0, lost - finished)
-
-
-def note_examples_again(folder: Path, finished: int, again: int) -> None:
-    """Write into the ledger of examples what is counted besides, before any round is made again."""
-    kept = {**read(folder, OF_EXAMPLES), "finished": finished, "again": again}
-    write_atomic(folder / OF_EXAMPLES, json.dumps(kept, indent=2) + "\n")
 
 
 def continued_examples(
-    folder: Path,
-    account: ExampleAccount,
-    visits: Collection[tuple[int, int]],
-    rows: Sequence[Row],
-    finished: int,
+    folder: Path, account: ExampleAccount, visits: Collection[tuple[int, int]], at: Standing
 ) -> ExampleAccount:
-    """The account of a run that goes on after `finished` rounds.
+    """The account of a run that goes on from there, with what is counted besides; nothing is written.
 
-    If later ones were released, they are made again: the ledger says so, and each client counts as asked in
-    each of them once more.
+    Each client counts as asked once more in each of the rounds that are made again.
 
     Args:
         visits: examples of each client, and the steps of one visit of it.
-        rows: the log, before it is cut to these rounds.
 
     Raises:
-        FolderError: the ledger is damaged.
-        SettingsError: all visits would then spend more than the budget; nothing is changed.
+        SettingsError: all visits would then spend more than the budget.
     """
-    lost, more = examples_again(folder, rows, finished)
-    if not more:
+    if not (again := again_of_examples(at)):
         return account
-    found = account.counting(more, visits)
-    if lost > finished:
-        _require_within(found.planned_epsilon, found.limit, folder, finished, lost)
-        note_examples_again(folder, finished, more)
+    found = account.counting(again, visits)
+    _require_within(folder, at, found.planned_epsilon, found.limit)
     return found
 
 
-def _require_within(epsilon: float, budget: float | None, folder: Path, finished: int, lost: int) -> None:
-    if budget is not None and not epsilon <= budget:
+def again_of_examples(at: Standing) -> int:
+    """Visits of each client that are counted besides in a run that goes on from there."""
+    return at.again + at.released - at.finished
+
+
+def reported(kept: Row, rows: Sequence[Row], at: Standing) -> dict[str, Any]:
+    """What the last row that is known says of examples, for the ledger of a run that goes on from there.
+
+    A round spends nothing by being lost. No epsilon and no delta if neither ledger nor log has one.
+    """
+    said = {int(row["round"]): row[EXAMPLES] for row in rows if EXAMPLES in row}
+    if "epsilon" in kept:
+        said[max(int(kept.get("finished", 0)), _last_lost(kept))] = kept
+    known = said[max(said)] if said else {}
+    spent = {key: known[key] for key in ("epsilon", "delta") if key in known}
+    return {**spent, "again": again_of_examples(at)}
+
+
+def _require_within(folder: Path, at: Standing, epsilon: float, budget: float | None) -> None:
+    if budget is None or epsilon <= budget:
+        return
+    if not at.last_lost:
         raise SettingsError(
-            f"{remade(finished, lost)}: all rounds would spend epsilon {epsilon_text(epsilon)}, and"
-            f" privacy.epsilon allows {budget:g}; restore {folder / 'checkpoints'} from a copy, or write the"
-            " adapter of the last round that is there with `shepherd export`"
+            f"all rounds would spend epsilon {epsilon_text(epsilon)}, with {many(at.again, 'round')} made"
+            f" again and counted besides, and privacy.epsilon allows {budget:g}; plan fewer rounds"
         )
+    raise SettingsError(
+        f"{remade(at)}: all rounds would spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows"
+        f" {budget:g}; restore {folder / 'checkpoints'} from a copy, or write the adapter of the last round"
+        " that is there with `shepherd export`"
+    )
 
 
-def remade(finished: int, lost: int) -> str:
+def remade(at: Standing) -> str:
     """Say which rounds are made again."""
-    which = f"round {lost} was" if lost == finished + 1 else f"rounds {finished + 1} to {lost} were"
+    first, last = at.finished + 1, at.released
+    which = f"round {last} was" if last == first else f"rounds {first} to {last} were"
     return f"{which} released before, and will be made again with other noise, which is counted besides"
 
 

@@ -49,17 +49,17 @@ Row = Mapping[str, Any]
 Part = TypeVar("Part")
 
 
-def training(settings: RunSettings, rows: Sequence[Row], privacy: Row) -> Training:
-    """The record of a run, from its run file, its log and its ledger."""
+def training(settings: RunSettings, rows: Sequence[Row], privacy: Row, of_examples: Row) -> Training:
+    """The record of a run, from its run file, its log and its ledgers."""
     shown, source = published(settings), settings.data.source
     return Training(
         run=shown.output,
         data=shown.data.source,
-        guarantees=_guarantees(privacy, (rows[-1] if rows else {}).get("example_privacy")),
+        guarantees=_guarantees(privacy, of_examples),
         dataset=hub_id(source, WORLD, MEMORY) or "",
         objective=settings.tuning.objective.name,
         rounds=max((int(row["round"]) for row in rows), default=0),
-        spent=" and ".join(_spent(rows[-1] if rows else {}, privacy)),
+        spent=" and ".join(_spent(privacy, of_examples)),
     )
 
 
@@ -68,8 +68,8 @@ def hub_id(name: str, *embedded: str) -> str | None:
     return name if paths.is_hub_id(name) and name not in embedded else None
 
 
-def _spent(last: Row, privacy: Row) -> Iterator[str]:
-    for found, unit in ((privacy, "client"), (last.get("example_privacy"), "example")):
+def _spent(privacy: Row, of_examples: Row) -> Iterator[str]:
+    for found, unit in ((privacy, "client"), (of_examples, "example")):
         if found:
             epsilon = epsilon_text(found["epsilon"], 4)
             yield f"epsilon {epsilon} at delta {found['delta']:.3g} for each {unit}"
@@ -94,7 +94,8 @@ def of_run(path: Path) -> tuple[Training, ...]:
     if not folder.is_run(path):
         return ()
     named = folder.read_settings(path).model_copy(update={"output": str(path.absolute())})
-    return (*before(path), training(named, read_rows(path), ledger.read(path)))
+    ledgers = [ledger.read(path, name) for name in ledger.LEVELS.values()]
+    return (*before(path), training(named, read_rows(path), *ledgers))
 
 
 def source(path: Path) -> Mapping[str, str]:

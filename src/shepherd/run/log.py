@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,19 @@ def reconciled(path: Path, upto_round: int, row: Mapping[str, Any] | None = None
     """
     with disk_errors(path):
         old = (path / LOG).read_bytes() if (path / LOG).exists() else b""
-        kept = {r["round"]: r for r in reversed(_parse_rows(old, path / LOG)) if r["round"] <= upto_round}
-        if row is not None and row["round"] not in kept:
-            kept[row["round"]] = json.loads(_line(row))
-        rows = [kept[number] for number in sorted(kept)]
+        rows = agreeing(_parse_rows(old, path / LOG), upto_round, row)
         new = b"".join(_line(r) for r in rows)
         if new != old:
             write_atomic(path / LOG, new)
         return rows
+
+
+def agreeing(rows: Sequence[Row], upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
+    """The rows that `reconciled` leaves; nothing is written."""
+    kept = {each["round"]: each for each in reversed(rows) if each["round"] <= upto_round}
+    if row is not None and row["round"] not in kept:
+        kept[row["round"]] = json.loads(_line(row))
+    return [kept[number] for number in sorted(kept)]
 
 
 def read_rows(path: str | Path) -> list[Row]:

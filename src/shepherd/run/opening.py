@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -51,7 +51,7 @@ from shepherd.run import changes, checkpoint, folder, ledger, measured, starting
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
-from shepherd.run.log import read_rows
+from shepherd.run.log import agreeing, read_rows
 from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
 from shepherd.settings import RunSettings
@@ -175,7 +175,7 @@ def _start(
         server=server_bytes(method, state, up, work.cohort) if base.device.type == "cpu" else 0,
         nodes=planning.nodes(settings, base, workers=plan.workers),
     )
-    _log_expectation(found)
+    _log_expectation(found, hidden=hidden)
     holder = folder.create(settings.output, settings, plan.text())
     with holder.closed_on_error():
         starting.keep(holder, first, base)
@@ -307,38 +307,48 @@ def _example_account(
 
 
 def _spent_before(
-    holder: RunFolder,
+    path: Path,
     settings: RunSettings,
     prepared: TokenisedData,
     account: ExampleAccount | None,
     privacy: ClientPrivacy | None,
+    rows: Sequence[Row],
     finished: int,
-) -> tuple[ExampleAccount | None, ClientPrivacy | None]:
-    """Both accounts of a run that goes on after `finished` rounds.
+) -> tuple[ExampleAccount | None, ClientPrivacy | None, Mapping[str, int]]:
+    """Both accounts of a run that goes on after `finished` rounds; nothing is written.
 
     Later rounds that were released and are lost have spent as well.
 
+    Args:
+        rows: the log, not yet cut to these rounds, and the row that the checkpoint has.
+
+    Returns:
+        The accounts, and the last round that is lost and counted by them now, by key of a row.
+
     Raises:
-        FolderError: a ledger is damaged, or that of rounds that are finished is missing.
+        FolderError: a ledger is damaged, or that of rounds that were released is missing.
         SettingsError: the rounds would then spend more than the budget.
     """
-    rows = read_rows(holder.path)  # not yet cut to these rounds
-    kept = [ledger.read(holder.path, name) for name in (ledger.LEDGER, ledger.OF_EXAMPLES)]
+    places: dict[str, ledger.Standing] = {}
+    for level, of_run in ((ledger.CLIENTS, privacy), (ledger.EXAMPLES, account)):
+        if of_run is not None:
+            kept = ledger.read(path, ledger.LEVELS[level])
+            places[level] = ledger.standing(kept, rows, level, finished)
+            if places[level].released and not kept:
+                raise FolderError(
+                    f"{path / ledger.LEVELS[level]} is missing, which says what the rounds of this run have"
+                    " spent of privacy; restore it from a copy, or start a run with output=ANOTHER_FOLDER"
+                )
     if privacy is not None:
-        if finished and not kept[0]:
-            raise FolderError(
-                f"{holder.path / ledger.LEDGER} is missing, which says what the rounds of this run have spent"
-                " of its clients' privacy; restore it from a copy, or start a run with output=ANOTHER_FOLDER"
-            )
-        privacy = ledger.continued(holder.path, privacy, rows, finished)
+        privacy = ledger.continued(path, privacy, places[ledger.CLIENTS])
     if account is not None:
         sizes = [len(data) for data in prepared.clients.values()]
         visits = {(size, example_level.steps(settings.tuning, size)) for size in sizes}
-        account = ledger.continued_examples(holder.path, account, visits, rows, finished)
-    lost = max(ledger.released(each, rows) for each in kept)
-    if (privacy or account) and lost > finished:
-        log.warning("%s", ledger.remade(finished, lost))
-    return account, privacy
+        account = ledger.continued_examples(path, account, visits, places[ledger.EXAMPLES])
+    lost = {level: at.last_lost for level, at in places.items() if at.last_lost}
+    if lost:
+        log.warning("%s", ledger.remade(max(places.values(), key=lambda at: at.last_lost)))
+    return account, privacy, lost
 
 
 def _as_trained(prepared: TokenisedData, training: LocalTraining, settings: RunSettings) -> TokenisedData:
@@ -437,12 +447,21 @@ def _continue(
     if said := changes.remark(settings, holder.path):
         changes.require_extendable(method)
         log.info("%s", said)
-    changes.keep(holder, settings)
     noted = saved.notes["row"] if saved else None
     account = _example_account(settings, base, training, prepared, selection, method)
     privacy = _privacy(settings, method, selection, prepared, consent)
-    account, privacy = _spent_before(holder, settings, prepared, account, privacy, state.round)
-    rows = holder.reconcile(state.round, None if method.is_private else noted)
+    known = read_rows(holder.path)
+    account, privacy, lost = _spent_before(
+        holder.path,
+        settings,
+        prepared,
+        account,
+        privacy,
+        known if noted is None else [*known, noted],
+        state.round,
+    )
+    logged = None if method.is_private else noted
+    rows = agreeing(known, state.round, logged)
     run = Run(
         settings=settings,
         plan=plan,
@@ -464,11 +483,15 @@ def _continue(
         run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
         if run.clocked is not None:
             run.clocked.clock = clock_from(saved.notes["clock"])
-        if noted is not None and all(row["round"] < state.round for row in rows):
-            run.unlogged = noted  # killed between saving a round and scoring it
-            run._complete_saved()
-            rows = read_rows(holder.path)
-            run.trackers.log(rows[-1])
+    # all that may refuse has done so: from here on the folder changes
+    changes.keep(holder, settings)
+    run._keep_ledger(lost=lost)
+    holder.reconcile(state.round, logged)  # last: the log says what was released
+    if noted is not None and all(row["round"] < state.round for row in rows):
+        run.unlogged = noted  # killed between saving a round and scoring it
+        run._complete_saved()
+        rows = read_rows(holder.path)
+        run.trackers.log(rows[-1])
     _log_continuation(run, rows)
     return run
 
@@ -560,7 +583,8 @@ def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
                     nodes=planning.nodes(run.settings, run.base, workers=run.plan.workers),
                 ).total,
                 seconds_a_round=median(took),
-            )
+            ),
+            hidden=hidden,
         )
     run._log_start()
     log.info("continuing after round %d of %d", run.state.round, run.until)
@@ -616,8 +640,9 @@ def _log_description(
     )  # fmt: skip
 
 
-def _log_expectation(of_run: Expected) -> None:
+def _log_expectation(of_run: Expected, *, hidden: bool) -> None:
     memory_gb, seconds = of_run.memory_bytes / 1e9, of_run.seconds_a_round
     # a trial is good for one digit, since other work may share the machine
     rough = roughly(float(f"{seconds:.1g}"))
-    log.info("expecting about %.1f GB of memory, about %s a round", memory_gb, rough)
+    # both are computed from the lengths of the clients' examples
+    log.log(_level(hidden), "expecting about %.1f GB of memory, about %s a round", memory_gb, rough)

@@ -47,6 +47,7 @@ from shepherd.federation.clocked import Clocked, speeds
 from shepherd.federation.root import Root, root_of
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.summed import Summed
+from shepherd.io.atomic import renew_secret
 from shepherd.io.progress import many, stage
 from shepherd.machine import memory
 from shepherd.machine.executors import Executor, Inline, RayActors, processes
@@ -300,15 +301,23 @@ class Run(HeldRun):
         fall = self._heldout_scores(state.adapter)["loss"] - after
         return {"leave_one_out": one_out, "projection": contribution.projections(updates, fall)}
 
-    def _keep_ledger(self, more: int = 0) -> None:
-        """Write what is spent, with this many more rounds that are about to draw noise."""
+    def _keep_ledger(self, more: int = 0, lost: Mapping[str, int] = {}) -> None:
+        """Write what is spent.
+
+        Args:
+            more: how many rounds are about to draw noise.
+            lost: the last round that is lost and counted besides now, by key of a row.
+        """
         finished = self.state.round
         if self.privacy is not None:
-            begun = ledger.begun(self.folder, finished) + more
-            ledger.write(self.folder, self.privacy, begun=begun, finished=finished)
+            last = lost.get(ledger.CLIENTS, 0)
+            if last:
+                renew_secret(self.folder / ledger.SECRET)
+            begun = max(last, ledger.begun(self.folder, finished)) + more
+            ledger.write(self.folder, self.privacy, begun=begun, finished=finished, last_lost=last)
         if self.account is not None and not more:
-            spent = self._examples_spent(self.account, finished)
-            ledger.write_examples(self.folder, self.account, spent, finished=finished)
+            spent, last = self._examples_spent(self.account, finished), lost.get(ledger.EXAMPLES, 0)
+            ledger.write_examples(self.folder, self.account, spent, finished=finished, last_lost=last)
 
     def _examples_spent(self, account: ExampleAccount, finished: int) -> Row:
         """What the most exposed client has spent of its examples' privacy after `finished` rounds.

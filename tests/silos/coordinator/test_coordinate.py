@@ -439,6 +439,27 @@ def test_a_round_that_a_server_lost_and_makes_again_is_counted_in_the_run_folder
     assert "training examples" not in card
 
 
+def test_a_loss_is_counted_once_in_the_run_folder_whenever_a_process_dies(
+    tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it has counted, before its log is cut: the log still says then that round 2 was released."""
+    server.post = Letters({name: honest(name, 1e-4, examples=200) for name in ("a", "b")})
+    server.dies = [2]
+    run = opened(tmp_path, *NOISY)
+    with closing(run):
+        rounds = run.rounds()
+        assert [next(rounds)[1]["round"] for _ in range(2)] == [1, 2]
+        due = {level: read_rows(run.folder)[-1][level]["epsilon"] for level in ledger.LEVELS}
+        for _ in range(3):
+            run._count_lost(1)
+        kept = ledger.spent(run.folder)
+    assert run.follower.order.again == {"privacy": 1, "example_privacy": 1}
+    for level, each in kept.items():
+        assert (each["again"], each["finished"], each["last_lost"]) == (1, 1, 2)
+        assert each["epsilon"] == due[level]
+    assert not (run.folder / ledger.SECRET).exists()
+
+
 def test_a_resumed_run_tells_the_server_what_is_counted_besides(tmp_path: Path, server: Hosted) -> None:
     server.dies = [2]
     run = opened(tmp_path, *NOISY)

@@ -904,6 +904,65 @@ def test_steps_of_a_released_round_that_is_made_again_count_twice(tmp_path: Path
         assert _check_rows([last], 0, 3) == [last]
 
 
+def both_levels(**privacy: Any) -> JobSpec:
+    asked, noisy = protecting_examples(NAMES, delta=1e-3, **privacy), noisy_order()
+    tables = {name: noisy.settings[name] for name in ("transforms", "selection")}
+    return replace(asked, settings={**asked.settings, **tables})
+
+
+@pytest.mark.parametrize("dies", ["log", "examples"])
+def test_a_job_that_dies_after_it_counted_does_not_count_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """The next job brings the same number of released rounds, since no news of this one was read."""
+    post = Letters({name: honest(name, 0.1, examples=200) for name in NAMES})
+    made = served_noisily(tmp_path, post, both_levels())
+    assert [each["again"] for each in ledger.spent(made.home).values()] == [0, 0]
+    lose(made.home, 3)
+    made.order = replace(both_levels(), released=3)
+
+    def stop(*given: object, **named: object) -> None:
+        raise RuntimeError
+
+    for _ in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                *((server_run, "reconciled") if dies == "log" else (ledger, "write_reported")), stop
+            )
+            made.run()
+            assert "error" in told(made)["outcome"]
+    made.run()
+    assert told(made)["outcome"] == {"finished": True}
+    kept, last = ledger.spent(made.home), read_rows(made.home)[-1]
+    for level in ledger.LEVELS:
+        assert (kept[level]["again"], kept[level]["last_lost"], last[level]["again"]) == (1, 3, 1)
+        assert kept[level]["epsilon"] == last[level]["epsilon"]
+    assert last["privacy"]["epsilon"] == epsilon_of(4)
+
+
+def test_a_loss_that_the_sites_have_no_budget_for_changes_nothing(tmp_path: Path) -> None:
+    post = Letters({name: honest(name, 0.1, examples=1000) for name in NAMES})
+    made = served_noisily(tmp_path, post, both_levels(epsilon=epsilon_of(3) + 1e-3))
+    lose(made.home, 3)
+    before = {each.name: each.read_bytes() for each in made.home.glob("*.json*")}
+    made.run()
+    assert "round 3 was released before" in told(made)["outcome"]["error"]
+    assert {each.name: each.read_bytes() for each in made.home.glob("*.json*")} == before
+    assert {*ledger.LEVELS.values(), "rounds.jsonl"} <= set(before)
+
+
+def test_the_ledger_of_examples_is_whole_before_any_site_is_asked(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a", examples=200), "b": honest("b", examples=1000)})
+    made = served(tmp_path, post, protecting_examples())
+    due = read_rows(made.home)[-1]["example_privacy"]
+    lose(made.home, 3)
+    made._load_state()
+    kept = ledger.read(made.home, ledger.OF_EXAMPLES)
+    assert {key: kept[key] for key in due} == due
+    assert (kept["unit"], kept["noise"], kept["finished"], kept["again"]) == ("example", 1.0, 2, 1)
+    assert kept["says"][-1].startswith("Counted besides: 1 round")
+
+
 def test_a_site_whose_examples_would_spend_too_much_with_lost_rounds_does_not_join(tmp_path: Path) -> None:
     post = Letters({"a": honest("a", examples=1000), "b": honest("b", examples=200)})
     made = served(tmp_path, post, protecting_examples())

@@ -47,7 +47,6 @@ from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.privacy import client_level, required
 from shepherd.privacy.client_level import ClientPrivacy
-from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.rounds.ranks import require_for_sites
 from shepherd.rounds.ring import require_sums
@@ -67,7 +66,7 @@ from shepherd.run import (
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
-from shepherd.run.log import read_rows
+from shepherd.run.log import agreeing, read_rows
 from shepherd.run.opening import require_cohort
 from shepherd.run.run import answer_heldout
 from shepherd.settings import RunSettings
@@ -87,8 +86,6 @@ COPY_PAUSE_RATIO = 2.0
 """Pause after copying a checkpoint from the server, as a multiple of the copy's duration. Each finished round
 is copied into the run folder, since a site keeps only its last two answers: a server that lost its disk could
 not continue from an older copy. The pause keeps a large adapter from filling the server's time."""
-LEVELS = {"privacy": ledger.LEDGER, "example_privacy": ledger.OF_EXAMPLES}
-"""Keys of a row that say what is spent of privacy, with the ledger of each in the run folder."""
 MAX_FILE_RATIO, MAX_FILE_EXTRA_BYTES = 1.05, 8 * 2**20
 """Upper bound on a checkpoint's file: a multiple of its tensors' size, plus names, a log row and notes."""
 
@@ -197,7 +194,7 @@ class SilosRun(HeldRun):
 
     def _taken(self, rows: Sequence[Row]) -> dict[str, int]:
         """Site -> examples that it has trained on; 0 of each where noise hides them."""
-        if rows and any(level in rows[-1] for level in LEVELS):
+        if rows and any(level in rows[-1] for level in ledger.LEVELS):
             return dict.fromkeys(self.follower.order.sites, 0)
         return {site: int(count) for site, count in rows[-1].get("taken", {}).items()} if rows else {}
 
@@ -225,27 +222,39 @@ class SilosRun(HeldRun):
     def _rewind_log(self, news: StatusUpdate) -> None:
         """Cut the log here to the server's last round, if the server has lost later ones."""
         if 0 < news.count < self.follower.rows:
-            self._count_lost(news, self.follower.rows - 1)
+            self._count_lost(news.round)
             self.echo(f"the server continues after round {news.round}: it has lost the rounds after it")
             self.follower.rows = _row_count(self.holder.reconcile(news.round))
 
-    def _count_lost(self, news: StatusUpdate, released: int) -> None:
-        """Count the rounds once more that were released and that the server makes again."""
-        more = {}
-        if (privacy := self._privacy()) is not None:
-            more["privacy"] = privacy.redone(news.round, released)
-        if self.settings.privacy.examples is not None:
-            more["example_privacy"] = released - news.round
-        known = self.follower.order.again
-        found = {level: known.get(level, 0) + count for level, count in more.items()}
-        self.follower.order = replace(self.follower.order, again={**known, **found})
-        kept = state_file.text(self.follower.kit, self.follower.order, news.job)
-        self.holder.write(folder.SILOS, kept)  # before the log is cut, which says that they were released
+    def _count_lost(self, finished: int) -> None:
+        """Count the rounds after `finished` once more, which the server makes again."""
+        rows, again = read_rows(self.folder), dict(self.follower.order.again)
+        for level, name in ledger.LEVELS.items():
+            kept = ledger.read(self.folder, name)
+            at = ledger.standing(kept, rows, level, finished, again=again.get(level, 0))
+            if level == ledger.EXAMPLES and self.settings.privacy.examples is not None:
+                spent = ledger.reported(kept, rows, at)
+                again[level] = spent["again"]
+                ledger.write_reported(
+                    self.folder, self.settings, spent, finished=finished, last_lost=at.last_lost
+                )
+            if level == ledger.CLIENTS and (privacy := self._privacy()) is not None:
+                again[level] = at.again + privacy.redone(finished, at.released)
+                ledger.write(
+                    self.folder,
+                    replace(privacy, again=again[level]),
+                    begun=finished + again[level],
+                    finished=finished,
+                    last_lost=at.last_lost,
+                )
+        self.follower.order = replace(self.follower.order, again=again)
+        state = state_file.text(self.follower.kit, self.follower.order, self.follower.job)
+        self.holder.write(folder.SILOS, state)
 
     def _counted(self, row: Row) -> Row:
         """A row with what is counted besides for rounds that were made again: the more of what both know."""
         known = self.follower.order.again
-        found = {level: int(row[level].get("again", 0)) for level in LEVELS if level in row}
+        found = {level: int(row[level].get("again", 0)) for level in ledger.LEVELS if level in row}
         again = {level: max(count, known.get(level, 0)) for level, count in found.items()}
         if more := {level: count for level, count in again.items() if count > known.get(level, 0)}:
             self.follower.order = replace(self.follower.order, again={**known, **more})
@@ -285,16 +294,8 @@ class SilosRun(HeldRun):
             privacy = replace(privacy, again=row["privacy"].get("again", 0))
             finished: int = row["round"]
             ledger.write(self.folder, privacy, begun=finished + privacy.again, finished=finished)
-        if "example_privacy" in row and (asked := self.settings.privacy.examples) is not None:
-            spent = row["example_privacy"]
-            account = ExampleAccount(
-                noise=asked.noise,
-                batch_size=self.settings.tuning.batch_size,
-                delta=spent["delta"],
-                limit=self.settings.privacy.epsilon,
-                again=spent.get("again", 0),
-            )
-            ledger.write_examples(self.folder, account, spent, finished=row["round"])
+        if ledger.EXAMPLES in row and self.settings.privacy.examples is not None:
+            ledger.write_reported(self.folder, self.settings, row[ledger.EXAMPLES], finished=row["round"])
 
     def _show(self, news: StatusUpdate) -> None:
         for line in news.said:
@@ -464,6 +465,10 @@ def resume(
         extended = replace(_extended(order, settings, echo, consent), again=_again(holder, order.again, rows))
         follower = _make_follower(holder, kept, extended, settings, echo, consent)
         follower.job, follower.outdated = job, extended.settings != order.settings
+        trackers = tracking.start(
+            plan.over(settings), holder, agreeing(rows, rows[-1]["round"]) if rows else []
+        )
+        # all that may refuse has done so: from here on the folder changes
         changes.keep(holder, settings)
         holder.write(folder.SILOS, state_file.text(kept, extended, job))
         with disk_errors(holder.path):
@@ -477,7 +482,7 @@ def resume(
             holder=holder,
             base=base,
             follower=follower,
-            trackers=tracking.start(plan.over(settings), holder, rows),
+            trackers=trackers,
             echo=echo,
             consent=consent,
         )
@@ -485,8 +490,10 @@ def resume(
 
 def _again(holder: RunFolder, known: Mapping[str, int], rows: Sequence[Row]) -> dict[str, int]:
     """Rounds that are counted besides, by all that the run folder says of them."""
-    kept = {level: ledger.read(holder.path, name) for level, name in LEVELS.items()}
-    found = {level: max(known.get(level, 0), ledger.again(each, rows, level)) for level, each in kept.items()}
+    found = {}
+    for level, name in ledger.LEVELS.items():
+        kept, counted = ledger.read(holder.path, name), known.get(level, 0)
+        found[level] = ledger.standing(kept, rows, level, 0, again=counted).again
     return {level: count for level, count in found.items() if count}
 
 

@@ -47,7 +47,7 @@ from shepherd.core.algorithm import no_server_memory
 from shepherd.data import cursor, poisson_batches
 from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
-from shepherd.io.atomic import disk_errors, secret
+from shepherd.io.atomic import disk_errors, renew_secret, secret
 from shepherd.privacy import example_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
@@ -265,8 +265,8 @@ class ServerRun:
         if self._privacy is not None:
             again = self._privacy.again
             ledger.write(self.home, self._privacy, begun=finished + again, finished=finished)
-        if "example_privacy" in row:
-            ledger.note_examples_again(self.home, finished, self._examples_again)
+        if ledger.EXAMPLES in row:
+            ledger.write_reported(self.home, self.settings, row[ledger.EXAMPLES], finished=finished)
 
     def _run_rounds(self) -> None:
         state, rows = self._load_state()
@@ -357,31 +357,52 @@ class ServerRun:
                 f"{self.home} holds no checkpoint and the job brought none; submit the run again"
             )
         last = max(found, key=lambda saved: saved.state.round)
-        rows = read_rows(self.home)
+        noted = last.notes.get("row")
+        rows = [*read_rows(self.home), *([noted] if noted else [])]
         self._count_lost(rows, last.state.round)
         if self.settings.privacy.examples is not None:
             self._exposures = exposure.of_notes(last.notes, last.state.round)
-            rows.append(last.notes.get("row") or {})
             self._said = claims.largest(self.home, ledger.OF_EXAMPLES, rows, "example_privacy")
-        return last.state, reconciled(self.home, last.state.round, last.notes.get("row"))
+        return last.state, reconciled(self.home, last.state.round, noted)
 
     def _count_lost(self, rows: Sequence[Row], finished: int) -> None:
         """Count what rounds after `finished` have spent that were released, and are made again.
 
         Raises:
-            SettingsError: the sites' budget does not allow it.
+            SettingsError: the sites' budget does not allow it; nothing is changed.
         """
-        known, again = self.order.released, self.order.again
+        kept = {level: ledger.read(self.home, name) for level, name in ledger.LEVELS.items()}
+        clients, examples = (
+            ledger.standing(
+                kept[level],
+                rows,
+                level,
+                finished,
+                released=self.order.released,
+                again=self.order.again.get(level, 0),
+            )
+            for level in (ledger.CLIENTS, ledger.EXAMPLES)
+        )
         if self._privacy is not None:
-            self._privacy = ledger.continued(
-                self.home, self._privacy, rows, finished, known, again.get("privacy", 0)
+            self._privacy = ledger.continued(self.home, self._privacy, clients)
+            if clients.last_lost:
+                renew_secret(self.home / SECRET_FILE)
+            ledger.write(
+                self.home,
+                self._privacy,
+                begun=finished + self._privacy.again,
+                finished=finished,
+                last_lost=clients.last_lost,
             )
         if self.settings.privacy.examples is not None:
-            lost, self._examples_again = ledger.examples_again(
-                self.home, rows, finished, known, again.get("example_privacy", 0)
+            self._examples_again = ledger.again_of_examples(examples)
+            ledger.write_reported(
+                self.home,
+                self.settings,
+                ledger.reported(kept[ledger.EXAMPLES], rows, examples),
+                finished=finished,
+                last_lost=examples.last_lost,
             )
-            if lost > finished:
-                ledger.note_examples_again(self.home, finished, self._examples_again)
 
     def _notes(self, row: Row) -> Row:
         is_model = plugins.algorithm(self.settings.algorithm, self.trusted.all).server_is_model

@@ -101,7 +101,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "client_loss": _client_loss(compared, arms),
         "hides": {"clients": hides.clients, "examples": hides.examples},
         "privacy": privacy,
-        "example_privacy": _example_privacy(path, rows, settings),
+        "example_privacy": _example_privacy(path, settings),
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
@@ -391,17 +391,17 @@ def _privacy(path: Path) -> Row | None:
     }
 
 
-def _example_privacy(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row | None:
-    """What the steps have spent of the privacy of single examples; None if noise hides none of them."""
-    spent = [table(row["example_privacy"]) for row in rows if "example_privacy" in row]
-    if not spent:
+def _example_privacy(path: Path, settings: Mapping[str, Any]) -> Row | None:
+    """What the steps have spent of single examples' privacy, from its ledger; None if noise hides none."""
+    kept = ledger.read(path, ledger.OF_EXAMPLES)
+    if not kept:
         return None
     asked = table(settings.get("privacy"))
     return {
-        **{key: number(spent[-1].get(key)) for key in ("epsilon", "delta")},
+        **{key: number(kept.get(key)) for key in ("epsilon", "delta")},
         "budget": number(asked.get("epsilon")),
         **{key: number(table(asked.get("examples")).get(key)) for key in ("norm", "noise")},
-        "says": [text(each) for each in items(ledger.read(path, ledger.OF_EXAMPLES).get("says"))],
+        "says": [text(each) for each in items(kept.get("says"))],
     }
 
 
