@@ -39,8 +39,8 @@ class Guarantee:
 def composed(each: Sequence[Guarantee]) -> Guarantee:
     """What holds for all of them together: epsilons and deltas add up (basic composition, theorem 3.16).
 
-    >>> composed([Guarantee(1.0, 1e-5), Guarantee(0.5, 1e-6)])
-    Guarantee(epsilon=1.5, delta=1.1e-05)
+    >>> composed([Guarantee(1.0, 0.25), Guarantee(0.5, 0.125)])
+    Guarantee(epsilon=1.5, delta=0.375)
     """
     known = [one.epsilon for one in each if one.epsilon is not None]
     return Guarantee(fsum(known) if len(known) == len(each) else None, fsum(one.delta for one in each))
