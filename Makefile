@@ -90,7 +90,7 @@ types: $(DEV)
 	$(BIN)/mypy
 
 # one process a core, each on one thread: what is tested is small, and threads would only wait for each other
-PARALLEL := -n logical --maxprocesses 8 --dist loadfile
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 tests test-slow coverage: export OMP_NUM_THREADS := 1
 tests test-slow coverage: export OMP_WAIT_POLICY := PASSIVE
 # from 3.12 on Python itself counts, at much less cost
