@@ -293,7 +293,7 @@ def test_all_that_shows_what_is_spent_says_what_lost_rounds_have_spent(
     kept = ledger.read(path, ledger.OF_EXAMPLES)
     assert (kept["finished"], kept["again"], kept["last_lost"]) == (2, 1, 3)
     assert {key: kept[key] for key in due} == due
-    assert spent_by_arm(path)["example_privacy"] .row() == due
+    assert spent_by_arm(path)["example_privacy"].row() == due
     assert collect(path)["example_privacy"]["epsilon"] == due["epsilon"]
     said = f"epsilon {due['epsilon']:.4g} at delta {due['delta']:.3g} for each example"
     assert lineage.of_run(path)[-1].spent == said

@@ -23,13 +23,13 @@ class Guarantee:
         """That of a ledger, or of a row of the log."""
         return cls(row["epsilon"], row["delta"])
 
-    def text(self) -> str:
-        """It in words.
+    def text(self, digits: int = 3) -> str:
+        """It in words, with so many digits of epsilon.
 
         >>> Guarantee(1.25, 1e-5).text()
         'epsilon 1.25 at delta 1e-05'
         """
-        return f"epsilon {epsilon_text(self.epsilon)} at delta {self.delta:.3g}"
+        return f"epsilon {epsilon_text(self.epsilon, digits)} at delta {self.delta:.3g}"
 
     def row(self) -> dict[str, float | None]:
         """It as JSON has it."""

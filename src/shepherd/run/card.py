@@ -20,9 +20,10 @@ from shepherd.data.examples import Turn
 from shepherd.data.template_pieces import Template, styled
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
-from shepherd.io.phrases import epsilon_text, listed
+from shepherd.io.phrases import listed
 from shepherd.io.progress import many
 from shepherd.overrides import dump
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.run import lineage
 from shepherd.run.hidden import Hidden, of_run
 from shepherd.run.lineage import SFT, Training, hub_id, training
@@ -172,7 +173,7 @@ def _privacy(
 
 
 def _spent(kept: Mapping[str, Any], how: str) -> str:
-    return f"Spent: epsilon {epsilon_text(kept['epsilon'], 4)} at delta {kept['delta']:.3g}, {how}."
+    return f"Spent: {Guarantee.of(kept).text(4)}, {how}."
 
 
 _BEFORE = (

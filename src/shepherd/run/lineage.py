@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from shepherd.errors import FolderError
 from shepherd.io import paths
-from shepherd.io.phrases import epsilon_text
 from shepherd.privacy.guarantee import Guarantee
 from shepherd.run import folder, ledger
 from shepherd.run.log import read_rows
@@ -71,8 +70,7 @@ def hub_id(name: str, *embedded: str) -> str | None:
 def _spent(privacy: Row, of_examples: Row) -> Iterator[str]:
     for found, unit in ((privacy, "client"), (of_examples, "example")):
         if found:
-            epsilon = epsilon_text(found["epsilon"], 4)
-            yield f"epsilon {epsilon} at delta {found['delta']:.3g} for each {unit}"
+            yield f"{Guarantee.of(found).text(4)} for each {unit}"
 
 
 def _guarantees(privacy: Row, of_examples: Row | None) -> dict[str, dict[str, float | None]]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from shepherd.io.phrases import epsilon_text, listed
+from shepherd.io.phrases import listed
 from shepherd.io.progress import Progress, duration
+from shepherd.privacy.guarantee import Guarantee
 
 Row = Mapping[str, Any]
 _BARS = "▁▂▃▄▅▆▇█"
@@ -96,7 +97,7 @@ def budget(row: Row) -> str:
     >>> budget({"privacy": {"epsilon": 1.2345, "delta": 0.00063}})
     'epsilon 1.23 at delta 0.00063'
     """
-    return _spent(row["privacy"])
+    return Guarantee.of(row["privacy"]).text()
 
 
 def examples_budget(row: Row) -> str:
@@ -105,11 +106,7 @@ def examples_budget(row: Row) -> str:
     >>> examples_budget({"example_privacy": {"epsilon": 1.2345, "delta": 0.00063}})
     'epsilon 1.23 at delta 0.00063 for each example'
     """
-    return f"{_spent(row['example_privacy'])} for each example"
-
-
-def _spent(budget: Row) -> str:
-    return f"epsilon {epsilon_text(budget['epsilon'])} at delta {budget['delta']:.3g}"
+    return f"{Guarantee.of(row['example_privacy']).text()} for each example"
 
 
 def failures(row: Row) -> list[str]:
