@@ -31,7 +31,7 @@ def test_it_is_the_most_of_ledger_and_log(tmp_path: Path, kept: Any, logged: lis
     if kept is not None:
         (tmp_path / NAME).write_text(json.dumps(kept))
     rows = [{"round": 0}, *({"round": n, LEVEL: each} for n, each in enumerate(logged, 1))]
-    assert claims.largest(tmp_path, NAME, rows, LEVEL) == due
+    assert claims.largest(tmp_path, rows) == due
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,17 @@ from shepherd.run import ledger
 Row = Mapping[str, Any]
 
 
-def largest(folder: Path, name: str, rows: Sequence[Row], level: str) -> Row:
-    """The row with the largest epsilon that a ledger or a log holds; empty if neither has one.
-
-    Args:
-        name: file of the ledger.
-        level: key of what is spent in a row of the log.
+def largest(folder: Path, rows: Sequence[Row]) -> Row:
+    """The largest epsilon of single examples in the ledger or the log, with its delta; empty without one.
 
     Raises:
         FolderError: the ledger is damaged.
     """
-    kept = ledger.read(folder, name)
+    kept = ledger.read(folder, ledger.OF_EXAMPLES)
     said = [
-        each for each in (kept, *(row.get(level) or {} for row in rows)) if {"epsilon", "delta"} <= set(each)
+        each
+        for each in (kept, *(row.get(ledger.EXAMPLES) or {} for row in rows))
+        if {"epsilon", "delta"} <= set(each)
     ]
     found = max(said, key=_epsilon, default={})
     return {key: found[key] for key in ("epsilon", "delta") if found}

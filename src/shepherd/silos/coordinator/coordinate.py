@@ -129,9 +129,7 @@ class SilosRun(HeldRun):
         """
         if _is_complete(self.holder, self.until):
             return
-        self._said = claims.largest(
-            self.folder, ledger.OF_EXAMPLES, read_rows(self.folder), "example_privacy"
-        )
+        self._said = claims.largest(self.folder, read_rows(self.folder))
         outcome: Row | None = None
         with closing(self.follower.news()) as updates:
             for news in updates:

@@ -362,7 +362,7 @@ class ServerRun:
         self._count_lost(rows, last.state.round)
         if self.settings.privacy.examples is not None:
             self._exposures = exposure.of_notes(last.notes, last.state.round)
-            self._said = claims.largest(self.home, ledger.OF_EXAMPLES, rows, "example_privacy")
+            self._said = claims.largest(self.home, rows)
         return last.state, reconciled(self.home, last.state.round, noted)
 
     def _count_lost(self, rows: Sequence[Row], finished: int) -> None:
