@@ -243,6 +243,28 @@ def test_an_algorithm_that_a_run_refuses_is_refused(llama_folder, tmp_path) -> N
         forecast(given)
 
 
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"privacy": {"epsilon": 1.0}, "transforms": [{"name": "gaussian", "noise": 0.3}]},
+        {"privacy": {"epsilon": 1.0, "examples": {"norm": 1.0, "noise": 0.3}}},
+    ],
+    ids=["clients", "examples"],
+)
+def test_a_run_that_would_spend_too_much_privacy_is_refused_as_by_the_run(
+    llama_folder, tmp_path, tables
+) -> None:
+    source = runs.written(tmp_path / "rows.jsonl")
+    poisson = {"federation": {"weights": "equal"}, "selection": {"name": "poisson", "share": 0.5}}
+    plain = runs.settings(llama_folder, source, tmp_path / "run", **poisson)
+    given = parse({**plain.model_dump(), **tables})
+    with pytest.raises(ShepherdError, match=r"privacy\.epsilon") as refused:
+        forecast(given)
+    with pytest.raises(ShepherdError) as of_run, open_run(given):
+        pass
+    assert str(refused.value) == str(of_run.value)
+
+
 def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:
     given = runs.settings(llama_folder, tmp_path / "none.jsonl", tmp_path / "run")
     with pytest.raises(ShepherdError, match=r"none\.jsonl"):

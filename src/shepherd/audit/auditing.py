@@ -25,7 +25,7 @@ from shepherd import plugins
 from shepherd.audit import canaries, estimate, membership, one_update
 from shepherd.audit.canaries import Planting
 from shepherd.audit.membership import Candidates
-from shepherd.audit.sections import CLIENT, EXAMPLE, RELEASED, Attacked, Claim, Section, says, sections
+from shepherd.audit.sections import RELEASED, Attacked, Claim, Section, says, sections
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Method, Parts, chain, padded, seed_for, shapes_of
 from shepherd.data import data_folder, pipeline, remarks
@@ -57,8 +57,6 @@ CANARIES, COPIES = 200, (1, 1, 4, 16)
 DELTA = 1e-5
 """Delta of the bounds of epsilon, where the run does not claim one."""
 COINS_BITS = 256
-UNITS = (("privacy", CLIENT), ("example_privacy", EXAMPLE), ("", ""))
-"""Keys of a row of the log with an epsilon, and whose it is; "" is the row itself."""
 OF_TRAINING = ("optimiser", "objective")
 WITH_CANARIES = "the run of this audit was trained on canaries as well, so its adapter is for the audit alone"
 UNPROTECTED = (
@@ -308,7 +306,7 @@ def claim_of(rows: Sequence[Mapping[str, Any]]) -> Claim | None:
     Where clients are protected as well as examples, it is the claim about clients: canaries are clients then.
     """
     for row in reversed(rows):
-        for key, unit in UNITS:
+        for key, unit in (*ledger.UNITS.items(), ("", "")):  # the last is the row itself
             spent = row.get(key) if key else row
             if not isinstance(spent, Mapping) or "epsilon" not in spent:
                 continue

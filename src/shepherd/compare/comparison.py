@@ -50,7 +50,7 @@ from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
 from shepherd.privacy import required
-from shepherd.run import folder, stages
+from shepherd.run import folder, ledger, stages
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.run.run import Run, executor
@@ -293,7 +293,7 @@ def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Se
     if read_json(path) is not None:
         return
     nothing: Row = {"trained": None, "measures": {}, "category": {}, "client_loss": {}, "worst_client": None}
-    nothing |= dict.fromkeys(privacy.UNITS)
+    nothing |= dict.fromkeys(ledger.UNITS)
     arms_ = [
         {"name": arm.name, "kind": arm.kind, "client": arm.client, "categories": {}, **nothing}
         | {"overrides": list(arm.overrides)}

@@ -12,10 +12,8 @@ from shepherd.run import folder, hidden, ledger, lineage, starting
 from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
 
-UNITS = {"privacy": "client", "example_privacy": "example"}
-"""Key of what is spent, in a row of the log and of an arm -> whose privacy it is."""
 Spent = Mapping[str, Guarantee]
-"""Key of `UNITS` -> what is spent; empty without noise."""
+"""Key of `ledger.UNITS` -> what is spent; empty without noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +56,7 @@ def phrases(levels: Spent) -> list[str]:
     >>> phrases({"privacy": Guarantee(1.25, 1e-5)})
     ['epsilon 1.25 at delta 1e-05 for each client']
     """
-    return [f"{levels[key].text()} for each {unit}" for key, unit in UNITS.items() if key in levels]
+    return [f"{levels[key].text()} for each {unit}" for key, unit in ledger.UNITS.items() if key in levels]
 
 
 def said(arms: Mapping[str, Sequence[Trained]]) -> list[str]:
@@ -95,7 +93,7 @@ def _distinct_before(trainings: Sequence[Trained]) -> list[Training]:
 
 
 def _levels(training: Training) -> Spent:
-    return {key: Guarantee.of(training.guarantees[key]) for key in UNITS if key in training.guarantees}
+    return {key: Guarantee.of(training.guarantees[key]) for key in ledger.UNITS if key in training.guarantees}
 
 
 def _said_of(name: str, trainings: Sequence[Spent]) -> str:
@@ -111,7 +109,7 @@ def _together(spendings: Sequence[Spent]) -> Iterator[str]:
     """A sentence on what all of them spend together, where there are several for one unit."""
     sums = [
         f"for each {unit} {composed(of_unit).text()}"
-        for key, unit in UNITS.items()
+        for key, unit in ledger.UNITS.items()
         if len(of_unit := [levels[key] for levels in spendings if key in levels]) > 1
     ]
     if sums:

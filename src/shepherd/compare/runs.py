@@ -39,7 +39,7 @@ from shepherd.machine import planning
 from shepherd.model import files
 from shepherd.model.answer import prompt_ids
 from shepherd.overrides import overridden, plain
-from shepherd.run import folder
+from shepherd.run import folder, ledger
 from shepherd.run.answerer import adapter_of
 from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.loading import load_base
@@ -331,7 +331,7 @@ def _arm_row(run: RunToCompare, measures: Sequence[Measured], first: str) -> Row
         "categories": {},
         "overrides": [],
         "trained": asdict(run.trained) if run.trained else None,
-        **{key: spent[key].row() if key in spent else None for key in privacy.UNITS},
+        **{key: spent[key].row() if key in spent else None for key in ledger.UNITS},
         "measures": {each.measure.name: of(each) for each in measures},
         "category": {
             each.measure.name: {name: of(each, name) for name in sorted(set(each.draws.strata))}

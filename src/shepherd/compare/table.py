@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.compare.arms import BASE, FEDERATED, START, Arm
-from shepherd.compare.privacy import UNITS, Spent
+from shepherd.compare.privacy import Spent
 from shepherd.compare.scoring import Questions
 from shepherd.data.dataset import TokenisedData, categories
 from shepherd.evaluate import loss, rewards, scripts
@@ -20,6 +20,7 @@ from shepherd.evaluate.metric import Metric
 from shepherd.evaluate.sentences import LOSS, Measure
 from shepherd.evaluate.statistics import Interval, interval, sample
 from shepherd.io.phrases import listed
+from shepherd.run import ledger
 from shepherd.settings import RunSettings
 from shepherd.training.local import DEFAULT_TRAINING
 from shepherd.training.objective import Objective
@@ -157,7 +158,7 @@ def arm_row(
         "categories": {} if spent else _categories(arm, prepared),
         "overrides": list(arm.overrides),
         "trained": trained,
-        **{key: spent[key].row() if key in spent else None for key in UNITS},
+        **{key: spent[key].row() if key in spent else None for key in ledger.UNITS},
         "measures": {each.measure.name: _interval(each, arm.name) for each in measures},
         "category": {each.measure.name: _by_category(each, arm.name) for each in measures},
         "client_loss": known,

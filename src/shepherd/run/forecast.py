@@ -34,6 +34,7 @@ from shepherd.machine.plan import Plan
 from shepherd.model import lora, outline
 from shepherd.model.base import Base
 from shepherd.overrides import require_settings
+from shepherd.privacy.required import require_private
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import bytes_of_round, client_memory
 from shepherd.rounds.ranks import ranks_of
@@ -141,6 +142,7 @@ def forecast(
     if available is None:  # this process's own memory is a part of what is planned
         available = memory.free_bytes(base.device) + on_cpu * memory.resident_bytes()
     division = pipeline.divide(settings, consent.plugins, rows)
+    require_private(settings, {client: len(own) for client, own in division.clients.items()}, consent.plugins)
     sample = _sample(division, settings, base.tokenizer, training)
     ranks = ranks_of(settings.adapter, method.aggregation, list(division.clients))
     more_ranks = method.aggregation.side_rank + method.algorithm.adds_ranks

@@ -71,7 +71,7 @@ def require_ledgers(path: Path, settings: RunSettings, rows: Sequence[Row]) -> N
 
 def _levels(settings: RunSettings, rows: Sequence[Row]) -> Iterator[str]:
     """The ledgers that a run keeps, as far as its run file and its log tell."""
-    if any("privacy" in row for row in rows) or plugins.noisy_table(settings) is not None:
+    if any(ledger.CLIENTS in row for row in rows) or plugins.noisy_table(settings) is not None:
         yield ledger.LEDGER
-    if settings.privacy.examples is not None or any("example_privacy" in row for row in rows):
+    if settings.privacy.examples is not None or any(ledger.EXAMPLES in row for row in rows):
         yield ledger.OF_EXAMPLES

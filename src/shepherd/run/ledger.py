@@ -32,6 +32,8 @@ LEDGER, OF_EXAMPLES = "privacy.json", "example-privacy.json"
 CLIENTS, EXAMPLES = "privacy", "example_privacy"
 LEVELS = {CLIENTS: LEDGER, EXAMPLES: OF_EXAMPLES}
 """Keys of a row that say what is spent of privacy, with the ledger of each."""
+UNITS = {CLIENTS: "client", EXAMPLES: "example"}
+"""The same keys, with whose privacy it is."""
 SECRET = "secret"
 """File of the number that decides the cohorts of a run whose noise hides clients; for its owner alone, and
 deleted once the run is finished."""

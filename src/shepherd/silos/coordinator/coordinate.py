@@ -266,10 +266,10 @@ class SilosRun(HeldRun):
         The server may have lost what it knew of a site that has left, and a site that is back may have other
         examples.
         """
-        if not (spent := row.get("example_privacy", self._said)):
+        if not (spent := row.get(ledger.EXAMPLES, self._said)):
             return row
         self._said = claims.at_least(spent, self._said)
-        return {**row, "example_privacy": self._said}
+        return {**row, ledger.EXAMPLES: self._said}
 
     def _privacy(self) -> ClientPrivacy | None:
         return _privacy(self.settings, len(self.follower.order.sites), self.consent)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shepherd.errors import FederationError, WireError
+from shepherd.run import ledger
 from shepherd.silos.protocol import schema
 from shepherd.silos.protocol.jobspec import MAX_SITES
 from shepherd.silos.protocol.schema import Check
@@ -237,8 +238,7 @@ _ROW: Mapping[str, Check] = {
     "ranks": _by_name(schema.whole_number),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
-    "privacy": _budget,
-    "example_privacy": _budget,
+    **dict.fromkeys(ledger.UNITS, _budget),
 }
 
 

@@ -240,13 +240,13 @@ class ServerRun:
         if self.settings.privacy.examples is None:
             return {}
         if not (sizes := self._sizes()):  # nobody was asked
-            return {"example_privacy": dict(self._said)} if self._said else {}
+            return {ledger.EXAMPLES: dict(self._said)} if self._said else {}
         account = self._account(sizes)
         made = [
             (each.fewest, each.steps + account.again * example_level.steps(self.settings.tuning, each.most))
             for each in exposures.sites.values()
         ]
-        return {"example_privacy": claims.at_least(account.row(made), self._said)}
+        return {ledger.EXAMPLES: claims.at_least(account.row(made), self._said)}
 
     def _exposed_by(self, report: RoundReport) -> Exposures:
         """What the sites have trained after a round."""
@@ -284,7 +284,7 @@ class ServerRun:
             taken = _add_taken(taken, report)
             self._exposures = self._exposed_by(report)
             row = {**self._row(after, report, taken), **self._examples_spent(self._exposures)}
-            self._said = row.get("example_privacy", self._said)
+            self._said = row.get(ledger.EXAMPLES, self._said)
             saved = Checkpoint(state=after, notes=self._notes(row))
             checkpoint.save(self.home / "checkpoints", saved, keep=KEPT_CHECKPOINTS)
             self._keep_ledgers(row)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from shepherd.compare.privacy import UNITS
 from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
@@ -101,7 +100,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "client_loss": _client_loss(compared, arms),
         "hides": {"clients": hides.clients, "examples": hides.examples},
         "privacy": privacy,
-        "example_privacy": _example_privacy(path, settings),
+        ledger.EXAMPLES: _example_privacy(path, settings),
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
@@ -266,7 +265,7 @@ def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
         "categories": numbers(arm.get("categories")),
         "overrides": [text(override) for override in items(arm.get("overrides"))],
         "trained": numbers(trained) if isinstance(trained, Mapping) else None,
-        **{key: _spent(arm[key]) if isinstance(arm.get(key), Mapping) else None for key in UNITS},
+        **{key: _spent(arm[key]) if isinstance(arm.get(key), Mapping) else None for key in ledger.UNITS},
         "measures": _intervals(arm.get("measures"), measures),
         "category": {
             measure: _intervals(table(arm.get("category")).get(measure))
@@ -368,7 +367,7 @@ def _round(row: Row) -> Row:
         "failures": len(table(row.get("failures"))) if row["round"] and "privacy" not in row else None,
         **{
             name: number(table(row[level]).get("epsilon"))
-            for name, level in (("epsilon", "privacy"), ("example_epsilon", "example_privacy"))
+            for name, level in (("epsilon", ledger.CLIENTS), ("example_epsilon", ledger.EXAMPLES))
             if level in row
         },
         "coverage": sum(coverage) / len(coverage) if coverage else None,

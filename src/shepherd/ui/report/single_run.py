@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from shepherd.compare.privacy import UNITS
+from shepherd.run import ledger
 from shepherd.run.log import hides_amounts
 from shepherd.ui.report.reading import Row, number, numbers, table, text
 
@@ -43,7 +43,7 @@ def _arm(name: str, kind: str, heldout: Row, right: Mapping[str, float], rows: S
         "categories": {},
         "overrides": [],
         "trained": _trained(rows) if name == "federated" else None,
-        **dict.fromkeys(UNITS),  # the page has a section on them
+        **dict.fromkeys(ledger.UNITS),  # the page has a section on them
         "measures": _known(measures),
         "category": {"right": _known(shares), "loss": _known(losses)},
         "client_loss": by_client,

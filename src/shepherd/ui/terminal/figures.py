@@ -9,6 +9,7 @@ from typing import Any
 from shepherd.io.phrases import listed
 from shepherd.io.progress import Progress, duration
 from shepherd.privacy.guarantee import Guarantee
+from shepherd.run import ledger
 
 Row = Mapping[str, Any]
 _BARS = "▁▂▃▄▅▆▇█"
@@ -72,10 +73,10 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     parts = [f"round {number}/{until}" if number else "before training"]
     if number and "cohort" in row:
         trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "no client drawn"
-        if "example_privacy" in row and row["cohort"]:  # no loss is reported then
+        if ledger.EXAMPLES in row and row["cohort"]:  # no loss is reported then
             trained = examples_budget(row)
         parts += [f"clients {len(row['cohort'])}", trained]
-    elif number and "example_privacy" in row:
+    elif number and ledger.EXAMPLES in row:
         parts.append(examples_budget(row))
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
@@ -106,7 +107,7 @@ def examples_budget(row: Row) -> str:
     >>> examples_budget({"example_privacy": {"epsilon": 1.2345, "delta": 0.00063}})
     'epsilon 1.23 at delta 0.00063 for each example'
     """
-    return f"{Guarantee.of(row['example_privacy']).text()} for each example"
+    return f"{Guarantee.of(row[ledger.EXAMPLES]).text()} for each example"
 
 
 def failures(row: Row) -> list[str]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from shepherd.io import progress
 from shepherd.io.progress import Progress, duration
+from shepherd.run import ledger
 from shepherd.ui.terminal import figures
 from shepherd.ui.terminal.console import PlainConsole, dropped, styled
 from shepherd.ui.terminal.figures import Row
@@ -200,7 +201,7 @@ class LiveDisplay:
         yield "held out", _latest(figures.held_out(rows)), self._spark(figures.held_out(rows))
         if rows and "privacy" in rows[-1]:
             yield "spent", f"{figures.budget(rows[-1])} for each client", ""
-        if rows and "example_privacy" in rows[-1]:
+        if rows and ledger.EXAMPLES in rows[-1]:
             yield "spent", figures.examples_budget(rows[-1]), ""
         speed = figures.tokens_per_second(rows, now)
         yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from shepherd.io.progress import duration, many
+from shepherd.run import ledger
 from shepherd.ui.terminal.console import PlainConsole
 from shepherd.ui.terminal.figures import Row, budget, examples_budget
 
@@ -90,7 +91,7 @@ def _effort(rows: Sequence[Row]) -> str:
     seconds = [row["seconds"]["round"] for row in trained if "seconds" in row]
     took = f" in {duration(sum(seconds))}" if seconds else ""
     spent = f", {budget(trained[-1])} spent for each client" if "privacy" in trained[-1] else ""
-    if "example_privacy" in trained[-1]:
+    if ledger.EXAMPLES in trained[-1]:
         spent += f", {examples_budget(trained[-1])}"
     return f"{many(len(trained), 'round')}{took}{covered}{spent}.\n"
 
