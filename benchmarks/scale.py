@@ -32,7 +32,7 @@ from benchmarks.common import Figures, Missing, Table
 from benchmarks.overhead import timed
 from shepherd.core import Adapter
 from shepherd.overrides import dump, read
-from shepherd.run import opening
+from shepherd.run import opening, resuming
 from shepherd.settings import RunSettings
 from shepherd.training import score, tune
 from shepherd.world import facts, tasks
@@ -138,7 +138,7 @@ def _child(file: Path) -> dict[str, Any]:
     tuning = sum(row["seconds"]["tuning"] for row in rows if row["round"])
     workers = settings.machine.workers
     began = perf_counter()
-    opening.resume(settings.output).close()
+    resuming.resume(settings.output).close()
     assert isinstance(workers, int)
     return {
         "examples": sum(row["examples"] for row in rows if row["round"]),

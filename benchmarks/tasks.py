@@ -26,7 +26,8 @@ from shepherd.compare.evaluating import evaluate_folder
 from shepherd.data import data_folder
 from shepherd.evaluate.harness import Asked
 from shepherd.run import folder
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.run import Run
 
 CHOICES = 4

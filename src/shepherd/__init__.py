@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from shepherd.run.answerer import Answerer, generate, load_run
     from shepherd.run.evaluation import Evaluation, evaluate_run
     from shepherd.run.inspection import inspect_data
-    from shepherd.run.opening import open_run, resume
+    from shepherd.run.opening import open_run
+    from shepherd.run.resuming import resume
     from shepherd.run.run import Run
     from shepherd.run.stages import open_stages
     from shepherd.settings import RunSettings
@@ -77,7 +78,8 @@ _HOME = {
     "run.answerer": ("Answerer", "generate", "load_run"),
     "run.evaluation": ("Evaluation", "evaluate_run"),
     "run.inspection": ("inspect_data",),
-    "run.opening": ("open_run", "resume"),
+    "run.opening": ("open_run",),
+    "run.resuming": ("resume",),
     "run.run": ("Run",),
     "run.stages": ("open_stages",),
     "overrides": ("dump", "overridden", "parse", "read"),

@@ -10,7 +10,8 @@ from shepherd.data import data_folder
 from shepherd.errors import DataError, SettingsError
 from shepherd.overrides import overridden
 from shepherd.rounds.loop import next_broadcast
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 
 
 def asked(llama_folder, tmp_path, **tables):

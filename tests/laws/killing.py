@@ -26,7 +26,7 @@ import peft  # noqa: F401
 
 from shepherd.consent import Consent
 from shepherd.overrides import read
-from shepherd.run import folder, opening, tracking
+from shepherd.run import folder, opening, resuming, tracking
 
 READY = 0
 MAX_LIFE_S = 600
@@ -37,7 +37,7 @@ def live(path: str, told: int) -> None:
     settings = read(path)
     consent = Consent(plugins=frozenset({settings.algorithm.name}))
     if folder.is_run(settings.output):
-        going = opening.resume(settings.output, consent)
+        going = resuming.resume(settings.output, consent)
     else:
         going = opening.open_run(settings, consent=consent)
     os.write(told, bytes([READY]))

@@ -20,7 +20,8 @@ from shepherd.consent import Consent
 from shepherd.model import files
 from shepherd.run import folder
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.settings import RunSettings, TrackingTable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")

@@ -16,7 +16,8 @@ from shepherd.model import files
 from shepherd.overrides import plain
 from shepherd.run import changes, folder
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 from tests import runs

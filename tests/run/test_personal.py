@@ -13,7 +13,8 @@ from shepherd.run import checkpoint
 from shepherd.run.answerer import load_run
 from shepherd.run.export import export, export_clients
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.ui.cli.main import main
 from tests import runs
 

@@ -19,7 +19,8 @@ from shepherd.overrides import overridden, parse, plain, read
 from shepherd.run import checkpoint, folder, stages
 from shepherd.run.evaluation import evaluate_run
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.settings import RunSettings
 from shepherd.training import score
 from tests import preferences, runs

@@ -22,7 +22,8 @@ from shepherd.run import checkpoint, evaluation, ledger, privacy_plan
 from shepherd.run import run as run_module
 from shepherd.run.folder import RunFolder
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.tracking import client_table, flatten
 from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main

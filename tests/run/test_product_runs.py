@@ -23,7 +23,8 @@ from shepherd.model import files
 from shepherd.run.answerer import adapter_of, load_run
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.training import score
 from shepherd.ui.chat import answering
 from shepherd.ui.chat.arms import FEDERATED

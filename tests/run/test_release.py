@@ -19,8 +19,9 @@ from shepherd.run import folder, release, score_file
 from shepherd.run.answerer import adapter_of
 from shepherd.run.export import export
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
 from shepherd.run.release import of_run, settled
+from shepherd.run.resuming import resume
 from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
 from shepherd.ui.report.gather import collect

@@ -70,7 +70,8 @@ from shepherd.run import log as run_log
 from shepherd.run import run as run_module
 from shepherd.run.inspection import inspect_data
 from shepherd.run.log import LOG, read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.run import Run
 from shepherd.settings import MachineTable, RunSettings
 from shepherd.training import score

@@ -18,7 +18,8 @@ from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
 from shepherd.run import ledger, privacy_plan
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol.jobspec import settings_for_site
 from shepherd.transforms.fixed_point import levels

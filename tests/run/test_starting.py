@@ -32,7 +32,8 @@ from shepherd.run import checkpoint, folder, lineage, starting
 from shepherd.run import run as run_module
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol.jobspec import settings_for_site

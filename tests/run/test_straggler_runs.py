@@ -10,7 +10,8 @@ import pytest
 from shepherd.errors import SettingsError
 from shepherd.rounds.loop import next_broadcast
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.settings import RunSettings
 from tests import runs
 

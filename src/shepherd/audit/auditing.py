@@ -43,7 +43,8 @@ from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.evaluation import PASS_TOKENS
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.run import Run
 from shepherd.run.score_file import WEIGHTS, digest_of
 from shepherd.settings import RunSettings

@@ -32,7 +32,8 @@ from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.run import checkpoint, folder, starting
 from shepherd.run.log import hides_amounts, read_rows
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.run import Run
 from shepherd.run.score_file import digest_of
 from shepherd.settings import CompareTable, FederationTable, RunSettings, TuningTable

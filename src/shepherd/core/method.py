@@ -48,6 +48,11 @@ class Method:
         """Whether noise hides each client, so that nothing else may leave that depends on one."""
         return self.transform.mechanism is not None
 
+    @property
+    def more_ranks(self) -> int:
+        """Ranks of a client's adapter in addition to the run's: side ranks, or the algorithm's own."""
+        return self.aggregation.side_rank + self.algorithm.adds_ranks
+
     def __post_init__(self) -> None:
         for fault in faults(self):
             raise SettingsError(fault)

@@ -44,7 +44,7 @@ from shepherd.model.base import Base
 from shepherd.overrides import dump, read_kept, require_one_stage
 from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.loading import load_base
-from shepherd.run.opening import require_cohort
+from shepherd.run.requirements import require_cohort
 from shepherd.run.run import executor
 from shepherd.settings import RunSettings
 from shepherd.training.local import local_training, require_single, require_steps_of

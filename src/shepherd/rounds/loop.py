@@ -44,7 +44,7 @@ from shepherd.rounds.acceptance import RoundLog, RoundRequest, require_own_means
 from shepherd.rounds.observing import observers
 from shepherd.rounds.report import RoundReport
 from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, allow_any
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, SecureTable
 
 UNKNOWN_CONTEXT = Context()
 Root = Callable[[Broadcast], Payload]
@@ -273,13 +273,13 @@ def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
 
 
 def bytes_of_round(
-    method: Method, state: ServerState, ranks: Sequence[int | None], ring_bits: int = 64
+    method: Method, state: ServerState, ranks: Sequence[int | None], secure: SecureTable | None = None
 ) -> tuple[float, float]:
     """Bytes of the tensors that a client receives and sends in a round, on average, encoded as they travel.
 
     Args:
         ranks: how many ranks of the adapter each client trains; None for all.
-        ring_bits: of each number of a secure sum, whose codes are 64 bits until they are masked.
+        secure: the secure sum, whose ring is that of each number once it is masked.
     """
     broadcast = next_broadcast(method, state, seed=0)
     sent = 0
@@ -288,7 +288,8 @@ def bytes_of_round(
         update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
         update, _ = method.transform.at_client(update, broadcast.transforms, Seeded(0), broadcast, Payload())
         sent += clients * update.nbytes
-    return broadcast.nbytes, sent / len(ranks) * ring_bits / 64
+    masked = 1.0 if secure is None else secure.ring_bits / 64  # a code has 64 bits until then
+    return broadcast.nbytes, sent / len(ranks) * masked
 
 
 def client_memory(method: Method, state: ServerState) -> Payload:

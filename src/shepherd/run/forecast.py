@@ -145,7 +145,6 @@ def forecast(
     require_private(settings, {client: len(own) for client, own in division.clients.items()}, consent.plugins)
     sample = _sample(division, settings, base.tokenizer, training)
     ranks = ranks_of(settings.adapter, method.aggregation, list(division.clients))
-    more_ranks = method.aggregation.side_rank + method.algorithm.adds_ranks
     adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     context = context_of(settings, selection, adapter, len(division.clients))
     length = len(sample.ids) * training.objective.group_size / len(sample)
@@ -156,7 +155,7 @@ def forecast(
     left_for_trial = max(0, available - on_cpu * memory.resident_bytes())
     left = max(0, left_for_trial - memory.weight_bytes(base))
     room = min(left_for_trial, memory.free_bytes(base.device))
-    choose = partial(planning.choose, settings, base, work, more_ranks=more_ranks, free=left)
+    choose = partial(planning.choose, settings, base, work, more_ranks=method.more_ranks, free=left)
     trial = _Trial.of(base, consent)
     seconds: float | None = None
     if trial.largest_bytes > room:  # a plan must not exhaust the memory that it measures
@@ -181,13 +180,13 @@ def forecast(
         method,
         state,
         [ranks.get(client) for client in division.clients],
-        64 if settings.secure is None else settings.secure.ring_bits,
+        settings.secure,
     )
     memory_of = partial(
         estimate.memory_of,
         base,
         step_tokens=work.step_tokens,
-        more_ranks=more_ranks,
+        more_ranks=method.more_ranks,
         token_bytes=token_bytes,
         process=held + PROOF_BYTES if on_cpu else memory.PROCESS_BYTES,
         server=estimate.server_bytes(method, state, up, work.cohort) if on_cpu else 0,

@@ -29,7 +29,8 @@ from shepherd.overrides import dump, plain, read_kept
 from shepherd.privacy.required import require_private
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import STAGES, STAGES_FILE
-from shepherd.run.opening import open_run, resume
+from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.run.run import Run
 from shepherd.settings import PrivacyTable, RunSettings
 from shepherd.training.local import require

@@ -46,7 +46,7 @@ from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
 from shepherd.overrides import overridden, parse
 from shepherd.privacy import accountant
-from shepherd.run import answerer, checkpoint, folder, ledger, opening
+from shepherd.run import answerer, checkpoint, folder, ledger, resuming
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.settings import MachineTable, RunSettings
@@ -789,7 +789,7 @@ def test_the_other_commands_take_the_folder_or_refuse_in_one_sentence(tmp_path: 
     assert answerer.generate(path, "Name a colour.", max_new_tokens=1) is not None
 
     with pytest.raises(FolderError, match=r"over silos; continue it with `shepherd resume"):
-        opening.resume(path)
+        resuming.resume(path)
     with pytest.raises(FolderError, match="over silos, whose data are not here"):
         compared(settings(tmp_path), CompareSpec(locals=None, variants=(), match="steps", seeds=1))
     with pytest.raises(FolderError, match="holds another run"):

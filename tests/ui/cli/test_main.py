@@ -187,7 +187,7 @@ def test_resume_passes_on_more_rounds_and_refuses_other_changes(
     def asked(folder: Path, consent: Any, overrides: Any) -> None:
         raise AdapterError(f"asked for {overrides}")
 
-    monkeypatch.setattr(sys.modules["shepherd.run.opening"], "resume", asked, raising=False)
+    monkeypatch.setitem(sys.modules, "shepherd.run.resuming", SimpleNamespace(resume=asked))  # type: ignore[arg-type]
     result = CliRunner().invoke(cli.main, ("resume", "runs/run", "federation.rounds=4"))
     assert "asked for ('federation.rounds=4',)" in result.stderr
     refused = shepherd("resume", "runs/run", "tuning.learning_rate=0.5")

@@ -67,7 +67,7 @@ from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
 from shepherd.run.log import agreeing, read_rows
-from shepherd.run.opening import require_cohort
+from shepherd.run.requirements import require_cohort
 from shepherd.run.run import answer_heldout
 from shepherd.settings import RunSettings
 from shepherd.silos.coordinator import state_file

@@ -237,6 +237,6 @@ def resume(
         return
     if kit is not None:
         raise FolderError(f"the run in {folder} is not a run over sites; resume it without --silos")
-    from shepherd.run.opening import resume
+    from shepherd.run.resuming import resume
 
     train(lambda: resume(folder, consent=consent, overrides=overrides), folder)
