@@ -303,7 +303,8 @@ class Grid:
         """The noise multiplier with which the site with the fewest examples spends this epsilon."""
         assert self.prepared is not None
         sizes, tuning = [len(data) for data in self.prepared.clients.values()], self.asked.tuning
-        few, delta = min(sizes), accountant.default_delta(max(sizes))
+        few = min(sizes)
+        delta = example_level.delta_of(self.asked.privacy.delta, max(sizes), "the largest site")
         sampling = Poisson(chance=example_level.chance(few, tuning.batch_size))
         steps = self.asked.federation.rounds * example_level.steps(tuning, few)
         return accountant.noise_for(epsilon, delta, sampling, steps)

@@ -51,7 +51,7 @@ from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.settings import MachineTable, RunSettings
 from shepherd.silos.coordinator import admin as membership
-from shepherd.silos.coordinator import coordinate
+from shepherd.silos.coordinator import coordinate, job_follower
 from shepherd.silos.coordinator import state_file as record
 from shepherd.silos.coordinator.coordinate import SilosRun
 from shepherd.silos.coordinator.job_follower import StatusUpdate
