@@ -282,9 +282,15 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
 def _require_variants_private(
     settings: RunSettings, spec: CompareSpec, sizes: Mapping[str, int], consent: Consent
 ) -> None:
-    """Raise SettingsError if the noise of a variant gives no guarantee, or a weaker one than is asked for."""
-    for each in spec.variants:
-        required.require_private(overridden(settings, variant(each).overrides), sizes, consent.plugins)
+    """Raise SettingsError if the noise of an arm gives no guarantee, or a weaker one than is asked for.
+
+    It is asked for each seed, which decides whom each round asks; not for the first run, which may be there.
+    """
+    variants = [variant(each).overrides for each in spec.variants]
+    for number in range(spec.seeds):
+        seed = f"seed={settings.seed + number}"
+        for changes in [*variants, *([()] if number else [])]:
+            required.require_private(overridden(settings, [*changes, seed]), sizes, consent.plugins)
 
 
 def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:
