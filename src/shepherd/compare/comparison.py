@@ -282,15 +282,14 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
 def _require_variants_private(
     settings: RunSettings, spec: CompareSpec, sizes: Mapping[str, int], consent: Consent
 ) -> None:
-    """Raise SettingsError if the noise of an arm gives no guarantee, or a weaker one than is asked for.
+    """Raise SettingsError if the noise of a variant gives no guarantee, or a weaker one than is asked for.
 
-    It is asked for each seed, which decides whom each round asks; not for the first run, which may be there.
+    It is asked for each seed, which decides whom each round asks.
     """
-    variants = [variant(each).overrides for each in spec.variants]
-    for number in range(spec.seeds):
-        seed = f"seed={settings.seed + number}"
-        for changes in [*variants, *([()] if number else [])]:
-            required.require_private(overridden(settings, [*changes, seed]), sizes, consent.plugins)
+    for each in spec.variants:
+        for number in range(spec.seeds):
+            changes = [*variant(each).overrides, f"seed={settings.seed + number}"]
+            required.require_private(overridden(settings, changes), sizes, consent.plugins)
 
 
 def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:
