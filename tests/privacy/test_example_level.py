@@ -187,13 +187,8 @@ def test_the_visits_of_a_run_are_those_of_the_cohorts_that_its_rounds_ask(select
     chosen = plugins.selection(settings)
     federation = Scripted(lambda given, cohort: (update_of(name, 0, round=given.round) for name in cohort))
     federation.infos = [ClientInfo(name=name, examples=SIZES[name]) for name in sorted(SIZES)]
-    done = loop(
-        federation,
-        until=9,
-        select=chosen.cohort,
-        context=Context(together=chosen.together),
-        seed=settings.seed,
-    )
+    known = Context(together=chosen.together)
+    done = loop(federation, until=9, select=chosen.cohort, context=known, seed=settings.seed)
     drawn = Counter(name for _, report in done for name in report.cohort)
     assert asked(**tables) == {name: drawn[name] for name in SIZES}
     assert len(set(drawn.values())) > 1 or selection["name"] == "round_robin"

@@ -401,7 +401,7 @@ NOISY_RUN = {
     "tuning": {"max_steps": 3, "batch_size": 8},
 }
 VISIT = Spending(noise=2.0, sampling=Poisson(chance=8 / 32), steps=3)  # of the 32 that are trained on
-DELTA = 32**-1.1
+DELTA = 1e-5
 
 
 def epsilon(visits: int) -> float:
