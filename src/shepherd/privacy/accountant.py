@@ -166,7 +166,7 @@ def default_delta(units: int) -> float:
     return min(MAX_DELTA, float(units**DELTA_POWER))
 
 
-def of_large_delta(delta: float, units: int, what: str) -> Iterator[str]:
+def of_large_delta(delta: float, units: int = 0, what: str = "", key: str = "privacy.delta") -> Iterator[str]:
     """What to say of a delta that is large in itself, or above 1 over all units: one sentence, or none.
 
     Args:
@@ -177,8 +177,8 @@ def of_large_delta(delta: float, units: int, what: str) -> Iterator[str]:
         above = f", and above 1 / {units:,}, over all {what}" if delta * units > 1.0 else ""
         small = default_delta(max(1, units))
         yield (
-            f"Delta {delta:.3g} is large{above}: it is about the chance that epsilon does not hold; set"
-            f" privacy.delta = {small:.1g}, and see what epsilon is."
+            f"Delta {delta:.3g} is large{above}: it is about the chance that epsilon does not hold; set {key}"
+            f" = {small:.1g}, and see what epsilon is."
         )
 
 

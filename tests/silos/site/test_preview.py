@@ -443,6 +443,16 @@ def test_an_owner_sees_what_is_spent(folder: Path, private: Path) -> None:
     assert not [note for note in found.notes if "--kit" in note]
 
 
+def test_a_large_delta_is_said_to_be_large(folder: Path) -> None:
+    limited = (
+        ("require_privacy = []", 'require_privacy = ["example"]'),
+        ("# max_epsilon", "delta = 0.01\nmax_epsilon"),
+    )
+    said = printed(check(changed(folder, *limited)))
+    assert "Delta 0.01 is large: it is about the chance" in said
+    assert "set policy.delta = 1e-05" in said
+
+
 def test_an_owner_sees_what_a_run_would_add(folder: Path, private: Path) -> None:
     found = check(private, parse_request(request(**NOISY_RUN).settings), kit=folder / "kit")
     assert found.faults == ()

@@ -365,11 +365,15 @@ def in_words(policy: PolicyTable) -> list[str]:
 def _privacy_in_words(policy: PolicyTable) -> Iterator[str]:
     if policy.require_privacy:
         protected = " and ".join(PROTECTED[unit] for unit in policy.require_privacy)
-        delta = f"delta {policy.delta:g}" if policy.delta else "a delta below 1 over the examples"
+        delta = (
+            f"delta {policy.delta:g}" if policy.delta else "a delta below 1 over the examples, 1e-5 at most"
+        )
         yield (
             f"Noise must protect {protected}: epsilon is {policy.max_epsilon:g} at most over all runs, at"
             f" {delta}, by the site's own ledger. Nothing else runs; no score and no metric is released."
         )
+        if policy.delta is not None:
+            yield from accountant.of_large_delta(policy.delta, key="policy.delta")
         yield f"A noise multiplier is {policy.min_noise:g} or more."
 
 
