@@ -36,7 +36,7 @@ from shepherd.data.dataset import TokenisedData
 from shepherd.errors import Diverged, QuorumNotMet
 from shepherd.evaluate import draws
 from shepherd.overrides import overridden
-from shepherd.privacy import accountant, client_level
+from shepherd.privacy import accountant
 from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
 from shepherd.transforms import clip, gaussian, gaussian_adaptive
@@ -223,7 +223,7 @@ class Grid:
         simulated = self.share * cell.clients
         cohort = float(cell.noise_cohort or simulated)
         population = round(cohort / self.share)
-        delta = client_level.default_delta(population)
+        delta = accountant.default_delta(population)
         return Noise(
             multiplier=_multiplier(float(cell.epsilon), delta, self.share, self.asked.federation.rounds),
             delta=delta,

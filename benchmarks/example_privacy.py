@@ -45,7 +45,7 @@ from shepherd.model import meta_shapes
 from shepherd.overrides import overridden
 from shepherd.privacy import accountant, example_level
 from shepherd.run.opening import open_run
-from shepherd.settings import RunSettings
+from shepherd.settings import PrivacyTable, RunSettings
 from shepherd.training import tune
 from shepherd.training.example_privacy import ExamplePrivacy
 from shepherd.training.tune import Visit
@@ -244,7 +244,9 @@ class Grid:
     """The cells of one setting: makes them, keeps them, reads them."""
 
     def __init__(self, asked: RunSettings, folder: Path, train: bool) -> None:
-        self.asked, self.folder, self.train = asked, folder, train
+        self.delta = asked.privacy.delta  # which a run without noise may not have
+        self.asked = asked.model_copy(update={"privacy": PrivacyTable()})
+        self.folder, self.train = folder, train
         self.prepared: TokenisedData | None = None
 
     @classmethod
@@ -284,6 +286,7 @@ class Grid:
             if cell.epsilon < math.inf:
                 noise = self.noise(cell.epsilon)
                 changes.append(f"privacy.examples={{norm={cell.norm!r}, noise={noise!r}}}")
+                changes += [] if self.delta is None else [f"privacy.delta={self.delta!r}"]
             with open_run(overridden(self.asked, changes), self.prepared) as run:
                 rows = [row for _, row in run.rounds()]
                 answers = run.finish()["answers"]
@@ -303,8 +306,7 @@ class Grid:
         """The noise multiplier with which the site with the fewest examples spends this epsilon."""
         assert self.prepared is not None
         sizes, tuning = [len(data) for data in self.prepared.clients.values()], self.asked.tuning
-        few = min(sizes)
-        delta = example_level.delta_of(self.asked.privacy.delta, max(sizes), "the largest site")
+        few, delta = min(sizes), example_level.delta_of(self.delta, max(sizes), "a site")
         sampling = Poisson(chance=example_level.chance(few, tuning.batch_size))
         steps = self.asked.federation.rounds * example_level.steps(tuning, few)
         return accountant.noise_for(epsilon, delta, sampling, steps)

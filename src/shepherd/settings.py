@@ -366,7 +366,7 @@ class ExamplesTable(Table):
 
     norm: Annotated[float, Strict(), Field(ge=1e-6, le=1e9)]
     """Norm that the gradient of each example is clipped to, over all trained tensors together."""
-    noise: PositiveFloat
+    noise: Annotated[float, Strict(), Field(gt=0.0, le=1e6)]
     """Noise multiplier: the standard deviation of the noise of a step, as a multiple of `norm`."""
 
 
@@ -377,8 +377,8 @@ class PrivacyTable(Table):
     """Largest epsilon that all rounds may spend together; a run that plans more is refused before it starts.
     The default is no limit: what is spent is reported all the same."""
     delta: Annotated[float, Strict(), Field(gt=0.0, lt=1.0)] | None = None
-    """Delta at which epsilon is counted, below 1 over the number of those who are protected. The default is
-    their number to the power of -1.1, and for clients 1e-5 at most."""
+    """Delta at which epsilon is counted, below 1 over the number of clients, or of the examples of each
+    client. The default is that number to the power of -1.1, and 1e-5 at most."""
     examples: Annotated[ExamplesTable | None, Field(examples=[{"norm": 1.0, "noise": 1.0}])] = None
     """Protect the single examples of each client: a table with norm and noise."""
 

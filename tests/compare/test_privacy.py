@@ -17,8 +17,9 @@ from shepherd.compare.runs import compare_runs
 from shepherd.compare.training import totals
 from shepherd.errors import FolderError, SettingsError
 from shepherd.overrides import overridden
+from shepherd.privacy import required
 from shepherd.privacy.guarantee import Guarantee, composed
-from shepherd.run import ledger
+from shepherd.run import ledger, privacy_plan
 from shepherd.run.folder import planned
 from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
@@ -364,6 +365,28 @@ def test_a_variant_whose_noise_is_refused_costs_no_training(
             train=lambda opened: pytest.fail("something was trained"),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_variant_is_asked_for_each_seed_which_decides_whom_its_rounds_ask(
+    llama_folder: Path, source: Path, tmp_path: Path
+) -> None:
+    """In four rounds of one client each, some seeds ask one of them more often than the first seed does."""
+    asked = overridden(table(llama_folder, source, tmp_path / "run"), ["federation.rounds=4"])
+    variant = "private: privacy.examples.norm=1.0 privacy.examples.noise=2.0 selection.share=0.25"
+
+    def epsilon(seed: int) -> float:
+        private = overridden(asked, [*variant.split()[1:], f"seed={seed}"])
+        sizes = privacy_plan.example_counts(asked)
+        account = required.require_private(private, sizes)[1]
+        assert account is not None
+        return account.planned_epsilon
+
+    first, *others = (epsilon(seed) for seed in range(4))
+    assert max(others) > first * 1.01
+    budget = f" privacy.epsilon={first * 1.005!r}"
+    spec = CompareSpec(locals=(), variants=(variant + budget,), seeds=4)
+    with pytest.raises(SettingsError, match=r"above privacy\.epsilon"):
+        compare(asked, spec, train=lambda opened: pytest.fail("something was trained"))
 
 
 @pytest.mark.parametrize("name", NOISY)

@@ -1,4 +1,4 @@
-"""Clients whose examples are protected: what they draw, what they send, and when they sit out."""
+"""Clients whose examples are protected: what they draw, what they send, and which visits they refuse."""
 
 from __future__ import annotations
 
@@ -85,16 +85,18 @@ def test_the_cursor_counts_steps_and_coverage_is_what_to_expect(llama) -> None:
     assert simulation.coverage()["dan"] == 0.0
 
 
-def test_a_client_whose_budget_is_spent_sits_out_and_the_others_go_on(llama, jobs) -> None:
+def test_a_visit_beyond_the_plan_and_the_budget_is_refused_and_the_others_go_on(llama, jobs) -> None:
     account = ExampleAccount(noise=1.0, batch_size=2, delta=1e-2)
     once = {name: account.epsilon(size, 6) for name, size in SIZES.items()}
     limit = (account.epsilon(7, 12) + once["ann"]) / 2  # two visits of bob, and one of ann, who holds less
     assert account.epsilon(7, 12) < limit < account.epsilon(3, 12)
-    simulation = private(llama, ExampleAccount(noise=1.0, batch_size=2, delta=1e-2, limit=limit, planned=1))
+    once_each = dict.fromkeys(SIZES, 1)
+    account = ExampleAccount(noise=1.0, batch_size=2, delta=1e-2, limit=limit, planned=once_each)
+    simulation = private(llama, account)
     for number in range(2):
         answers = {a.client: a for a in simulation.run(broadcast(llama, number), ["ann", "bob"])}
     assert isinstance(answers["ann"], Failure)
     assert "above privacy.epsilon" in answers["ann"].reason
     assert not isinstance(answers["bob"], Failure)
     assert [visit.client for visit in jobs[-1].visits] == ["bob"]
-    assert simulation.steps_made() == {"ann": 6, "bob": 12}  # sitting out spends nothing
+    assert simulation.steps_made() == {"ann": 6, "bob": 12}  # a refusal spends nothing

@@ -33,6 +33,7 @@ from shepherd.errors import Diverged, FederationError, QuorumNotMet
 from shepherd.overrides import parse
 from shepherd.rounds import report_row, rounds, start
 from shepherd.rounds.acceptance import MAX_METRIC
+from shepherd.rounds.loop import UNKNOWN_CONTEXT
 from shepherd.rounds.report import MAX_NATS
 from shepherd.rounds.weights import MAX_WEIGHT, Allowed, allow_any, allowed_by
 from shepherd.server_optimisers import sgd
@@ -55,7 +56,7 @@ class Scripted:
 
 def run(
     federation, *, until=1, algorithm=AVG, transform=None, select=None, quorum=0.5, seed=0, state=None,
-    max_share=1.0, allow=allow_any, **parts,
+    max_share=1.0, allow=allow_any, context=UNKNOWN_CONTEXT, **parts,
 ):  # fmt: skip
     asked = method(algorithm, transform=transform, **parts)
     select = select or chosen("all")
@@ -69,6 +70,7 @@ def run(
         seed=seed,
         allow=allow,
         max_share=max_share,
+        context=context,
     )
 
 
@@ -184,7 +186,8 @@ def test_quorum_not_met_names_who_failed_and_why():
     assert str(error.value) == (
         "round 1: 1 of 12 clients gave a usable update and federation.quorum = 0.25 requires 3 "
         "(c1: it timed out; c2: it gave no answer; c3: it gave no answer; c4: it gave no answer; "
-        "c5: it gave no answer; and 6 more); fix those clients or lower federation.quorum"
+        "c5: it gave no answer; and 6 more); do what these say and resume, or start a run with a lower"
+        " federation.quorum"
     )
 
 

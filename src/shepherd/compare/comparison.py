@@ -282,9 +282,14 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
 def _require_variants_private(
     settings: RunSettings, spec: CompareSpec, sizes: Mapping[str, int], consent: Consent
 ) -> None:
-    """Raise SettingsError if the noise of a variant gives no guarantee, or a weaker one than is asked for."""
+    """Raise SettingsError if the noise of a variant gives no guarantee, or a weaker one than is asked for.
+
+    It is asked for each seed, which decides whom each round asks.
+    """
     for each in spec.variants:
-        required.require_private(overridden(settings, variant(each).overrides), sizes, consent.plugins)
+        for number in range(spec.seeds):
+            changes = [*variant(each).overrides, f"seed={settings.seed + number}"]
+            required.require_private(overridden(settings, changes), sizes, consent.plugins)
 
 
 def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shepherd.core.messages import ClientInfo
+from shepherd.core.randomness import seed_for
 from shepherd.core.spending import Poisson, Sampling, Shuffled
 from shepherd.errors import FederationError
 
@@ -49,6 +51,17 @@ class Selection:
             raise FederationError("there is no client to ask; connect one, or change the split of the data")
         return self.draw(clients, round, seed)
 
+    def visits(self, clients: Sequence[ClientInfo], rounds: int, secret: int) -> Counter[str]:
+        """How often each client is asked in so many rounds; of a selection that does not go `by_loss`.
+
+        Args:
+            secret: as for `cohort_seed`.
+        """
+        asked: Counter[str] = Counter()
+        for number in range(rounds):
+            asked.update(self.cohort(clients, number, cohort_seed(secret, number, self.together)))
+        return asked
+
     def size(self, count: int) -> int:
         """How many of `count` clients a round asks on average, at least one."""
         return share_of(count, self.share)
@@ -70,6 +83,17 @@ class Selection:
             sizes: client -> how many examples it holds.
         """
         self.cohort([ClientInfo(name=name, examples=count) for name, count in sizes.items()], 0, 0)
+
+
+def cohort_seed(secret: int, round: int, together: int) -> int:
+    """The seed of a round's cohort.
+
+    Args:
+        secret: seed of the run, or a number that its server keeps to itself.
+        round: counts from 0.
+        together: rounds in a row that are drawn with one seed.
+    """
+    return seed_for(secret, round // together, "cohort")
 
 
 def share_of(count: int, share: float) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -31,6 +31,16 @@ def many(count: int, what: str) -> str:
     ('1 client', '2,000 rows')
     """
     return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def range_of(counts: Collection[int], what: str) -> str:
+    """Write the least and the most of several counts with their noun.
+
+    >>> range_of([3, 7, 4], "round"), range_of([1, 1], "step")
+    ('3 to 7 rounds', '1 step')
+    """
+    least, most = min(counts), max(counts)
+    return many(most, what) if least == most else f"{least:,} to {many(most, what)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

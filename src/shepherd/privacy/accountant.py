@@ -40,6 +40,10 @@ SMALL = 0.1
 """Below about this epsilon, random allocation is counted to 0.01 too much at most, and above it to a tenth of
 itself: where nothing is spent, no share of it is ever reached."""
 DELTA_POWER = -1.1
+MAX_DELTA = 1e-5
+"""Largest delta by default: n^-1.1 of few units is so large that no epsilon would say anything."""
+WEAK_DELTA = 1e-3
+"""A delta above this says little, and is said to."""
 ORDERS = (*range(2, 65), *(round(2 ** (power / 4)) for power in range(25, 61)))
 """Orders of the Rényi divergences of Skellam noise: whole numbers, for which the bound is proven."""
 TINY = 1e-12  # an epsilon of 0 has a logarithm, too
@@ -127,7 +131,7 @@ def noise_for(
     if above(high) > 0:
         raise SettingsError(
             f"no noise multiplier up to {MAX_NOISE:g} gives epsilon {target:g} at delta {delta:g} over"
-            f" {steps} steps; ask for a larger epsilon, or for fewer steps"
+            f" {steps} steps; raise privacy.epsilon, or what --epsilon asks for, or plan fewer rounds"
         )
     if not (levels or isinstance(sampling, Shuffled)) and above(low, _by_renyi) > 0:
         # quick, and never too little; little noise takes long to account for exactly, so the search is above
@@ -154,8 +158,28 @@ def rounded_up(noise: float) -> float:
 
 
 def default_delta(units: int) -> float:
-    """The usual delta for n units, n^-1.1: below 1 / n, at which one unit could be published."""
-    return float(units**DELTA_POWER)
+    """The delta for n units where none is asked for: n^-1.1, which is below 1 / n, and 1e-5 at most.
+
+    >>> default_delta(3), round(default_delta(100_000), 8)
+    (1e-05, 3.16e-06)
+    """
+    return min(MAX_DELTA, float(units**DELTA_POWER))
+
+
+def of_large_delta(delta: float, units: int = 0, what: str = "", key: str = "privacy.delta") -> Iterator[str]:
+    """What to say of a delta that is large in itself, or above 1 over all units: one sentence, or none.
+
+    Args:
+        units: all of which one is protected; 0 where nobody knows.
+        what: what they are.
+    """
+    if delta > WEAK_DELTA or delta * units > 1.0:
+        above = f", and above 1 / {units:,}, over all {what}" if delta * units > 1.0 else ""
+        small = default_delta(max(1, units))
+        yield (
+            f"Delta {delta:.3g} is large{above}: it is about the chance that epsilon does not hold; set {key}"
+            f" = {small:.1g}, and see what epsilon is."
+        )
 
 
 def replaces(sampling: Sampling) -> bool:

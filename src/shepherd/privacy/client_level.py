@@ -15,14 +15,11 @@ from typing import Any
 from shepherd.core import Mechanism, Method, Sampling, Selection, Spending
 from shepherd.core.spending import FixedSize, Poisson, Shuffled, Turns
 from shepherd.errors import SettingsError
+from shepherd.io.phrases import epsilon_text
 from shepherd.io.progress import many
 from shepherd.privacy import accountant
 from shepherd.settings import PrivacyTable, RunSettings
 
-MAX_DELTA = 1e-5
-"""Largest delta by default: n^-1.1 of a few clients is so large that no epsilon would say anything."""
-WEAK_DELTA = 1e-3
-"""A delta above this says little, and is said to."""
 NEIGHBOURS = {
     "replace one": "the same number of clients, one of them with other examples (replace one)",
     "add or remove one": "the same clients without one of them, or with one more (add or remove)",
@@ -101,7 +98,8 @@ class ClientPrivacy:
         spent = self.epsilon(self.rounds)
         if self.budget is not None and not spent <= self.budget:
             raise SettingsError(
-                f"{many(self.rounds, 'round')} would spend epsilon {spent:.3g} at delta {self.delta:.3g}, and"
+                f"{many(self.rounds, 'round')} would spend epsilon {epsilon_text(spent)} at delta"
+                f" {self.delta:.3g}, and"
                 f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):.4g} in"
                 " the transform that adds it, plan fewer rounds, or allow more"
             )
@@ -133,11 +131,7 @@ class ClientPrivacy:
             f"Population: {self.clients:,} clients, which is public; delta {self.delta:.3g} is below"
             f" 1 / {self.clients:,}."
         )
-        if self.delta > WEAK_DELTA:
-            yield (
-                f"Delta {self.delta:.3g} is large: it is about the chance that epsilon does not hold; remove"
-                f" privacy.delta, which is {default_delta(self.clients):.3g} then, and see what epsilon is."
-            )
+        yield from accountant.of_large_delta(self.delta, self.clients, "clients")
         yield f"Sampling: {described(self.counted)}"
 
     @property
@@ -249,15 +243,6 @@ def require_noise(settings: RunSettings) -> None:
         )
 
 
-def default_delta(clients: int) -> float:
-    """Delta where none is asked for: that of a site's own ledger, or n^-1.1 of n clients where it is less.
-
-    >>> default_delta(3), round(default_delta(100_000), 8)
-    (1e-05, 3.16e-06)
-    """
-    return min(MAX_DELTA, accountant.default_delta(clients))
-
-
 def delta_of(delta: float | None, clients: int) -> float:
     """The delta of a run: as asked, or the default for this many clients.
 
@@ -268,10 +253,10 @@ def delta_of(delta: float | None, clients: int) -> float:
         there = "is 1" if clients == 1 else f"are {clients}"
         raise SettingsError(f"noise hides one of several clients, and there {there}; add some")
     if delta is None:
-        return default_delta(clients)
+        return accountant.default_delta(clients)
     if not 0.0 < delta < 1 / clients:  # false for NaN, too
         raise SettingsError(
             f"privacy.delta = {delta:g} is not below 1 / {clients}, for {clients} clients, and would allow to"
-            f" publish one of them whole; set it to {default_delta(clients):.2g} or less"
+            f" publish one of them whole; set it to {accountant.default_delta(clients):.2g} or less"
         )
     return delta

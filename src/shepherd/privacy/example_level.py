@@ -8,20 +8,20 @@ batch_size, however many came. The number of examples of each client counts as p
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from shepherd.core import ClientInfo, Method, Selection
 from shepherd.core.spending import Poisson, Spending
 from shepherd.errors import SettingsError
-from shepherd.io.progress import many
+from shepherd.io.phrases import epsilon_text
+from shepherd.io.progress import range_of
 from shepherd.privacy import accountant
 from shepherd.settings import RunSettings, TuningTable
 
 COARSE = 1e-3
 """Discretisation of privacy losses, in nats; an epsilon is never too small, and too large by about 1e-4."""
-MAX_ACCOUNTS = 16
-"""Most epsilons that are computed to find the largest of several clients'."""
 
 
 def chance(examples: int, batch_size: int) -> float:
@@ -57,8 +57,10 @@ class ExampleAccount:
     """Delta at which epsilon is counted, below 1 over any client's number of examples."""
     limit: float | None = None
     """Largest epsilon that a client may spend; None for no limit."""
-    planned: int = 0
-    """Visits of each client that are planned, and within the limit."""
+    planned: Mapping[str, int] = field(default_factory=dict)
+    """Client -> its visits that are planned, and within the limit."""
+    sizes: Collection[int] = ()
+    """Numbers of examples of the clients; none where each site alone knows its own."""
     planned_epsilon: float = 0.0
     """The largest epsilon of any client after these."""
     again: int = 0
@@ -68,12 +70,17 @@ class ExampleAccount:
     @property
     def sentence(self) -> str:
         """What is planned, and whose privacy it is, in one sentence."""
-        limit = "" if self.limit is None else f"; none makes a visit that would take it above {self.limit:g}"
+        limit = "" if self.limit is None else f", and privacy.epsilon allows {self.limit:g}"
         return (
             "noise protects each example of a client, added or removed, from anyone who sees what the client"
-            f" sends: {many(self.planned, 'visit')} of a client would spend epsilon"
-            f" {self.planned_epsilon:.3g} or less at delta {self.delta:.2g}{limit}"
+            f" sends: {self.visits} of a client would spend epsilon"
+            f" {epsilon_text(self.planned_epsilon)} or less at delta {self.delta:.2g}{limit}"
         )
+
+    @property
+    def visits(self) -> str:
+        """How many visits of a client are counted, those besides included, in words."""
+        return range_of([each + self.again for each in self.planned.values()], "visit")
 
     def spent(self, examples: int, steps: int) -> Spending:
         """What this many steps of a client with this many examples spend."""
@@ -85,39 +92,36 @@ class ExampleAccount:
         return epsilon_of((self.spent(examples, steps),), self.delta)
 
     def largest(self, made: Collection[tuple[int, int]]) -> float:
-        """The largest epsilon of several clients, each with its examples and the steps that it has made.
-
-        Of many different clients it is an upper bound, since similar ones are counted together.
-        """
-        return max((self.epsilon(*one) for one in _bounding(set(made))), default=0.0)
+        """The largest epsilon of several clients, each with its examples and the steps that it has made."""
+        return max((self.epsilon(*one) for one in most_exposed(made, self.epsilon)), default=0.0)
 
     def refusal(self, client: str, examples: int, made: int, more: int) -> str | None:
         """Why a client may not make `more` steps after `made`, in one sentence; None if it may."""
-        if self.limit is None or made + more <= self.planned * more:
+        if self.limit is None or made + more <= (self.planned.get(client, 0) + self.again) * more:
             return None
         epsilon = self.epsilon(examples, made + more)
         if epsilon <= self.limit:
             return None
         return (
-            f"another visit of client {client} would spend epsilon {epsilon:.3g} of its examples' privacy in"
-            f" all, above privacy.epsilon = {self.limit:g}; its budget is spent"
+            f"another visit of client {client} would spend epsilon {epsilon_text(epsilon)} of its examples'"
+            f" privacy in all, above privacy.epsilon = {self.limit:g}; its budget is spent, so export the"
+            " last round, or start a run with more noise"
         )
 
-    def counting(self, again: int, visits: Collection[tuple[int, int]]) -> ExampleAccount:
+    def counting(self, again: int, visits: Mapping[str, tuple[int, int]]) -> ExampleAccount:
         """The account with this many visits of each client besides.
 
         Args:
-            visits: examples of each client, and the steps of one visit of it.
+            visits: client -> its examples, and the steps of one visit of it.
         """
-        planned = self.planned - self.again + again
-        epsilon = self.largest([(examples, planned * steps) for examples, steps in visits])
-        return replace(self, again=again, planned=planned, planned_epsilon=epsilon)
+        made = [(n, (self.planned[client] + again) * steps) for client, (n, steps) in visits.items()]
+        return replace(self, again=again, planned_epsilon=self.largest(made))
 
     def require_bounded(self) -> None:
         """Raise SettingsError unless the accountant can show an epsilon for all planned visits."""
         if not math.isfinite(self.planned_epsilon):
             raise SettingsError(
-                f"for {many(self.planned, 'visit')} of a client with privacy.examples.noise ="
+                f"for {self.visits} of a client with privacy.examples.noise ="
                 f" {self.noise:g} the accountant can show no epsilon at delta {self.delta:.3g}, so no example"
                 " would be protected; raise privacy.examples.noise, such as to 1.0, or privacy.delta"
             )
@@ -138,28 +142,50 @@ class ExampleAccount:
             "Who is trusted: the client itself, which clips and adds the noise before anything leaves it."
             " Protected against: everybody who sees what a client sends, so also the one who runs the rounds."
         )
+        below = f"1 / {max(self.sizes):,}, of the client that has most" if self.sizes else "1 over each"
         yield (
-            "Population: the number of examples of each client, which is public; delta"
-            f" {self.delta:.3g} is below 1 over each of these."
+            f"Population: the number of examples of each client, which is public; delta {self.delta:.3g} is"
+            f" below {below}."
         )
+        yield from accountant.of_large_delta(self.delta, sum(self.sizes), "examples of all clients")
         yield (
             "Sampling: each of a client's n examples is in a step with a chance of"
             f" {self.batch_size} / n, at most 1, drawn apart from the others and kept secret."
         )
 
 
-def _bounding(made: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Clients, real or not, that spend at least as much as any of these; at most `MAX_ACCOUNTS`.
+def most_exposed(
+    made: Iterable[tuple[int, int]], epsilon: Callable[[int, int], float]
+) -> Iterator[tuple[int, int]]:
+    """A few of several clients, each with its examples and steps: one of them has the largest epsilon.
 
-    Fewer examples, and more steps, never spend less.
+    Fewer examples, and more steps, never spend less: so a client with the fewest examples of a group and the
+    most steps of it, real or not, bounds the whole group. Nothing of a group is yielded whose bound is below
+    what is known of another client.
+
+    Args:
+        epsilon: `(examples, steps) -> epsilon`.
     """
-    front: list[tuple[int, int]] = []
-    for examples, steps in sorted(made, key=lambda one: (one[0], -one[1])):
+    front: list[tuple[int, int]] = []  # those that no other has fewer examples and more steps than
+    for examples, steps in sorted(set(made), key=lambda one: (one[0], -one[1])):
         if steps and (not front or steps > front[-1][1]):
             front.append((examples, steps))
-    size = math.ceil(len(front) / MAX_ACCOUNTS)
-    groups = [front[start : start + size] for start in range(0, len(front), size or 1)]
-    return [(group[0][0], group[-1][1]) for group in groups]
+    if not front:
+        return
+    # about as epsilon grows with a chance of batch_size / examples
+    guess = max(front, key=lambda one: one[1] / one[0] ** 2)
+    yield guess
+    known, first = epsilon(*guess), 0
+    while first < len(front):
+        examples, last = front[first][0], first
+        while last + 1 < len(front) and front[last + 1][1] / examples**2 <= guess[1] / guess[0] ** 2:
+            last += 1
+        while last > first and epsilon(examples, front[last][1]) > known:
+            last = (first + last) // 2
+        if last == first and front[first] != guess:
+            yield front[first]
+            known = max(known, epsilon(*front[first]))
+        first = last + 1
 
 
 @lru_cache(maxsize=4096)
@@ -168,16 +194,21 @@ def epsilon_of(spent: tuple[Spending, ...], delta: float) -> float:
     return accountant.epsilon(spent, delta, interval=COARSE)
 
 
-def of_run(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0) -> ExampleAccount:
+def of_run(
+    settings: RunSettings, sizes: Mapping[str, int], visits: Mapping[str, int] | None = None
+) -> ExampleAccount:
     """The account of a run with [privacy.examples], over clients with these numbers of examples.
 
+    Args:
+        visits: as for `planned`.
+
     Raises:
-        SettingsError: as for `planned`; or the planned rounds would spend more than `privacy.epsilon`.
+        SettingsError: as for `planned`; or the planned visits would spend more than `privacy.epsilon`.
     """
-    account = planned(settings, sizes, share)
+    account = planned(settings, sizes, visits)
     if account.limit is not None and not account.planned_epsilon <= account.limit:
         raise SettingsError(
-            f"{account.planned} visits of each client would spend epsilon {account.planned_epsilon:.3g} of"
+            f"{account.visits} of each client would spend epsilon {epsilon_text(account.planned_epsilon)} of"
             f" its examples' privacy at delta {account.delta:.3g}, above privacy.epsilon ="
             f" {account.limit:g}; raise privacy.examples.noise, or lower federation.rounds, tuning.epochs or"
             " tuning.max_steps"
@@ -185,13 +216,13 @@ def of_run(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0) 
     return account
 
 
-def planned(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0) -> ExampleAccount:
+def planned(
+    settings: RunSettings, sizes: Mapping[str, int], visits: Mapping[str, int] | None = None
+) -> ExampleAccount:
     """The same, whether or not it is within `privacy.epsilon`.
 
     Args:
-        share: share of the clients that a round asks. With `privacy.epsilon`, each client is counted as asked
-            in that share of the rounds, and one that is asked more often sits out once its budget is spent.
-            Without it none sits out, and chance may ask one in every round, so all rounds are counted.
+        visits: client -> the rounds that ask it; by default it may be all, as over sites.
 
     Raises:
         SettingsError: delta is not below 1 over the examples of each client; a client has one example; or the
@@ -206,42 +237,55 @@ def planned(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0)
             " another split"
         )
     most = max(sizes, key=lambda name: sizes[name])
-    visits = math.ceil(settings.federation.rounds * counted_share(settings, share))
     account = ExampleAccount(
         noise=settings.privacy.examples.noise,
         batch_size=settings.tuning.batch_size,
         delta=delta_of(settings.privacy.delta, sizes[most], f"client {most}"),
         limit=settings.privacy.epsilon,
-        planned=visits,
+        planned=dict.fromkeys(sizes, settings.federation.rounds) if visits is None else visits,
+        sizes=tuple(sizes.values()),
     )
-    spent = account.largest([(size, visits * steps(settings.tuning, size)) for size in sizes.values()])
-    return replace(account, planned_epsilon=spent)
+    return account.counting(0, {name: (size, steps(settings.tuning, size)) for name, size in sizes.items()})
 
 
-def counted_share(settings: RunSettings, share: float) -> float:
-    """Share of the rounds that each client is counted as asked in, where a round asks this share of them."""
-    return share if settings.privacy.epsilon is not None else 1.0
+def asked(
+    settings: RunSettings, method: Method, selection: Selection, sizes: Mapping[str, int]
+) -> dict[str, int] | None:
+    """How many of a run's rounds ask each client, by the cohorts that it will draw; None if it may be all.
+
+    Nobody knows it before the run where a draw goes by what clients report, where clients that are late are
+    left out of it, or where noise hides who is asked, so that the draws are secret.
+
+    Args:
+        sizes: number of examples of each client.
+    """
+    carries_late = method.stragglers is not None and method.stragglers.carry
+    if method.is_private or selection.by_loss or carries_late:
+        return None
+    clients = [ClientInfo(name=name, examples=sizes[name]) for name in sorted(sizes)]
+    drawn = selection.visits(clients, settings.federation.rounds, settings.seed)
+    return {name: drawn[name] for name in sizes}
 
 
 def noise_for(epsilon: float, account: ExampleAccount, made: Collection[tuple[int, int]]) -> float:
     """The smallest noise multiplier, in four digits, with which several clients spend at most epsilon each.
 
     Args:
-        account: its noise is not used.
+        account: its noise is where the search begins.
         made: each client's examples and steps, as for `ExampleAccount.largest`.
 
     Raises:
         SettingsError: as for `accountant.noise_for`.
     """
-    noise, clients = 0.0, _bounding(set(made))
-    for _ in clients:  # who spends most may be another one with other noise
-        examples, steps = max(clients, key=lambda one: account.epsilon(*one))
+    if not any(steps for _, steps in made):  # nobody is asked
+        return accountant.MIN_NOISE
+    noise = 0.0
+    while not noise or account.largest(made) > epsilon:  # who spends most may be another one with other noise
+        examples, steps = max(most_exposed(made, account.epsilon), key=lambda one: account.epsilon(*one))
         sampling = Poisson(chance=chance(examples, account.batch_size))
         needed = accountant.noise_for(epsilon, account.delta, sampling, steps, interval=COARSE)
-        noise = max(noise, accountant.rounded_up(needed))
+        noise = accountant.rounded_up(max(needed, noise * (1 + accountant.NOISE_TOLERANCE)))
         account = replace(account, noise=noise)
-        if account.largest(made) <= epsilon:
-            break
     return noise
 
 

@@ -61,13 +61,13 @@ def of_examples(
 ) -> ExampleAccount | None:
     """What the planned visits spend of each example's privacy; None without [privacy.examples].
 
-    Where noise hides which clients a round asks, each counts as asked in every round.
+    Each client counts for the rounds that ask it; see `example_level.asked`.
 
     Raises:
         SettingsError: it is above the budget, or without bound; or as `example_level.of_run`.
     """
     if settings.privacy.examples is None:
         return None
-    account = example_level.of_run(settings, sizes, 1.0 if method.is_private else selection.share)
+    account = example_level.of_run(settings, sizes, example_level.asked(settings, method, selection, sizes))
     account.require_bounded()
     return account

@@ -411,18 +411,19 @@ def require_quorum(request: RoundRequest, log: RoundLog) -> None:
     if in_time < least:
         raise QuorumNotMet(
             f"{have} and federation.quorum = {request.quorum:g} requires {least} "
-            f"({failure_list(lost)}); fix those clients or lower federation.quorum"
+            f"({failure_list(lost)}); do what these say and resume, or start a run with a lower"
+            " federation.quorum"
         )
     if count < (smallest := request.method.aggregation.smallest_cohort):
         raise QuorumNotMet(
-            f"{have} and the aggregation requires {smallest} ({failure_list(lost)}); fix those"
-            " clients, raise selection.share or choose another aggregation"
+            f"{have} and the aggregation requires {smallest} ({failure_list(lost)}); put right"
+            " what failed and resume, or start a run with a larger selection.share or another aggregation"
         )
     strictest = max(log.weights, key=lambda client: log.info(request.federation, client).min_cohort)
     if count < (fewest := log.info(request.federation, strictest).min_cohort):
         raise QuorumNotMet(
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
-            f" mean is discarded ({failure_list(lost)}); fix those clients or add clients"
+            f" mean is discarded ({failure_list(lost)}); put right what failed and resume, or add clients"
         )
 
 

@@ -37,6 +37,7 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.core.cores import bases_of, grown
+from shepherd.core.selection import cohort_seed
 from shepherd.core.soundness import carries
 from shepherd.errors import Diverged, FederationError
 from shepherd.rounds import hearing
@@ -128,7 +129,7 @@ def rounds(
             )
         at_work = getattr(federation, "at_work", _nobody)(number)
         clients = hearing.informed([info for info in clients if info.name not in at_work], state.reports)
-        cohort = select(clients, number, seed_for(secret, number // context.together, "cohort"))
+        cohort = select(clients, number, cohort_seed(secret, number, context.together))
         broadcast = next_broadcast(method, state, seed_for(seed, number, "clients"))
         request = RoundRequest(
             method=method,

@@ -108,8 +108,8 @@ def spent_before(
     if privacy is not None:
         privacy = ledger.continued(path, privacy, places[ledger.CLIENTS])
     if account is not None:
-        sizes = [len(data) for data in prepared.clients.values()]
-        visits = {(size, example_level.steps(settings.tuning, size)) for size in sizes}
+        sizes = {name: len(data) for name, data in prepared.clients.items()}
+        visits = {name: (n, example_level.steps(settings.tuning, n)) for name, n in sizes.items()}
         account = ledger.continued_examples(path, account, visits, places[ledger.EXAMPLES])
     lost = {level: at.last_lost for level, at in places.items() if at.last_lost}
     if lost:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -210,14 +210,14 @@ def continued(folder: Path, privacy: ClientPrivacy, at: Standing) -> ClientPriva
 
 
 def continued_examples(
-    folder: Path, account: ExampleAccount, visits: Collection[tuple[int, int]], at: Standing
+    folder: Path, account: ExampleAccount, visits: Mapping[str, tuple[int, int]], at: Standing
 ) -> ExampleAccount:
     """The account of a run that goes on from there, with what is counted besides; nothing is written.
 
     Each client counts as asked once more in each of the rounds that are made again.
 
     Args:
-        visits: examples of each client, and the steps of one visit of it.
+        visits: client -> its examples, and the steps of one visit of it.
 
     Raises:
         SettingsError: all visits would then spend more than the budget.

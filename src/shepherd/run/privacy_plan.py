@@ -7,7 +7,7 @@ there are, or examples are protected and nobody says how many a client has.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shepherd import plugins
@@ -16,7 +16,7 @@ from shepherd.core import Method, Selection
 from shepherd.data import pipeline
 from shepherd.data.split import SPLIT
 from shepherd.errors import SettingsError
-from shepherd.io.progress import many
+from shepherd.io.progress import many, range_of
 from shepherd.overrides import require_one_stage
 from shepherd.privacy import client_level, example_level
 from shepherd.settings import RunSettings
@@ -177,22 +177,21 @@ def _of_examples(
     if settings.privacy.examples is None:
         return None
     sizes = {f"client-{k}": size for k, size in enumerate(examples)} or example_counts(settings, consent)
-    # a site may be asked in every round, and where noise hides who is asked, each client counts as asked
-    asked = 1.0 if settings.silos.sites or method.is_private else selection.share
-    share = example_level.counted_share(settings, asked)
-    account = example_level.planned(settings, sizes, share)
-    steps = {size: example_level.steps(settings.tuning, size) for size in sizes.values()}
-    made = [(size, account.planned * each) for size, each in steps.items()]
+    # who is asked is drawn among the clients by name, and numbers of examples alone have none
+    visits = None if examples else example_level.asked(settings, method, selection, sizes)
+    account = example_level.planned(settings, sizes, visits)
+    steps = {name: example_level.steps(settings.tuning, size) for name, size in sizes.items()}
+    made = [(size, account.planned[name] * steps[name]) for name, size in sizes.items()]
     return LevelPlan(
         what=(
-            f"{many(account.planned, 'visit')} of a client, each of {_range(steps.values(), 'step')}, with"
+            f"{account.visits} of a client, each of {range_of(steps.values(), 'step')}, with"
             f" privacy.examples.noise = {account.noise:g}"
         ),
         epsilon=account.planned_epsilon,
         delta=account.delta,
         key="privacy.examples.noise",
         budget=account.limit,
-        meaning=(*_counted(sizes, share, read=not examples), *account.sentences()),
+        meaning=(*_counted(sizes, drawn=visits is not None, read=not examples), *account.sentences()),
         wanted=wanted,
         noise=None if wanted is None else example_level.noise_for(wanted, account, made),
     )
@@ -214,22 +213,15 @@ def example_counts(settings: RunSettings, consent: Consent = NOTHING) -> dict[st
     return {name: len(share) for name, share in shares.items()}
 
 
-def _counted(sizes: Mapping[str, int], share: float, *, read: bool) -> Iterator[str]:
+def _counted(sizes: Mapping[str, int], *, drawn: bool, read: bool) -> Iterator[str]:
     """What is assumed of the clients: one sentence each."""
-    asked = "every round" if share == 1.0 else f"a share of {share:.3g} of the rounds"
+    rounds = "each in the rounds that the run will ask it in" if drawn else "each asked in every round"
     yield (
-        f"Counted for clients of {_range(sizes.values(), 'example')}, each asked in {asked}: epsilon is"
-        " that of the one that spends most."
+        f"Counted for clients of {range_of(sizes.values(), 'example')}, {rounds}: epsilon is that of the one"
+        " that spends most."
     )
-    if share < 1.0:
-        yield "A client that is drawn more often spends more; it sits out before it is above privacy.epsilon."
     if read:
         yield (
             "A client's examples are those that were read for it: a run leaves out what has nothing to train"
             " on, and fewer examples spend more."
         )
-
-
-def _range(counts: Collection[int], what: str) -> str:
-    least, most = min(counts), max(counts)
-    return many(most, what) if least == most else f"{least:,} to {many(most, what)}"

@@ -401,7 +401,7 @@ NOISY_RUN = {
     "tuning": {"max_steps": 3, "batch_size": 8},
 }
 VISIT = Spending(noise=2.0, sampling=Poisson(chance=8 / 32), steps=3)  # of the 32 that are trained on
-DELTA = 32**-1.1
+DELTA = 1e-5
 
 
 def epsilon(visits: int) -> float:
@@ -441,6 +441,16 @@ def test_an_owner_sees_what_is_spent(folder: Path, private: Path) -> None:
     assert str(folder / "kit" / "shepherd" / "privacy") in found.spent[1]
     assert f"Your privacy budget\n · {found.spent[0]}" in printed(found)
     assert not [note for note in found.notes if "--kit" in note]
+
+
+def test_a_large_delta_is_said_to_be_large(folder: Path) -> None:
+    limited = (
+        ("require_privacy = []", 'require_privacy = ["example"]'),
+        ("# max_epsilon", "delta = 0.01\nmax_epsilon"),
+    )
+    said = printed(check(changed(folder, *limited)))
+    assert "Delta 0.01 is large: it is about the chance" in said
+    assert "set policy.delta = 1e-05" in said
 
 
 def test_an_owner_sees_what_a_run_would_add(folder: Path, private: Path) -> None:

@@ -39,7 +39,7 @@ def entries(trainer: Trainer) -> list[privacy_ledger.Entry]:
 
 def limit_for(visits: int, examples: int) -> float:
     """An epsilon that allows this many visits of `PRIVATE`, and no more."""
-    account = example_level.ExampleAccount(noise=2.0, batch_size=4, delta=examples**-1.1)
+    account = example_level.ExampleAccount(noise=2.0, batch_size=4, delta=1e-5)
     return (account.epsilon(examples, 3 * visits) + account.epsilon(examples, 3 * visits + 3)) / 2
 
 
@@ -274,10 +274,12 @@ def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, s
     assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
     (entry,) = entries(trainer)
     assert entry.examples == held(trainer, asked)
-    assert [each.delta for each in trainer._budgets(20)] == [entry.examples**-1.1]
-    assert [each.delta for each in trainer._budgets(5000)] == [5000**-1.1]
+    few = replace(entry, examples=90_000, round=7)
+    assert privacy_ledger.spend(trainer._ledger(), [], [few]) is None
+    assert [each.delta for each in trainer._budgets(20)] == [90_000**-1.1]
+    assert [each.delta for each in trainer._budgets(500_000)] == [500_000**-1.1]
     kept = privacy_ledger.ledger_of(trainer.home, trainer.settings.data)
-    assert privacy_ledger.most_examples(kept) == entry.examples
+    assert privacy_ledger.most_examples(kept) == 90_000
 
 
 NOISY = {

@@ -48,6 +48,7 @@ from shepherd.data import cursor, poisson_batches
 from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, renew_secret, secret
+from shepherd.io.phrases import epsilon_text
 from shepherd.privacy import example_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
@@ -225,12 +226,12 @@ class ServerRun:
         most = {site: each.most for site, each in {**self._exposures.sites, **found}.items()}
         largest = max(most, key=lambda site: most[site])
         delta = example_level.delta_of(self.settings.privacy.delta, most[largest], f"client {largest}")
-        visits = {(each.fewest, example_level.steps(tuning, each.most)) for each in found.values()}
+        visits = {site: (each.fewest, example_level.steps(tuning, each.most)) for site, each in found.items()}
         account = replace(account, delta=delta).counting(self._examples_again, visits)
         if account.limit is not None and not account.planned_epsilon <= account.limit:
             raise SettingsError(
-                f"{account.planned} visits of each client, with those that are counted besides, would spend"
-                f" epsilon {account.planned_epsilon:.3g} with the fewest examples that each has had, above"
+                f"{account.visits} of each client, with those that are counted besides, would spend epsilon"
+                f" {epsilon_text(account.planned_epsilon)} with the fewest examples that each has had, above"
                 f" privacy.epsilon = {account.limit:g}"
             )
         return account

@@ -14,7 +14,7 @@ from shepherd import plugins
 from shepherd.core.spending import Poisson, Spending
 from shepherd.data import cursor, poisson_batches
 from shepherd.errors import SettingsError
-from shepherd.privacy import client_level, example_level
+from shepherd.privacy import accountant, example_level
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import released
@@ -364,7 +364,7 @@ def deltas(policy: PolicyTable, examples: int) -> dict[Unit, float]:
     """
     return {
         "example": example_level.delta_of(policy.delta, examples, "this site"),
-        "client": policy.delta or client_level.MAX_DELTA,  # it does not know the number of sites
+        "client": policy.delta or accountant.MAX_DELTA,  # it does not know the number of sites
     }
 
 

@@ -220,8 +220,8 @@ class PolicyTable(Table):
     """Most epsilon that all runs together may spend, by the ledger that this site keeps of each data source.
     A visit that would spend more is refused."""
     delta: Delta | None = Field(default=None, examples=[1e-5])
-    """Delta at which epsilon is counted, below 1 over the site's examples; the default is their number to the
-    power of -1.1, and 1e-5 for the site as a whole."""
+    """Delta at which epsilon is counted, below 1 over the site's examples; the default is 1e-5, or for
+    each example their number to the power of -1.1 where that is less."""
     min_noise: PositiveFloat = 0.3
     """Smallest noise multiplier of a run that is to protect somebody."""
     require_secure_aggregation: Switch = False
