@@ -375,19 +375,25 @@ def test_an_edited_run_file_is_refused_by_its_key(tmp_path: Path, server: Hosted
         coordinate.resume(path, overrides=["silos.grace_s=1.0"])
 
 
+PAIRS = (
+    'federation={weights="equal"} privacy={examples={norm=1.0, noise=1.0}} tuning={objective={name="dpo"}}'
+)
+
+
 @pytest.mark.parametrize(
     ("override", "why"),
     [
         ("algorithm.name=fednova", "'fednova' is right only for local steps of plain SGD"),
         ("algorithm.name=scaffold", "'scaffold' counts each client the same"),
         ("evaluation.contribution=true", r"evaluation\.contribution is for a run in one process"),
+        (PAIRS, "protects single examples, and the objective draws 2 together"),
     ],
 )
 def test_what_is_not_sound_over_sites_is_refused_before_anything_is_sent(
     tmp_path: Path, server: Hosted, override: str, why: str
 ) -> None:
     with pytest.raises(SettingsError, match=why):
-        opened(tmp_path, override)
+        opened(tmp_path, *override.split("} ", 1))
     assert not server.served
     assert not (tmp_path / "run").exists()
 

@@ -495,6 +495,13 @@ def test_a_share_of_noise_on_a_single_update_protects_nobody() -> None:
     assert policy.spending(PolicyTable(**table), parse_request(alone.settings), examples=100) == []
 
 
+def test_noise_on_pairs_of_answers_is_refused_as_it_joins() -> None:
+    pairs = {**NOISY, "tuning": {"objective": {"name": "dpo"}}}
+    said = str(refused({**PRIVATE, "objectives": ("sft", "dpo")}, request(**pairs)))
+    assert "refuses [privacy.examples] with an objective that draws 2 examples together" in said
+    assert "objective" in str(refused(PRIVATE, request(**pairs)))  # by its name, where it is not allowed
+
+
 def test_both_may_be_required_and_then_both_are_asked_for() -> None:
     both = {**PRIVATE, "require_privacy": ("example", "client"), "transforms": (MECHANISM,)}
     assert "gets no noise" in str(refused(both, request(**NOISY)))

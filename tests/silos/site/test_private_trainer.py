@@ -112,6 +112,26 @@ def test_a_visit_that_is_killed_has_spent_all_the_same(born, asked, shaped, monk
     assert len(entries(born())) == 2
 
 
+@pytest.mark.parametrize(
+    ("changed", "policy", "why"),
+    [
+        ({"tuning": {"objective": {"name": "dpo"}}}, {"objectives": ["sft", "dpo"]}, "2 examples together"),
+        (
+            {"algorithm": {"name": "tests.silos.site.idle"}},
+            {"algorithms": ["tests.silos.site.idle"]},
+            redaction.VISIT,
+        ),
+    ],
+)
+def test_a_visit_that_is_refused_spends_nothing(born, asked, shaped, changed, policy, why) -> None:
+    """Whatever tuning refuses it refuses before the entry."""
+    trainer = born(**policy)
+    for number in range(2):
+        sent = asked(broadcast(shaped, number), settings={**PRIVATE, **changed})
+        assert why in reason(ask(trainer, sent))
+    assert entries(trainer) == []
+
+
 def test_a_site_halts_when_its_budget_is_spent_whatever_is_asked(born, asked, shaped, monkeypatch) -> None:
     size = held(born(), asked)
     limited = {**LIMITED, "max_epsilon": limit_for(2, size)}

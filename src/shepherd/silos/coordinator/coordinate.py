@@ -114,8 +114,8 @@ class SilosRun(HeldRun):
     _said: Mapping[str, Any] = field(default_factory=dict)
     """The largest epsilon of single examples that a row has said, with its delta."""
     before_more: str | None = None
-    """What silos.json said before more rounds were asked for, until the first of them is here; else None. Till
-    then server and sites may refuse them, and the folder stays that of the shorter run."""
+    """What silos.json said before more rounds were asked for, until the first of them is here; else None.
+    Server and sites may refuse them until then, and the folder stays that of the shorter run."""
 
     def __repr__(self) -> str:
         """The folder, the algorithm and the number of rounds."""

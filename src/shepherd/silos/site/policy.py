@@ -20,6 +20,7 @@ from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import released
 from shepherd.silos.site.privacy_ledger import Budget, Unit
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, minutes, parse_request
+from shepherd.training.local import OBJECTIVE
 
 if TYPE_CHECKING:
     from shepherd.silos.protocol.wire import Request
@@ -211,6 +212,7 @@ def _about_the_run(
     yield from _about_the_rendering(policy, run, scoring)
     yield from _about_its_parts(policy, run)
     yield from _about_privacy(policy, run)
+    yield from _about_pairs(policy, run)
 
 
 def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
@@ -394,6 +396,17 @@ def _about_privacy(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]
         if each.noise < policy.min_noise:
             fix = "raise privacy.examples.noise, or the noise of the transform"
             yield Violation("min_noise", policy.min_noise, f"a noise multiplier of {each.noise:g}", fix)
+
+
+def _about_pairs(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
+    """Examples that are drawn together are no units that noise protects; asked before any of it is spent."""
+    if run.privacy.examples is None or run.tuning.objective.name not in policy.objectives:
+        return  # what is not allowed is refused by its name, and never imported
+    together = plugins.built(OBJECTIVE, run.tuning.objective, policy.objectives).group_size
+    if together > 1:
+        got = f"[privacy.examples] with an objective that draws {together} examples together"
+        fix = 'set [tuning.objective] name = "sft", or remove [privacy.examples]'
+        yield Violation("objectives", None, got, fix)
 
 
 def _about_a_visit(
