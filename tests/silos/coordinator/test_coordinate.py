@@ -375,9 +375,7 @@ def test_an_edited_run_file_is_refused_by_its_key(tmp_path: Path, server: Hosted
         coordinate.resume(path, overrides=["silos.grace_s=1.0"])
 
 
-PAIRS = (
-    'federation={weights="equal"} privacy={examples={norm=1.0, noise=1.0}} tuning={objective={name="dpo"}}'
-)
+PAIRS = "federation.weights=equal privacy.examples={norm=1.0,noise=1.0} tuning.objective.name=dpo"
 
 
 @pytest.mark.parametrize(
@@ -393,7 +391,7 @@ def test_what_is_not_sound_over_sites_is_refused_before_anything_is_sent(
     tmp_path: Path, server: Hosted, override: str, why: str
 ) -> None:
     with pytest.raises(SettingsError, match=why):
-        opened(tmp_path, *override.split("} ", 1))
+        opened(tmp_path, *override.split())
     assert not server.served
     assert not (tmp_path / "run").exists()
 

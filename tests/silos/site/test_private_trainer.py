@@ -300,6 +300,31 @@ def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, s
     assert privacy_ledger.most_examples(kept) == entry.examples
 
 
+def test_noise_that_is_correlated_hides_visits_that_are_apart(born, asked, shaped) -> None:
+    """The budget counts each as one of independent noise, which is true of visits `bands` apart alone."""
+    name = "gaussian_correlated"
+    run = {
+        **tables(federation={"rounds": 9, "weights": "equal"}),
+        "transforms": [{"name": name, "noise": 4.0, "norm": 0.05, "bands": 3}],
+    }
+    spent = accountant.epsilon([accountant.Spending(noise=4.0, sampling=Poisson(chance=1.0), steps=3)], 1e-5)
+    trainer = born(transforms=(name,))
+    sent = [asked(replace(broadcast(shaped, n), transforms=({},)), settings=run) for n in range(9)]
+    for number in (0, 4):
+        assert isinstance(ask(trainer, sent[number]), Update)
+    for number in (5, 6):
+        said = reason(ask(trainer, sent[number]))
+        assert f"in round 5 of this run and is asked again in round {number + 1}" in said
+        assert "hides rounds that are 3 or more apart" in said
+    assert isinstance(ask(trainer, sent[4]), Update)  # the same answer again
+    assert [(entry.unit, entry.round) for entry in entries(trainer)] == [("client", 0), ("client", 4)]
+    limited = born(require_privacy=("client",), max_epsilon=spent * 1.01, transforms=(name,))
+    assert isinstance(ask(limited, sent[7]), Update)  # visits before privacy was required count
+    other = asked(replace(broadcast(shaped, 0), transforms=({},)), settings=run, run="2" * 16)
+    assert "its privacy budget is spent" in reason(ask(limited, other))
+    assert len(entries(limited)) == 3
+
+
 NOISY = {
     **tables(federation={"rounds": 4, "weights": "equal"}, secure={"ring_bits": 32}),
     "transforms": [{"name": "skellam", "norm": 0.05, "noise": 1.0, "honest": 3}],

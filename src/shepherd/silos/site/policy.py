@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Collection, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from shepherd import plugins
-from shepherd.core.spending import Poisson, Spending
+from shepherd.core import Mechanism
+from shepherd.core.spending import Poisson, Spending, Turns
 from shepherd.data import cursor, poisson_batches
-from shepherd.errors import SettingsError
 from shepherd.privacy import client_level, example_level
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
@@ -326,7 +325,10 @@ def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple
     """What one visit of this run spends, by who is protected; empty if it protects nobody.
 
     It is asked of the numbers and of the mechanism, and never of a name. The site does not know how the
-    cohorts of a run are drawn, so as a client it counts as asked in every round.
+    cohorts of a run are drawn, so as a client each visit counts as one in which all take part.
+
+    Raises:
+        SettingsError: a transform cannot be built, or its mechanism cannot say what a visit spends.
     """
     found: list[tuple[Unit, Spending]] = []
     if run.privacy.examples is not None:
@@ -336,14 +338,22 @@ def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple
             steps=example_level.steps(run.tuning, examples),
         )
         found.append(("example", spent))
-    # a transform that is not allowed is refused by its name, and never imported
-    if all(part.name in policy.transforms for part in run.transforms):
-        with suppress(SettingsError):  # it gives no guarantee for such a draw, or there is none of that name
-            mechanism = plugins.transform(run.transforms, policy.transforms).mechanism
-            # a share of noise hides nothing by itself, and only in a secure sum it is with the others
-            if mechanism is not None and (run.secure is not None or not mechanism.honest):
-                found.append(("client", mechanism.spent(Poisson(chance=1.0), 1)))
+    mechanism = mechanism_of(policy, run)
+    # a share of noise hides nothing by itself, and only in a secure sum it is with the others
+    if mechanism is not None and (run.secure is not None or not mechanism.honest):
+        one = mechanism.spent(Turns(every=mechanism.apart), 1)
+        found.append(("client", replace(one, sampling=Poisson(chance=1.0))))
     return found
+
+
+def mechanism_of(policy: PolicyTable, run: RunSettings) -> Mechanism | None:
+    """What hides the site in the sum of a round; None if nothing does.
+
+    A transform that is not allowed is refused by its name, and never imported.
+    """
+    if not all(part.name in policy.transforms for part in run.transforms):
+        return None
+    return plugins.transform(run.transforms, policy.transforms).mechanism
 
 
 def budgets(policy: PolicyTable, examples: int) -> list[Budget]:

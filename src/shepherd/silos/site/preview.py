@@ -141,7 +141,7 @@ def check(
     own = with_site_settings(site, run, base.folder if base else "")
     data = _collect_fault(faults, lambda: _data(site, own, samples))
     if data is not None:
-        faults += _refusals(site, asks, name, data.examples)
+        faults += _collect_fault(faults, lambda: _refusals(site, asks, name, data.examples)) or []
     examples = data.examples if data is not None else 0
     spent = _collect_fault(faults, lambda: _spent(site, kit, asks, examples)) if kit and examples else None
     if kit and spent and asks:

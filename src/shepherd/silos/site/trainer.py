@@ -327,6 +327,7 @@ class Trainer:
         self._require_allowed(request, examples)
         self._require_allowed_now(request)  # again, since it may have been queued
         self._require_budget(settings, examples)
+        self._require_apart(request, settings)
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
         visit = _visit_of(batches, settings, examples, clients.training)
@@ -353,6 +354,18 @@ class Trainer:
         if spent or allowed:
             request_checks.require_accountant(self.name)
             self._refuse_over(privacy_ledger.refusal(self._ledger(), allowed, spent))
+
+    def _require_apart(self, request: Request, settings: RunSettings) -> None:
+        """Raise Refused if the visit is nearer to this site's last one than the noise on the sums hides."""
+        mechanism = policy.mechanism_of(self.settings.policy, settings)
+        last = self.store.record(request.run).round
+        if request.kind == "train" and mechanism is not None and 0 <= last > request.round - mechanism.apart:
+            raise request_checks.RequestRefused(
+                "privacy",
+                f"{self.name} trained in round {last + 1} of this run and is asked again in round"
+                f" {request.round + 1}, and the noise of its transforms hides rounds that are"
+                f' {mechanism.apart} or more apart; set [selection] name = "round_robin" with less share',
+            )
 
     def _spend(self, request: Request, settings: RunSettings, examples: int) -> None:
         """Enter what a visit spends into the ledger, before the visit begins; raise Refused if it may not."""
