@@ -233,7 +233,7 @@ def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: in
                 f"With one visit of this run that is epsilon {epsilon([one]):.3g}, and with one in each round"
                 f" (federation.rounds = {rounds}) {epsilon([whole]):.3g}."
             )
-    files = [str(path) for path in (ledger.path, *ledger.former) if path.exists()]
+    files = [str(path) for path in (ledger.path, *ledger.others) if path.exists()]
     return (*sentences, f"The ledger is {' and '.join(files) or f'new: {ledger.path}'}.")
 
 
