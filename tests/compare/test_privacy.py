@@ -343,6 +343,7 @@ def test_runs_that_began_with_the_same_adapter_are_added_up_with_it(
         (f"{EXAMPLES} privacy.epsilon=0.001", "above privacy.epsilon = 0.001"),
         (EXAMPLES.replace("noise=2.0", "noise=0.0001"), "can show no epsilon"),
         (f"{EXAMPLES} privacy.delta=0.5", "delta is 0.5, and client"),
+        (f"{EXAMPLES} tuning.objective.name=dpo", "protects single examples"),
     ],
     ids=[
         "selection",
@@ -353,6 +354,7 @@ def test_runs_that_began_with_the_same_adapter_are_added_up_with_it(
         "budget of examples",
         "no epsilon of examples",
         "delta of examples",
+        "pairs of examples",
     ],
 )
 def test_a_variant_whose_noise_is_refused_costs_no_training(

@@ -265,6 +265,14 @@ def test_a_run_that_would_spend_too_much_privacy_is_refused_as_by_the_run(
     assert str(refused.value) == str(of_run.value)
 
 
+def test_noise_on_pairs_of_answers_is_refused_as_by_the_run(llama_folder, tmp_path) -> None:
+    source = runs.written(tmp_path / "rows.jsonl")
+    plain = runs.settings(llama_folder, source, tmp_path / "run", federation={"weights": "equal"})
+    asked = {"privacy": {"examples": {"norm": 1.0, "noise": 1.0}}, "tuning": {"objective": {"name": "dpo"}}}
+    with pytest.raises(ShepherdError, match="protects single examples"):
+        forecast(parse({**plain.model_dump(), **asked}))
+
+
 def test_a_mistake_is_reported_as_by_a_run(llama_folder, tmp_path) -> None:
     given = runs.settings(llama_folder, tmp_path / "none.jsonl", tmp_path / "run")
     with pytest.raises(ShepherdError, match=r"none\.jsonl"):

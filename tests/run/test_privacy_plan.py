@@ -97,6 +97,12 @@ def test_too_few_clients_are_a_mistake(clients) -> None:
         privacy_plan.plan(settings, clients=clients, examples=[300])
 
 
+def test_pairs_of_answers_have_no_plan_since_no_run_trains_them_with_noise() -> None:
+    pairs = overridden(planned(), ["tuning.objective.name=dpo"])
+    with pytest.raises(SettingsError, match=r"\[privacy\.examples\] protects single examples"):
+        privacy_plan.plan(pairs, examples=[300])
+
+
 @pytest.mark.parametrize("size", [0, -5])
 def test_a_number_of_examples_that_is_none_is_a_mistake(size) -> None:
     with pytest.raises(SettingsError, match=f"--examples {size} is no number of examples"):

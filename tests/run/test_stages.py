@@ -79,6 +79,10 @@ def test_noise_in_one_stage_is_trained(table) -> None:
         ({"transforms": NOISE, "privacy": {"epsilon": 0.1}}, "privacy.epsilon allows 0.1"),
         ({"transforms": [{**NOISE[0], "noise": 1e-9}]}, "can show no epsilon"),
         ({"privacy": {"epsilon": 1.0}}, "nothing of this one does"),
+        (
+            {"privacy": {"examples": {"norm": 1.0, "noise": 1.0}}, "tuning": {"objective": {"name": "dpo"}}},
+            "protects single examples",
+        ),
     ],
 )
 def test_a_stage_whose_noise_is_refused_costs_no_training(table, tmp_path, second, sentence) -> None:

@@ -76,6 +76,11 @@ def keep(holder: RunFolder, settings: RunSettings) -> None:
         holder.write(TRAINED_WITH, dump(settings))
 
 
+def rounds_before(path: str | Path) -> int:
+    """How many rounds a run was last given; a run file that was edited since may have more."""
+    return (_trained_with(Path(path)) or folder.read_settings(path)).federation.rounds
+
+
 def remark(settings: RunSettings, path: Path) -> str:
     """Say what a run that gets more rounds differs in from one that had them from the start; or nothing."""
     before = _trained_with(path)

@@ -41,7 +41,7 @@ from shepherd.rounds.ranks import ranks_of
 from shepherd.run.disk import Disk, disk
 from shepherd.run.loading import placed
 from shepherd.settings import RunSettings
-from shepherd.training.local import LocalTraining, completed, local_training, require_steps_of
+from shepherd.training.local import LocalTraining, completed, local_training, require
 
 TRIAL_PARAMETERS = 30_000_000
 """Parameters of the layers that a trial may have; a base with fewer is tried as a whole."""
@@ -131,7 +131,7 @@ def forecast(
     method = plugins.method(settings, consent.plugins)
     selection = plugins.selection(settings, consent.plugins)
     training = local_training(settings.tuning, consent.plugins)
-    require_steps_of(method.algorithm, training.optimiser, settings)
+    require(settings, consent.plugins)
     settings = completed(settings, consent.plugins)
     name = settings.model.base
     base = outline.outline(

@@ -20,6 +20,7 @@ from shepherd.io.progress import many, range_of
 from shepherd.overrides import require_one_stage
 from shepherd.privacy import client_level, example_level
 from shepherd.settings import RunSettings
+from shepherd.training.local import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,7 @@ def plan(
         DataError: the data have to be read to count clients or examples, and cannot be.
     """
     require_one_stage(settings, "plan")
+    require(settings, consent.plugins)
     method = plugins.method(settings, consent.plugins)
     selection = plugins.selection(settings, consent.plugins)
     if not method.is_private and settings.privacy.examples is None:

@@ -25,6 +25,7 @@ from shepherd.core import Draws, FromSystem
 from shepherd.errors import SettingsError
 from shepherd.model import lora
 from shepherd.model.base import Base
+from shepherd.training.local import require_separate
 from shepherd.training.objective import Objective
 from shepherd.training.packed_batch import Row
 from shepherd.training.stack import Stack
@@ -72,11 +73,7 @@ class ExamplePrivacy:
 
 def require_possible(base: Base, objective: Objective) -> None:
     """Raise SettingsError if the gradient of a single example is not known, or an example is not one unit."""
-    if objective.group_size > 1:
-        raise SettingsError(
-            f"[privacy.examples] protects single examples, and the objective draws {objective.group_size}"
-            ' together; set [tuning.objective] name = "sft", or remove [privacy.examples]'
-        )
+    require_separate(objective)
     for target in base.targets:
         if target.parameter:
             raise SettingsError(

@@ -110,6 +110,15 @@ def require_single(objective: Objective, doing: str) -> None:
         )
 
 
+def require_separate(objective: Objective) -> None:
+    """Raise SettingsError if an objective draws several examples together, of which noise protects none."""
+    if objective.group_size > 1:
+        raise SettingsError(
+            f"[privacy.examples] protects single examples, and the objective draws {objective.group_size}"
+            ' together; set [tuning.objective] name = "sft", or remove [privacy.examples]'
+        )
+
+
 def with_given(settings: RunSettings, parts: GivenTraining) -> RunSettings:
     """The settings with `plugins.IN_PYTHON` as the name of each part that is given as a value."""
     tables = {name: type(getattr(settings.tuning, name))(name=IN_PYTHON) for name in parts.given}
@@ -134,8 +143,10 @@ def require_steps_of(algorithm: Algorithm, optimiser: Optimiser, settings: RunSe
 
 
 def require_at_server(settings: RunSettings, allowed: Collection[str] = ()) -> None:
-    """Raise the errors of `require`, as far as a server can know: it imports no optimiser of a site."""
+    """Raise the errors of `require`, as far as a server can know: it imports no training of a site."""
     plugins.require(settings, allowed)
+    if settings.privacy.examples is not None and settings.tuning.objective.name in plugins.names(objectives):
+        require_separate(plugins.built(OBJECTIVE, settings.tuning.objective))
     if settings.tuning.optimiser.name in plugins.names(optimisers):
         made: Optimiser = plugins.built(OPTIMISER, settings.tuning.optimiser)
         require_steps_of(plugins.algorithm(settings.algorithm, allowed), made, settings)
@@ -147,6 +158,8 @@ def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:
     splits.rule(settings.split, allowed)
     training = local_training(settings.tuning, allowed)
     require_steps_of(plugins.algorithm(settings.algorithm, allowed), training.optimiser, settings)
+    if settings.privacy.examples is not None:
+        require_separate(training.objective)
 
 
 def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:

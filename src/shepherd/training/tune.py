@@ -134,31 +134,17 @@ def tune(
         watch: called with the progress after each optimiser step, and about once a second within one.
 
     Raises:
-        AdapterError: the broadcast does not fit the base.
+        SettingsError: single examples are to be protected, and their gradients are not known.
+        AdapterError: the broadcast or what a visit starts from does not fit the base, or nothing is trained.
         DataError: a batch holds no trained token, or an example has more tokens than the base reads.
     """
     broadcast, algorithm = job.broadcast, job.algorithm
-    if job.privacy is not None:
-        example_privacy.require_possible(base, job.training.objective)
-    for visit in job.visits:
-        if job.privacy is None:  # else a batch may be empty
-            require_trained(visit)
-        base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
-    lora.require_fits(base.targets, broadcast.adapter, f"the broadcast for base {base.name}")
+    require_possible(base, job)
     if not job.visits:
         return []
     ordered = sorted(job.visits, key=lambda visit: visit.client)
     starts = [visit.start or broadcast.adapter for visit in ordered]
-    for visit in ordered:
-        if visit.start is not None:
-            lora.require_fits(
-                base.targets, visit.start, f"the adapter that client {visit.client} starts from"
-            )
-    trainable = [name for name in broadcast.adapter if algorithm.trainable(name, broadcast.round)]
-    if not trainable:
-        raise AdapterError(
-            f"the algorithm trains no tensor in round {broadcast.round}; choose another algorithm"
-        )
+    trainable = _trainable(job)
     ranks = [visit.rank for visit in ordered]
     adapters = stack.build(starts, set(trainable).__contains__, base.device, ranks)
     ordered_job = replace(job, visits=ordered)
@@ -172,6 +158,32 @@ def tune(
         visit.client: _result(job, visit, start, local, loss, bases) for visit, start, local, loss in results
     }
     return [tuned[visit.client] for visit in job.visits]
+
+
+def require_possible(base: Base, job: Job) -> None:
+    """Raise the errors of `tune`: asked by themselves before a visit costs anything, such as privacy."""
+    if job.privacy is not None:
+        example_privacy.require_possible(base, job.training.objective)
+    for visit in job.visits:
+        if job.privacy is None:  # else a batch may be empty
+            require_trained(visit)
+        base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
+    whole = job.broadcast.adapter
+    lora.require_fits(base.targets, whole, f"the broadcast for base {base.name}")
+    for visit in job.visits:
+        if visit.start is not None:
+            whose = f"the adapter that client {visit.client} starts from"
+            lora.require_fits(base.targets, visit.start, whose)
+    if job.visits and not _trainable(job):
+        raise AdapterError(
+            f"the algorithm trains no tensor in round {job.broadcast.round}; choose another algorithm"
+        )
+
+
+def _trainable(job: Job) -> list[str]:
+    """Names of the tensors of the adapter that are trained in this round."""
+    sent = job.broadcast
+    return [name for name in sent.adapter if job.algorithm.trainable(name, sent.round)]
 
 
 def _run(

@@ -72,7 +72,9 @@ def build(config: Config) -> Transform:
             )
         return Spending(noise=config.noise, sampling=sampling, steps=rounds)
 
-    return replace(hiding(NAME, config.norm, on_server, spent), needs_same_tensors=True)
+    made = hiding(NAME, config.norm, on_server, spent)
+    assert made.mechanism is not None
+    return replace(made, needs_same_tensors=True, mechanism=replace(made.mechanism, apart=config.bands))
 
 
 def coefficients(bands: int) -> NDArray[np.float64]:

@@ -27,6 +27,7 @@ from shepherd.silos.flare.probe import HungUp
 from shepherd.silos.flare.session import JobGone, NotAllowed, Quiet, Work
 
 RUN = {"model": {"base": "tiny"}, "data": {"source": "world"}, "federation": {"rounds": 3}}
+OF_THREE = replace(ORDER, settings={"federation": RUN["federation"]})
 UNDER_WAY = {"round": 2, "rounds": 3, "clients_done": 0, "tokens": 0, "loss": 0.0, "seconds": 1.0}
 
 
@@ -68,7 +69,7 @@ def run(tmp_path: Path) -> Path:
     """A run that has one job at the server, and one round of three."""
     kit = tmp_path / "kit"
     kit.mkdir()
-    holder = folder.create(tmp_path / "run", parse(RUN), silos=state_file.text(kit, ORDER, "job-0"))
+    holder = folder.create(tmp_path / "run", parse(RUN), silos=state_file.text(kit, OF_THREE, "job-0"))
     with closing(holder):
         for number in range(2):
             holder.append({"round": number})
@@ -348,7 +349,7 @@ def test_a_run_gets_another_name_and_no_job(server: Scripted, run: Path) -> None
     kit, order, job = state_file.read_state(run)
     assert (kit, job) == (run.parent / "kit", None)
     assert order.run != ORDER.run
-    assert replace(order, run=ORDER.run) == ORDER
+    assert replace(order, run=ORDER.run) == OF_THREE
 
 
 def test_a_run_that_is_followed_or_over_keeps_its_name(server: Scripted, run: Path) -> None:
@@ -360,7 +361,7 @@ def test_a_run_that_is_followed_or_over_keeps_its_name(server: Scripted, run: Pa
     for number in (2, 3):
         append_row(run, {"round": number})
     assert membership.new_id(run) == f"the run in {run} has ended already"
-    assert state_file.read_state(run)[1] == ORDER
+    assert state_file.read_state(run)[1] == OF_THREE
     assert server.events == []
 
 

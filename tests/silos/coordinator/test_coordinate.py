@@ -267,6 +267,101 @@ def test_a_job_of_the_shorter_run_makes_room(tmp_path: Path, server: Hosted, who
     assert final(tmp_path) == whole
 
 
+EXAMPLES = (
+    "federation.rounds=2",
+    "privacy={epsilon=1.0, examples={norm=1.0, noise=1.0}}",
+    "tuning.batch_size=8",
+)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def finished(tmp_path: Path, server: Hosted) -> Path:
+    """The folder of a run of two rounds, which spend epsilon 0.3 of 1.0 of each example."""
+    server.post = Letters({name: honest(name, 1e-4, examples=200) for name in ("a", "b")})
+    assert through(opened(tmp_path, 'federation.weights="equal"', *EXAMPLES)) == [1, 2]
+    return tmp_path / "run"
+
+
+def test_more_rounds_that_the_server_refuses_leave_a_finished_run_as_it_was(
+    tmp_path: Path, server: Hosted, finished: Path
+) -> None:
+    before = contents(finished)
+    more = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=2000"])
+    with closing(more), pytest.raises(FederationError, match="epsilon"):
+        list(more.rounds())
+    assert contents(finished) == before
+    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=2"])) == []
+    assert contents(finished).keys() == before.keys()
+    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=3"])) == [3]
+    assert ledger.read(finished, ledger.OF_EXAMPLES)["finished"] == 3
+    assert folder.ended(finished) == folder.read_settings(finished).federation.rounds == 3
+
+
+def test_more_rounds_that_the_sites_refuse_leave_a_finished_run_as_it_was(
+    tmp_path: Path, server: Hosted, finished: Path
+) -> None:
+    before = contents(finished)
+    honest_sites = server.post.sites
+    server.post = Letters({name: failing(name, "policy max_rounds = 2 refuses 4 rounds") for name in "ab"})
+    more = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])
+    with closing(more), pytest.raises(FederationError, match="max_rounds"):
+        list(more.rounds())
+    assert contents(finished) == before
+    server.post = Letters(honest_sites)
+    assert through(coordinate.resume(finished, lambda line: None)) == []
+
+
+def test_a_server_that_is_away_leaves_a_finished_run_as_it_was(
+    tmp_path: Path, server: Hosted, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(finished)
+
+    def session(kit: Path) -> None:
+        raise AWAY
+
+    monkeypatch.setattr(job_follower, "session", session)
+    more = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])
+    with closing(more), pytest.raises(ShepherdError, match="the server is down"):
+        list(more.rounds())
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("then", [[], ["federation.rounds=2"], ["federation.rounds=4"]])
+def test_a_kill_before_the_first_of_more_rounds_leaves_a_finished_run(
+    tmp_path: Path, server: Hosted, finished: Path, monkeypatch: pytest.MonkeyPatch, then: list[str]
+) -> None:
+    """With a job at the server that may have begun; whatever the person asks for next."""
+    before = contents(finished)
+    more = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])
+    with monkeypatch.context() as kill, closing(more):
+        kill.setattr(SilosRun, "_rewind_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            list(more.rounds())
+    after = contents(finished)
+    assert after.keys() == before.keys()
+    assert {name for name in before if before[name] != after[name]} == {folder.SILOS}
+    assert record.read_state(finished)[2] == "job-1"  # a person can stop it, and who follows it goes on
+    assert not record.is_finished(finished)
+    asked = int(then[0][-1]) if then else 2
+    assert through(coordinate.resume(finished, lambda line: None, overrides=then)) == [3, 4][: asked - 2]
+    assert folder.ended(finished) == folder.read_settings(finished).federation.rounds == asked
+    assert record.read_state(finished)[1].federation.rounds == 4  # what that job was given
+
+
+def test_a_kill_after_the_first_of_more_rounds_is_of_a_run_that_has_them(
+    tmp_path: Path, server: Hosted, finished: Path
+) -> None:
+    more = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])
+    with closing(more):
+        assert next(more.rounds())[1]["round"] == 3
+    assert (folder.ended(finished), folder.read_settings(finished).federation.rounds) == (None, 4)
+    assert through(coordinate.resume(finished, lambda line: None)) == [4]
+
+
 def test_an_edited_run_file_is_refused_by_its_key(tmp_path: Path, server: Hosted) -> None:
     with closing(opened(tmp_path)) as run:
         next(iter(run.rounds()))
@@ -280,19 +375,23 @@ def test_an_edited_run_file_is_refused_by_its_key(tmp_path: Path, server: Hosted
         coordinate.resume(path, overrides=["silos.grace_s=1.0"])
 
 
+PAIRS = "federation.weights=equal privacy.examples={norm=1.0,noise=1.0} tuning.objective.name=dpo"
+
+
 @pytest.mark.parametrize(
     ("override", "why"),
     [
         ("algorithm.name=fednova", "'fednova' is right only for local steps of plain SGD"),
         ("algorithm.name=scaffold", "'scaffold' counts each client the same"),
         ("evaluation.contribution=true", r"evaluation\.contribution is for a run in one process"),
+        (PAIRS, "protects single examples, and the objective draws 2 together"),
     ],
 )
 def test_what_is_not_sound_over_sites_is_refused_before_anything_is_sent(
     tmp_path: Path, server: Hosted, override: str, why: str
 ) -> None:
     with pytest.raises(SettingsError, match=why):
-        opened(tmp_path, override)
+        opened(tmp_path, *override.split())
     assert not server.served
     assert not (tmp_path / "run").exists()
 

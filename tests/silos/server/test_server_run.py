@@ -120,6 +120,16 @@ def test_a_site_too_heavy_for_a_secure_sum_keeps_no_other_out(tmp_path: Path, he
     assert re.match(rf"{heavy} would be 9\d% of a sum with the lightest clients", row["failures"][heavy])
 
 
+def test_noise_on_pairs_of_answers_is_refused_before_a_site_is_asked(tmp_path: Path) -> None:
+    asked = order(weights="equal")
+    tables = {"privacy": {"examples": {"norm": 1.0, "noise": 1.0}}, "tuning": {"objective": {"name": "dpo"}}}
+    post = both()
+    made = served(tmp_path, post, replace(asked, settings={**asked.settings, **tables}))
+    made.run()
+    assert "protects single examples, and the objective draws 2 together" in told(made)["outcome"]["error"]
+    assert not post.requests
+
+
 def test_a_secure_run_whose_sums_would_show_a_site_trains_nobody(tmp_path: Path) -> None:
     answer, room = weighed(tmp_path, {"a": 2000, "b": 60, "c": 70})
     assert "a would be 94% of a sum with the lightest clients" in str(answer["outcome"])

@@ -466,9 +466,34 @@ def test_a_site_that_requires_privacy_as_a_client_asks_the_mechanism() -> None:
     assert "a weight by examples, which no noise hides" in str(refused(table, by_size))
     little = request(transforms=[{"name": MECHANISM, "noise": 0.1}], **equal)
     assert "min_noise" in str(refused(table, little))
-    # what it says of other draws is nothing that this site can rely on
+    # one that knows of clients that take turns alone is asked for these
     in_turns = request(transforms=[{"name": MECHANISM, "in_turns": True}], **equal)
-    assert "gets no noise" in str(refused(table, in_turns))
+    assert refused(table, in_turns) is None
+
+
+def test_noise_that_is_correlated_counts_as_that_of_single_visits() -> None:
+    """Each is one of the k rounds of a client, which spend what k of independent noise do."""
+    table = {"require_privacy": ("client",), "max_epsilon": 8.0, "transforms": ("gaussian_correlated",)}
+    for bands in (1, 2, 4):
+        part = {"name": "gaussian_correlated", "noise": 1.5, "bands": bands}
+        asked = request(transforms=[part], federation={"rounds": 5, "weights": "equal"})
+        assert refused(table, asked) is None
+        assert refused({"require_noise": True, "transforms": ("gaussian_correlated",)}, asked) is None
+        one = Spending(noise=1.5, sampling=Poisson(chance=1.0), steps=1)
+        for listed in (PolicyTable(**table), PolicyTable(transforms=("gaussian_correlated",))):
+            assert policy.spending(listed, parse_request(asked.settings), 100) == [("client", one)]
+    little = request(transforms=[{**part, "noise": 0.1}], federation={"rounds": 5, "weights": "equal"})
+    assert "min_noise = 0.3 of site-1 refuses a noise multiplier of 0.1" in str(refused(table, little))
+
+
+def test_a_transform_that_cannot_be_built_is_no_run_without_noise() -> None:
+    """Its own mistake is said, whether or not noise is asked for."""
+    wrong = request(transforms=[{"name": "gaussian", "noise": -1.0}], federation={"weights": "equal"})
+    for table in ({"require_privacy": ("client",), "max_epsilon": 8.0}, {"require_noise": True}):
+        with pytest.raises(SettingsError, match="noise"):
+            refused({**table, "transforms": ("gaussian",)}, wrong)
+    with pytest.raises(SettingsError, match="noise"):
+        policy.spending(PolicyTable(transforms=("gaussian",)), parse_request(wrong.settings), 100)
 
 
 def test_the_noise_that_clients_add_counts_as_what_it_is() -> None:
@@ -493,6 +518,13 @@ def test_a_share_of_noise_on_a_single_update_protects_nobody() -> None:
     assert "gets no noise; add" in str(refused(table, alone))
     assert "without noise" in str(refused({"require_noise": True, "transforms": ("skellam",)}, alone))
     assert policy.spending(PolicyTable(**table), parse_request(alone.settings), examples=100) == []
+
+
+def test_noise_on_pairs_of_answers_is_refused_as_it_joins() -> None:
+    pairs = {**NOISY, "tuning": {"objective": {"name": "dpo"}}}
+    said = str(refused({**PRIVATE, "objectives": ("sft", "dpo")}, request(**pairs)))
+    assert "refuses [privacy.examples] with an objective that draws 2 examples together" in said
+    assert "objective" in str(refused(PRIVATE, request(**pairs)))  # by its name, where it is not allowed
 
 
 def test_both_may_be_required_and_then_both_are_asked_for() -> None:

@@ -397,6 +397,70 @@ def test_two_spellings_of_an_id_are_one_source(tmp_path, written) -> None:
     assert of(tmp_path, source="owner/names") != kept.path
 
 
+def table(source: Path) -> SiteDataTable:
+    return SiteDataTable(source=str(source))
+
+
+@pytest.fixture
+def nested(tmp_path) -> Path:
+    """d/rows.jsonl, d/e/more.jsonl, d/link.jsonl -> far.jsonl, and d/round -> d."""
+    (tmp_path / "data" / "d" / "e").mkdir(parents=True)
+    for name in ("d/rows.jsonl", "d/e/more.jsonl", "far.jsonl"):
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "data" / "d" / "link.jsonl").symlink_to(tmp_path / "data" / "far.jsonl")
+    (tmp_path / "data" / "d" / "round").symlink_to(tmp_path / "data" / "d")
+    return tmp_path / "data"
+
+
+INSIDE = ["d/rows.jsonl", "d/e/more.jsonl", "d/e"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [*(("d", inside) for inside in INSIDE), *((inside, "d") for inside in INSIDE)]
+)
+def test_a_folder_and_what_is_in_it_share_what_they_have_spent(tmp_path, nested, one, other) -> None:
+    def of_path(path: str) -> Ledger:
+        return ledger.ledger_of(tmp_path / "home", table(nested / path))
+
+    assert ledger.spend(of_path(one), [budget(2)], [ENTRY]) is None
+    assert ledger.read(of_path("far.jsonl")) == []
+    assert of_path(one).path != of_path(other).path
+    assert ledger.spend(of_path(other), [budget(2)], [replace(ENTRY, examples=70)]) is None
+    for path in (one, other):
+        assert len(ledger.read(of_path(path))) == 2
+        assert ledger.most_examples(of_path(path)) == 70
+        assert ledger.spend(of_path(path), [budget(2)], [ENTRY]) is not None
+    of_path(other).path.unlink()  # and the loss of either closes both
+    with pytest.raises(FolderError, match="is missing"):
+        ledger.read(of_path(one))
+
+
+def test_what_the_links_of_a_folder_lead_to_counts_for_it(tmp_path, nested) -> None:
+    for place in ("far.jsonl", ".", "d/round/e"):
+        shutil.rmtree(tmp_path / "home", ignore_errors=True)
+        kept = ledger.ledger_of(tmp_path / "home", table(nested / place))
+        assert ledger.spend(kept, [], [ENTRY]) is None
+        assert ledger.read(ledger.ledger_of(tmp_path / "home", table(nested / "d"))) == [ENTRY]
+
+
+def test_two_files_of_a_folder_have_a_budget_each(tmp_path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
+        one = ledger.ledger_of(tmp_path / "home", table(tmp_path / name))
+        assert ledger.spend(one, [budget(1)], [ENTRY]) is None
+    assert (
+        ledger.spend(ledger.ledger_of(tmp_path / "home", table(tmp_path)), [budget(2)], [ENTRY]) is not None
+    )
+
+
+def test_a_file_of_a_folder_of_an_earlier_version_counts(tmp_path) -> None:
+    former = tmp_path / "home" / "privacy" / former_name(str(tmp_path))
+    former.parent.mkdir(parents=True)
+    former.write_text(f"{ENTRY.line()}\n")
+    (tmp_path / "a.jsonl").touch()
+    assert ledger.read(ledger.ledger_of(tmp_path / "home", table(tmp_path / "a.jsonl"))) == [ENTRY]
+
+
 def test_paths_that_differ_in_a_capital_letter_are_two_files(tmp_path) -> None:
     assert of(tmp_path, source="/data/A.jsonl") != of(tmp_path, source="/data/a.jsonl")
 

@@ -112,6 +112,26 @@ def test_a_visit_that_is_killed_has_spent_all_the_same(born, asked, shaped, monk
     assert len(entries(born())) == 2
 
 
+@pytest.mark.parametrize(
+    ("changed", "policy", "why"),
+    [
+        ({"tuning": {"objective": {"name": "dpo"}}}, {"objectives": ["sft", "dpo"]}, "2 examples together"),
+        (
+            {"algorithm": {"name": "tests.silos.site.idle"}},
+            {"algorithms": ["tests.silos.site.idle"]},
+            redaction.VISIT,
+        ),
+    ],
+)
+def test_a_visit_that_is_refused_spends_nothing(born, asked, shaped, changed, policy, why) -> None:
+    """Whatever tuning refuses it refuses before the entry."""
+    trainer = born(**policy)
+    for number in range(2):
+        sent = asked(broadcast(shaped, number), settings={**PRIVATE, **changed})
+        assert why in reason(ask(trainer, sent))
+    assert entries(trainer) == []
+
+
 def test_a_site_halts_when_its_budget_is_spent_whatever_is_asked(born, asked, shaped, monkeypatch) -> None:
     size = held(born(), asked)
     limited = {**LIMITED, "max_epsilon": limit_for(2, size)}
@@ -280,6 +300,31 @@ def test_a_run_that_uses_few_of_the_examples_gets_no_larger_delta(born, asked, s
     assert [each.delta for each in trainer._budgets(500_000)] == [500_000**-1.1]
     kept = privacy_ledger.ledger_of(trainer.home, trainer.settings.data)
     assert privacy_ledger.most_examples(kept) == 90_000
+
+
+def test_noise_that_is_correlated_hides_visits_that_are_apart(born, asked, shaped) -> None:
+    """The budget counts each as one of independent noise, which is true of visits `bands` apart alone."""
+    name = "gaussian_correlated"
+    run = {
+        **tables(federation={"rounds": 9, "weights": "equal"}),
+        "transforms": [{"name": name, "noise": 4.0, "norm": 0.05, "bands": 3}],
+    }
+    spent = accountant.epsilon([accountant.Spending(noise=4.0, sampling=Poisson(chance=1.0), steps=3)], 1e-5)
+    trainer = born(transforms=(name,))
+    sent = [asked(replace(broadcast(shaped, n), transforms=({},)), settings=run) for n in range(9)]
+    for number in (0, 4):
+        assert isinstance(ask(trainer, sent[number]), Update)
+    for number in (5, 6):
+        said = reason(ask(trainer, sent[number]))
+        assert f"in round 5 of this run and is asked again in round {number + 1}" in said
+        assert "hides rounds that are 3 or more apart" in said
+    assert isinstance(ask(trainer, sent[4]), Update)  # the same answer again
+    assert [(entry.unit, entry.round) for entry in entries(trainer)] == [("client", 0), ("client", 4)]
+    limited = born(require_privacy=("client",), max_epsilon=spent * 1.01, transforms=(name,))
+    assert isinstance(ask(limited, sent[7]), Update)  # visits before privacy was required count
+    other = asked(replace(broadcast(shaped, 0), transforms=({},)), settings=run, run="2" * 16)
+    assert "its privacy budget is spent" in reason(ask(limited, other))
+    assert len(entries(limited)) == 3
 
 
 NOISY = {

@@ -33,6 +33,7 @@ from shepherd.errors import (
     FederationError,
     OutOfReach,
     SettingsError,
+    ShepherdError,
     SilosError,
 )
 from shepherd.io import private, progress
@@ -112,6 +113,9 @@ class SilosRun(HeldRun):
     _loaded: tuple[Path, ServerState] | None = None
     _said: Mapping[str, Any] = field(default_factory=dict)
     """The largest epsilon of single examples that a row has said, with its delta."""
+    before_more: str | None = None
+    """What silos.json said before more rounds were asked for, until the first of them is here; else None.
+    Server and sites may refuse them until then, and the folder stays that of the shorter run."""
 
     def __repr__(self) -> str:
         """The folder, the algorithm and the number of rounds."""
@@ -130,6 +134,14 @@ class SilosRun(HeldRun):
         if _is_complete(self.holder, self.until):
             return
         self._said = claims.largest(self.folder, read_rows(self.folder))
+        try:
+            yield from self._followed()
+        except ShepherdError:
+            if self.before_more is not None:
+                self.holder.write(folder.SILOS, self.before_more)
+            raise
+
+    def _followed(self) -> Iterator[tuple[ServerState, Row]]:
         outcome: Row | None = None
         with closing(self.follower.news()) as updates:
             for news in updates:
@@ -144,6 +156,12 @@ class SilosRun(HeldRun):
                 outcome = news.outcome
         if outcome and "error" in outcome:
             raise FederationError(outcome["error"])
+
+    def _keep_settings(self) -> None:
+        """Have the folder say that the run has more rounds: they go on, so nobody has refused them."""
+        if self.before_more is not None:
+            changes.keep(self.holder, self.settings)
+            self.before_more = None
 
     def finish(self, answer: bool = True) -> Row:
         """Write the final adapter with its model card, and score answers if the run file asks for it.
@@ -220,6 +238,7 @@ class SilosRun(HeldRun):
     def _rewind_log(self, news: StatusUpdate) -> None:
         """Cut the log here to the server's last round, if the server has lost later ones."""
         if 0 < news.count < self.follower.rows:
+            self._keep_settings()
             self._count_lost(news.round)
             self.echo(f"the server continues after round {news.round}: it has lost the rounds after it")
             self.follower.rows = _row_count(self.holder.reconcile(news.round))
@@ -280,6 +299,7 @@ class SilosRun(HeldRun):
         if row["round"]:
             rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
             row = {**self._never_less(self._counted(row)), "learning_rate": rate}
+        self._keep_settings()
         self._keep_ledger(row)  # first: a log may not say that a round was released of which no ledger knows
         self.holder.append(row)
         self.follower.rows = row["round"] + 1
@@ -460,15 +480,23 @@ def resume(
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was saved
             _save_start(holder, settings, base, len(order.sites), consent)
         rows = read_rows(holder.path)
-        extended = replace(_extended(order, settings, echo, consent), again=_again(holder, order.again, rows))
-        follower = _make_follower(holder, kept, extended, settings, echo, consent)
-        follower.job, follower.outdated = job, extended.settings != order.settings
+        shorter = min(order.federation.rounds, changes.rounds_before(path))
+        asked = replace(
+            _order_of(order, settings, shorter, echo, consent), again=_again(holder, order.again, rows)
+        )
+        follower = _make_follower(holder, kept, asked, settings, echo, consent)
+        follower.job, follower.outdated = job, asked.settings != order.settings
         trackers = tracking.start(
             plan.over(settings), holder, agreeing(rows, rows[-1]["round"]) if rows else []
         )
-        # all that may refuse has done so: from here on the folder changes
-        changes.keep(holder, settings)
-        holder.write(folder.SILOS, state_file.text(kept, extended, job))
+        # all that may refuse here has done so: from here on the folder changes
+        before_more = None
+        if settings.federation.rounds > shorter:
+            before_more = (holder.path / folder.SILOS).read_text(encoding="utf8")
+        else:
+            changes.keep(holder, settings)
+        if not follower.outdated:  # else it says so once there is a job with this order
+            holder.write(folder.SILOS, state_file.text(kept, asked, job))
         with disk_errors(holder.path):
             (holder.path / state_file.STOP_FILE).unlink(missing_ok=True)
         rows = holder.reconcile(rows[-1]["round"]) if rows else []
@@ -483,6 +511,7 @@ def resume(
             trackers=trackers,
             echo=echo,
             consent=consent,
+            before_more=before_more,
         )
 
 
@@ -495,17 +524,23 @@ def _again(holder: RunFolder, known: Mapping[str, int], rows: Sequence[Row]) -> 
     return {level: count for level, count in found.items() if count}
 
 
-def _extended(order: JobSpec, settings: RunSettings, echo: Echo, consent: Consent) -> JobSpec:
-    """The order with the number of rounds to which the run is extended.
+def _order_of(order: JobSpec, settings: RunSettings, shorter: int, echo: Echo, consent: Consent) -> JobSpec:
+    """The order with the number of rounds that the run has now.
+
+    A folder whose coordinator was killed as it asked for more rounds may have an order of these.
+
+    Args:
+        shorter: how many rounds the run had before.
 
     Raises:
-        SettingsError: a transform set its noise for the number of rounds.
+        SettingsError: there are more now, and a transform set its noise for the number of rounds.
     """
-    was, now = order.federation.rounds, settings.federation.rounds
-    if now <= was:
+    now = settings.federation.rounds
+    if now > shorter:
+        changes.require_extendable(plugins.method(settings, consent.plugins))
+        echo(f"the run has {now} rounds instead of {shorter}, as far as each site's owner allows")
+    if now == order.federation.rounds:
         return order
-    changes.require_extendable(plugins.method(settings, consent.plugins))
-    echo(f"the run has {now} rounds instead of {was}, as far as each site's owner allows")
     asked = {**order.settings, "federation": {**order.settings.get("federation", {}), "rounds": now}}
     return replace(order, settings=asked)
 

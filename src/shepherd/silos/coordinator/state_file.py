@@ -81,6 +81,6 @@ def mark_stopped(path: str | Path) -> None:
 
 
 def is_finished(path: str | Path) -> bool:
-    """Whether the run's last round is in its folder."""
-    rows = read_rows(path)
-    return bool(rows) and rows[-1]["round"] >= folder.read_settings(path).federation.rounds
+    """Whether the run's last round is in its folder, of those that it has or asks the server for."""
+    rows, asked = read_rows(path), read_state(Path(path))[1].federation.rounds
+    return bool(rows) and rows[-1]["round"] >= max(asked, folder.read_settings(path).federation.rounds)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Collection, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from shepherd import plugins
-from shepherd.core.spending import Poisson, Spending
+from shepherd.core import Mechanism
+from shepherd.core.spending import Poisson, Spending, Turns
 from shepherd.data import cursor, poisson_batches
-from shepherd.errors import SettingsError
 from shepherd.privacy import accountant, example_level
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import released
 from shepherd.silos.site.privacy_ledger import Budget, Unit
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, minutes, parse_request
+from shepherd.training.local import OBJECTIVE
 
 if TYPE_CHECKING:
     from shepherd.silos.protocol.wire import Request
@@ -211,6 +211,7 @@ def _about_the_run(
     yield from _about_the_rendering(policy, run, scoring)
     yield from _about_its_parts(policy, run)
     yield from _about_privacy(policy, run)
+    yield from _about_pairs(policy, run)
 
 
 def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
@@ -324,7 +325,10 @@ def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple
     """What one visit of this run spends, by who is protected; empty if it protects nobody.
 
     It is asked of the numbers and of the mechanism, and never of a name. The site does not know how the
-    cohorts of a run are drawn, so as a client it counts as asked in every round.
+    cohorts of a run are drawn, so as a client each visit counts as one in which all take part.
+
+    Raises:
+        SettingsError: a transform cannot be built, or its mechanism cannot say what a visit spends.
     """
     found: list[tuple[Unit, Spending]] = []
     if run.privacy.examples is not None:
@@ -334,14 +338,22 @@ def spending(policy: PolicyTable, run: RunSettings, examples: int) -> list[tuple
             steps=example_level.steps(run.tuning, examples),
         )
         found.append(("example", spent))
-    # a transform that is not allowed is refused by its name, and never imported
-    if all(part.name in policy.transforms for part in run.transforms):
-        with suppress(SettingsError):  # it gives no guarantee for such a draw, or there is none of that name
-            mechanism = plugins.transform(run.transforms, policy.transforms).mechanism
-            # a share of noise hides nothing by itself, and only in a secure sum it is with the others
-            if mechanism is not None and (run.secure is not None or not mechanism.honest):
-                found.append(("client", mechanism.spent(Poisson(chance=1.0), 1)))
+    mechanism = mechanism_of(policy, run)
+    # a share of noise hides nothing by itself, and only in a secure sum it is with the others
+    if mechanism is not None and (run.secure is not None or not mechanism.honest):
+        one = mechanism.spent(Turns(every=mechanism.apart), 1)
+        found.append(("client", replace(one, sampling=Poisson(chance=1.0))))
     return found
+
+
+def mechanism_of(policy: PolicyTable, run: RunSettings) -> Mechanism | None:
+    """What hides the site in the sum of a round; None if nothing does.
+
+    A transform that is not allowed is refused by its name, and never imported.
+    """
+    if not all(part.name in policy.transforms for part in run.transforms):
+        return None
+    return plugins.transform(run.transforms, policy.transforms).mechanism
 
 
 def budgets(policy: PolicyTable, examples: int) -> list[Budget]:
@@ -394,6 +406,17 @@ def _about_privacy(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]
         if each.noise < policy.min_noise:
             fix = "raise privacy.examples.noise, or the noise of the transform"
             yield Violation("min_noise", policy.min_noise, f"a noise multiplier of {each.noise:g}", fix)
+
+
+def _about_pairs(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
+    """Examples that are drawn together are no units that noise protects; asked before any of it is spent."""
+    if run.privacy.examples is None or run.tuning.objective.name not in policy.objectives:
+        return  # what is not allowed is refused by its name, and never imported
+    together = plugins.built(OBJECTIVE, run.tuning.objective, policy.objectives).group_size
+    if together > 1:
+        got = f"[privacy.examples] with an objective that draws {together} examples together"
+        fix = 'set [tuning.objective] name = "sft", or remove [privacy.examples]'
+        yield Violation("objectives", None, got, fix)
 
 
 def _about_a_visit(

@@ -142,7 +142,7 @@ def check(
     own = with_site_settings(site, run, base.folder if base else "")
     data = _collect_fault(faults, lambda: _data(site, own, samples))
     if data is not None:
-        faults += _refusals(site, asks, name, data.examples)
+        faults += _collect_fault(faults, lambda: _refusals(site, asks, name, data.examples)) or []
     examples = data.examples if data is not None else 0
     spent = _collect_fault(faults, lambda: _spent(site, kit, asks, examples)) if kit and examples else None
     if kit and spent and asks:
@@ -234,7 +234,7 @@ def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: in
                 f"With one visit of this run that is epsilon {epsilon_text(epsilon([one]))}, and with one in"
                 f" each round (federation.rounds = {rounds}) {epsilon_text(epsilon([whole]))}."
             )
-    files = [str(path) for path in (ledger.path, *ledger.former) if path.exists()]
+    files = [str(path) for path in (ledger.path, *ledger.others) if path.exists()]
     return (*sentences, f"The ledger is {' and '.join(files) or f'new: {ledger.path}'}.")
 
 

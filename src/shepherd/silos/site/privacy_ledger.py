@@ -9,9 +9,10 @@ that a crash left unfinished belongs to a visit that never began; any other that
 site. So does a ledger that is missing, or does not begin with the lines that were counted: the count is in
 another folder, which is lost less easily together with it.
 
-DIGEST is of the source, whatever is read of it. An earlier version had names of 16 digits, of a source's
-configuration and part as well, and then names of an id of the hub as it was written; what it entered is still
-read, and counts.
+DIGEST is of the source, whatever is read of it. A visit of a folder counts for each file in it, and that of
+a file for each folder that it is in: what is entered for the one is read for the other. An earlier version
+had names of 16 digits, of a source's configuration and part as well, and then names of an id of the hub as it
+was written; what it entered is still read, and counts.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ class Ledger:
 
     path: Path
     """The file that visits are entered into."""
-    former: tuple[Path, ...] = ()
-    """Files of an earlier version that count for this source as well; nothing is added to them."""
+    others: tuple[Path, ...] = ()
+    """Ledgers that count for this source as well: of folders that it is in, of what is in it, and of an
+    earlier version. Nothing is added to them."""
 
 
 def ledger_of(home: Path, data: SiteDataTable) -> Ledger:
@@ -95,33 +97,53 @@ def ledger_of(home: Path, data: SiteDataTable) -> Ledger:
     is_path = os.path.isabs(data.source)
     source = os.path.realpath(data.source) if is_path else data.source.strip().strip("/").casefold()
     folder, name = home / FOLDER, _digest(source)
-    former = [each for each in _former(home, data) if each != name]
-    return Ledger(folder / f"{name}.jsonl", tuple(folder / f"{each}.jsonl" for each in former))
+    others = sorted(_others(home, data) - {name})
+    return Ledger(folder / f"{name}.jsonl", tuple(folder / f"{each}.jsonl" for each in others))
 
 
 def _digest(source: str) -> str:
     return hashlib.sha256(os.fsencode(source)).hexdigest()[:NAME_DIGITS]
 
 
-def _former(home: Path, data: SiteDataTable) -> list[str]:
-    """Names of ledgers of an earlier version that are here, or were counted here, and may be of this source.
+def _others(home: Path, data: SiteDataTable) -> set[str]:
+    """Names of ledgers that are here, or were counted here, and may be of examples of this source.
 
-    An id of the hub was first joined to the folder in which the site was started. Nobody knows that folder
-    now, so every such ledger counts. Later it was taken as it was written, so the ledger counts that has the
-    name of what is written now.
+    In an earlier version an id of the hub was first joined to the folder in which the site was started.
+    Nobody knows that folder now, so every such ledger counts. Later it was taken as it was written, so the
+    ledger counts that has the name of what is written now.
     """
     files = {each.stem for folder in (FOLDER, COUNTS) for each in (home / folder).glob("*.json*")}
-    there = {each for each in files if re.fullmatch(rf"[0-9a-f]{{{FORMER_DIGITS}}}", each)}
+    former = {each for each in files if re.fullmatch(rf"[0-9a-f]{{{FORMER_DIGITS}}}", each)}
     if not os.path.isabs(data.source):
-        there |= {_digest(data.source)} & files
-    else:
-        there &= {
-            hashlib.sha256(json.dumps([source, config, part]).encode()).hexdigest()[:FORMER_DIGITS]
-            for source in (os.path.abspath(data.source), os.path.realpath(data.source))
-            for config in (data.config, None)
-            for part in (data.part, "train")
-        }
-    return sorted(there)
+        return former | {_digest(data.source)} & files
+    if not files:  # a large folder takes a while
+        return set()
+    paths = {os.path.abspath(data.source), *_related(data.source)}
+    named = {
+        hashlib.sha256(json.dumps([path, config, part]).encode()).hexdigest()[:FORMER_DIGITS]
+        for path in (paths if former else ())
+        for config in (data.config, None)
+        for part in (data.part, "train")
+    }
+    return (named | set(map(_digest, paths))) & files
+
+
+def _related(source: str) -> set[str]:
+    """A path, those of the folders that it is in, and those of everything in it, with links followed."""
+    found: set[str] = set()
+    left = [os.path.realpath(source)]
+    while left:
+        root = left.pop()
+        if root in found:
+            continue
+        found |= {root, *map(str, Path(root).parents)}
+        for here, folders, names in os.walk(root):  # what cannot be listed is not read as data, either
+            for path in (os.path.join(here, name) for name in (*folders, *names)):
+                if os.path.islink(path):
+                    left.append(os.path.realpath(path))
+                else:
+                    found.add(path)
+    return found
 
 
 def read(ledger: Ledger) -> list[Entry]:
@@ -132,7 +154,7 @@ def read(ledger: Ledger) -> list[Entry]:
     """
     return [
         _entry(path, number, line)
-        for path in (*ledger.former, ledger.path)
+        for path in (*ledger.others, ledger.path)
         for number, line in enumerate(_lines(path), 1)
     ]
 
@@ -278,7 +300,7 @@ def _lines(path: Path) -> list[bytes]:
 
 def _count(ledger: Ledger) -> None:
     """Count the lines of all files of a ledger, under its lock."""
-    for path in (*ledger.former, ledger.path):
+    for path in (*ledger.others, ledger.path):
         found, place = _count_of(_lines(path)), _count_place(path)
         if found != _read_count(path):
             private.make(place.parent)

@@ -76,7 +76,7 @@ from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
 from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
 from shepherd.training.local import LocalTraining, local_training, require_steps_of
-from shepherd.training.tune import Progress, TuningResult
+from shepherd.training.tune import Job, Progress, TuningResult
 from shepherd.visible import in_this_process
 
 LOG = "trainer.log"
@@ -327,6 +327,7 @@ class Trainer:
         self._require_allowed(request, examples)
         self._require_allowed_now(request)  # again, since it may have been queued
         self._require_budget(settings, examples)
+        self._require_apart(request, settings)
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
         visit = _visit_of(batches, settings, examples, clients.training)
@@ -339,8 +340,12 @@ class Trainer:
             return _to_answer(self._ready(request, examples))
         request_checks.require_fit(request.broadcast, base)
         clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
-        self._spend(request, settings, examples)
-        return self._train(task, settings, clients, base, batches, visit)
+        before = self.store.before(request.run, request.round)
+        with redaction.of_the_examples():
+            job = _job(request.broadcast, clients, self.name, batches, before)
+            tune.require_possible(base, job)
+        self._spend(request, settings, examples)  # last: what refuses a visit must have done so
+        return self._train(task, settings, clients, base, job, batches, visit, before)
 
     def _require_budget(self, settings: RunSettings, examples: int) -> None:
         """Raise Refused if the site's privacy budget does not allow a visit of this run."""
@@ -349,6 +354,18 @@ class Trainer:
         if spent or allowed:
             request_checks.require_accountant(self.name)
             self._refuse_over(privacy_ledger.refusal(self._ledger(), allowed, spent))
+
+    def _require_apart(self, request: Request, settings: RunSettings) -> None:
+        """Raise Refused if the visit is nearer to this site's last one than the noise on the sums hides."""
+        mechanism = policy.mechanism_of(self.settings.policy, settings)
+        last = self.store.record(request.run).round
+        if request.kind == "train" and mechanism is not None and 0 <= last > request.round - mechanism.apart:
+            raise request_checks.RequestRefused(
+                "privacy",
+                f"{self.name} trained in round {last + 1} of this run and is asked again in round"
+                f" {request.round + 1}, and the noise of its transforms hides rounds that are"
+                f' {mechanism.apart} or more apart; set [selection] name = "round_robin" with less share',
+            )
 
     def _spend(self, request: Request, settings: RunSettings, examples: int) -> None:
         """Enter what a visit spends into the ledger, before the visit begins; raise Refused if it may not."""
@@ -460,13 +477,14 @@ class Trainer:
         settings: RunSettings,
         clients: LocalClients,
         base: Base,
+        job: Job,
         batches: Batches,
         visit: Visit,
+        before: AnsweredRound | None,
     ) -> Answer:
         request, name = task.request, self.name
         assert request.broadcast is not None
         start = batches.position - visit.taken
-        before = self.store.before(request.run, request.round)
         if before is None and start:
             log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
         remembered = before.memory if before else Payload()
@@ -474,7 +492,7 @@ class Trainer:
         mechanism = clients.transform.mechanism
         try:
             with redaction.of_the_examples():
-                tuned = self._tuned(task, clients, base, batches, remembered)
+                tuned = _tuned(task, base, job)
                 answer, memory = clients.update(request.broadcast, tuned, remembered)
             if not (mechanism and mechanism.honest):  # else its noise hides that, too
                 request_checks.require_finite(tuned.delta, tuned.extra)  # codes do not show it
@@ -505,21 +523,6 @@ class Trainer:
         )
         self.store.save(request.run, kept)
         return self._trained(request, kept.update)
-
-    def _tuned(
-        self, task: Task, clients: LocalClients, base: Base, batches: Batches, memory: Payload
-    ) -> TuningResult:
-        broadcast = task.request.broadcast
-        assert broadcast is not None
-        visit = clients.with_memory(broadcast, clients.visit(broadcast, self.name, batches), memory)
-        with stage("tuning", visit.tokens) as now:
-
-            def watch(progress: Progress) -> None:
-                now.advance(progress.tokens - now.done)
-                task.require_awaited()
-
-            (tuned,) = tune.tune(base, clients.job(broadcast, [visit]), watch)
-        return tuned
 
     def _trained(self, request: Request, update: Update) -> Answer:
         """The answer to a request to train: the update, or under [secure] nothing of it but its length."""
@@ -628,6 +631,27 @@ def _visit_of(batches: Batches, settings: RunSettings, examples: int, training: 
     steps = batches.indices
     group = training.objective.group_size
     return Visit(len(steps), sum(map(len, steps)) // group, cursor.different(steps) // group)
+
+
+def _job(
+    broadcast: Broadcast, clients: LocalClients, name: str, batches: Batches, before: AnsweredRound | None
+) -> Job:
+    """What is tuned in a visit, from what the site remembers of the one before."""
+    visit = clients.visit(broadcast, name, batches)
+    return clients.job(
+        broadcast, [clients.with_memory(broadcast, visit, before.memory if before else Payload())]
+    )
+
+
+def _tuned(task: Task, base: Base, job: Job) -> TuningResult:
+    with stage("tuning", sum(visit.tokens for visit in job.visits)) as now:
+
+        def watch(progress: Progress) -> None:
+            now.advance(progress.tokens - now.done)
+            task.require_awaited()
+
+        (tuned,) = tune.tune(base, job, watch)
+    return tuned
 
 
 def _moved(settings: RunSettings, transform: Transform, tuned: Payload, sent: Payload) -> float:
