@@ -18,6 +18,7 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.model import files
 from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.run import checkpoint, evaluation, ledger, privacy_plan
 from shepherd.run import run as run_module
 from shepherd.run.folder import RunFolder
@@ -118,8 +119,8 @@ def test_the_terminal_says_what_is_spent(done) -> None:
     rows = read_rows(done)
     line = figures.line(rows[-1], rows, 3)
     assert "round 3/3" in line
-    assert f"epsilon {rows[-1]['privacy']['epsilon']:.3g} at delta" in line
-    assert "client" not in line
+    assert Guarantee.of(rows[-1]["privacy"]).text("client") in line
+    assert "clients" not in line
 
 
 def test_trackers_get_no_count_of_a_cohort(done) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Audit:
             "rounds": self.rounds,
             "adapter": self.adapter,
             "data": self.data,
-            "claim": {"epsilon": claim.epsilon, "delta": claim.delta} if claim else None,
+            "claim": asdict(claim) if claim else None,
             "contradicted": found.contradicted,
             "membership": {name: each.row() for name, each in found.membership.items()},
             "canaries": {name: each.row() for name, each in found.remembered.items()},

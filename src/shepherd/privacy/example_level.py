@@ -14,8 +14,10 @@ from functools import lru_cache
 
 from shepherd.core.spending import Poisson, Spending
 from shepherd.errors import SettingsError
+from shepherd.io.phrases import delta_text
 from shepherd.io.progress import many
 from shepherd.privacy import accountant
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.settings import RunSettings, TuningTable
 
 COARSE = 1e-3
@@ -71,8 +73,8 @@ class ExampleAccount:
         limit = "" if self.limit is None else f"; none makes a visit that would take it above {self.limit:g}"
         return (
             "noise protects each example of a client, added or removed, from anyone who sees what the client"
-            f" sends: {many(self.planned, 'visit')} of a client would spend epsilon"
-            f" {self.planned_epsilon:.3g} or less at delta {self.delta:.2g}{limit}"
+            f" sends: {many(self.planned, 'visit')} of a client would spend"
+            f" {Guarantee(self.planned_epsilon, self.delta).text('example')}, or less{limit}"
         )
 
     def spent(self, examples: int, steps: int) -> Spending:
@@ -99,8 +101,8 @@ class ExampleAccount:
         if epsilon <= self.limit:
             return None
         return (
-            f"another visit of client {client} would spend epsilon {epsilon:.3g} of its examples' privacy in"
-            f" all, above privacy.epsilon = {self.limit:g}; its budget is spent"
+            f"another visit of client {client} would spend {Guarantee(epsilon, self.delta).text('example')}"
+            f" in all, above privacy.epsilon = {self.limit:g}; its budget is spent"
         )
 
     def counting(self, again: int, visits: Collection[tuple[int, int]]) -> ExampleAccount:
@@ -118,8 +120,8 @@ class ExampleAccount:
         if not math.isfinite(self.planned_epsilon):
             raise SettingsError(
                 f"for {many(self.planned, 'visit')} of a client with privacy.examples.noise ="
-                f" {self.noise:g} the accountant can show no epsilon at delta {self.delta:.3g}, so no example"
-                " would be protected; raise privacy.examples.noise, such as to 1.0, or privacy.delta"
+                f" {self.noise:g} the accountant can show no epsilon at delta {delta_text(self.delta)}, so no"
+                " example would be protected; raise privacy.examples.noise, such as to 1.0, or privacy.delta"
             )
 
     def row(self, made: Collection[tuple[int, int]]) -> dict[str, float]:
@@ -140,7 +142,7 @@ class ExampleAccount:
         )
         yield (
             "Population: the number of examples of each client, which is public; delta"
-            f" {self.delta:.3g} is below 1 over each of these."
+            f" {delta_text(self.delta)} is below 1 over each of these."
         )
         yield (
             "Sampling: each of a client's n examples is in a step with a chance of"
@@ -177,8 +179,8 @@ def of_run(settings: RunSettings, sizes: Mapping[str, int], share: float = 1.0) 
     account = planned(settings, sizes, share)
     if account.limit is not None and not account.planned_epsilon <= account.limit:
         raise SettingsError(
-            f"{account.planned} visits of each client would spend epsilon {account.planned_epsilon:.3g} of"
-            f" its examples' privacy at delta {account.delta:.3g}, above privacy.epsilon ="
+            f"{account.planned} visits of each client would spend"
+            f" {Guarantee(account.planned_epsilon, account.delta).text('example')}, above privacy.epsilon ="
             f" {account.limit:g}; raise privacy.examples.noise, or lower federation.rounds, tuning.epochs or"
             " tuning.max_steps"
         )

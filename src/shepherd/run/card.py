@@ -155,13 +155,15 @@ def _privacy(
     said = []
     if kept := of_clients:
         noise = f"over {many(kept['finished'], 'round')} with noise multiplier {kept['noise']:.4g}"
-        said.append(("Differential privacy of each client.", _spent(kept, noise), *kept["says"]))
+        said.append(("Differential privacy of each client.", _spent(kept, "client", noise), *kept["says"]))
     if (kept := of_examples) and (asked := settings.privacy.examples):
         noise = (
             "by the client that has spent most, with noise multiplier"
             f" {asked.noise:g} on each step and norm {asked.norm:g} for each example"
         )
-        said.append(("Differential privacy of each example.", _spent(kept, noise), *kept.get("says", ())))
+        said.append(
+            ("Differential privacy of each example.", _spent(kept, "example", noise), *kept.get("says", ()))
+        )
     if not said:
         return ""
     others = [
@@ -172,8 +174,8 @@ def _privacy(
     return "\n\n".join(["## Privacy", *parts]) + "".join(f"\n- {each}" for each in others)
 
 
-def _spent(kept: Mapping[str, Any], how: str) -> str:
-    return f"Spent: {Guarantee.of(kept).text(4)}, {how}."
+def _spent(kept: Mapping[str, Any], unit: str, how: str) -> str:
+    return f"Spent: {Guarantee.of(kept).text(unit)}, {how}."
 
 
 _BEFORE = (

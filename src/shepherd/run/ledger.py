@@ -22,10 +22,10 @@ from typing import Any
 
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io.atomic import disk_errors, secret, write_atomic
-from shepherd.io.phrases import epsilon_text
 from shepherd.io.progress import many
 from shepherd.privacy.client_level import ClientPrivacy, described
 from shepherd.privacy.example_level import ExampleAccount
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.settings import RunSettings
 
 LEDGER, OF_EXAMPLES = "privacy.json", "example-privacy.json"
@@ -205,7 +205,7 @@ def continued(folder: Path, privacy: ClientPrivacy, at: Standing) -> ClientPriva
         SettingsError: all rounds would then spend more than the budget.
     """
     found = replace(privacy, again=at.again + privacy.redone(at.finished, at.released))
-    _require_within(folder, at, found.epsilon(found.rounds), found.budget)
+    _require_within(folder, at, Guarantee(found.epsilon(found.rounds), found.delta), "client", found.budget)
     return found
 
 
@@ -225,7 +225,7 @@ def continued_examples(
     if not (again := again_of_examples(at)):
         return account
     found = account.counting(again, visits)
-    _require_within(folder, at, found.planned_epsilon, found.limit)
+    _require_within(folder, at, Guarantee(found.planned_epsilon, found.delta), "example", found.limit)
     return found
 
 
@@ -247,16 +247,16 @@ def reported(kept: Row, rows: Sequence[Row], at: Standing) -> dict[str, Any]:
     return {**spent, "again": again_of_examples(at)}
 
 
-def _require_within(folder: Path, at: Standing, epsilon: float, budget: float | None) -> None:
-    if budget is None or epsilon <= budget:
+def _require_within(folder: Path, at: Standing, spent: Guarantee, unit: str, budget: float | None) -> None:
+    if budget is None or (spent.epsilon is not None and spent.epsilon <= budget):
         return
     if not at.last_lost:
         raise SettingsError(
-            f"all rounds would spend epsilon {epsilon_text(epsilon)}, with {many(at.again, 'round')} made"
+            f"all rounds would spend {spent.text(unit)}, with {many(at.again, 'round')} made"
             f" again and counted besides, and privacy.epsilon allows {budget:g}; plan fewer rounds"
         )
     raise SettingsError(
-        f"{remade(at)}: all rounds would spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows"
+        f"{remade(at)}: all rounds would spend {spent.text(unit)}, and privacy.epsilon allows"
         f" {budget:g}; restore {folder / 'checkpoints'} from a copy, or write the adapter of the last round"
         " that is there with `shepherd export`"
     )

@@ -70,7 +70,7 @@ def hub_id(name: str, *embedded: str) -> str | None:
 def _spent(privacy: Row, of_examples: Row) -> Iterator[str]:
     for found, unit in ((privacy, "client"), (of_examples, "example")):
         if found:
-            yield f"{Guarantee.of(found).text(4)} for each {unit}"
+            yield Guarantee.of(found).text(unit)
 
 
 def _guarantees(privacy: Row, of_examples: Row | None) -> dict[str, dict[str, float | None]]:

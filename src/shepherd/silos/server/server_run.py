@@ -51,6 +51,7 @@ from shepherd.io.atomic import disk_errors, renew_secret, secret
 from shepherd.privacy import example_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
@@ -230,8 +231,8 @@ class ServerRun:
         if account.limit is not None and not account.planned_epsilon <= account.limit:
             raise SettingsError(
                 f"{account.planned} visits of each client, with those that are counted besides, would spend"
-                f" epsilon {account.planned_epsilon:.3g} with the fewest examples that each has had, above"
-                f" privacy.epsilon = {account.limit:g}"
+                f" {Guarantee(account.planned_epsilon, account.delta).text('example')} with the fewest that"
+                f" each has had, above privacy.epsilon = {account.limit:g}"
             )
         return account
 

@@ -19,6 +19,7 @@ from shepherd.data.files import left_out
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError, SilosError
 from shepherd.evaluate import loss
+from shepherd.io.phrases import delta_text, epsilon_text
 from shepherd.privacy import accountant
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
@@ -223,15 +224,15 @@ def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: in
         visits = sum(entry.unit == unit for entry in entries)
         limit = f" of {policy.max_epsilon:g}" if unit in policy.require_privacy else ""
         sentences.append(
-            f"Spent so far of {PROTECTED[unit]}: epsilon {epsilon():.3g}{limit} at delta {at[unit]:.2g},"
-            f" after {visits:,} visit{'s' * (visits != 1)}."
+            f"Spent so far of {PROTECTED[unit]}: epsilon {epsilon_text(epsilon())}{limit} at delta"
+            f" {delta_text(at[unit])}, after {visits:,} visit{'s' * (visits != 1)}."
         )
         for one in (spent for of, spent in more if of == unit):
             rounds = asks.federation.rounds if asks else 0
             whole = replace(one, steps=one.steps * rounds)
             sentences.append(
-                f"With one visit of this run that is epsilon {epsilon([one]):.3g}, and with one in each round"
-                f" (federation.rounds = {rounds}) {epsilon([whole]):.3g}."
+                f"With one visit of this run that is epsilon {epsilon_text(epsilon([one]))}, and with one in"
+                f" each round (federation.rounds = {rounds}) {epsilon_text(epsilon([whole]))}."
             )
     files = [str(path) for path in (ledger.path, *ledger.former) if path.exists()]
     return (*sentences, f"The ledger is {' and '.join(files) or f'new: {ledger.path}'}.")
