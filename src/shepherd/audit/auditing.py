@@ -37,7 +37,7 @@ from shepherd.io.progress import stage
 from shepherd.machine import plan as plans
 from shepherd.model.base import Base
 from shepherd.overrides import dump, read_kept, require_one_stage
-from shepherd.run import checkpoint, folder, ledger, starting
+from shepherd.run import checkpoint, claims, folder, ledger, starting
 from shepherd.run.answerer import adapter_of
 from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.evaluation import PASS_TOKENS
@@ -166,7 +166,7 @@ def audit_folder(
         found=Attacked(
             membership=found,
             remembered={},
-            claim=claim_of([*rows, ledger.spent(where)]),  # a ledger counts rounds that are lost, too
+            claim=claim_of([*rows, claims.spent(where, rows)]),  # a ledger counts rounds that are lost, too
             extra=tuple(extra),
             remarks=tuple(_remarks(prepared, rows)),
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shepherd.io.phrases import listed
 from shepherd.privacy.guarantee import Guarantee, composed
-from shepherd.run import folder, hidden, ledger, lineage, starting
+from shepherd.run import claims, folder, hidden, ledger, lineage, starting
 from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
 
@@ -29,8 +29,8 @@ class Trained:
 
 
 def spent(path: Path) -> Spent:
-    """What a run has spent, by its ledgers."""
-    return {key: Guarantee.of(each) for key, each in ledger.spent(path).items()}
+    """What a run has spent, by its ledgers and its log."""
+    return {key: Guarantee.of(each) for key, each in claims.spent(path, read_rows(path)).items()}
 
 
 def trained(path: Path) -> Trained:
