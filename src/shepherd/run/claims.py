@@ -60,7 +60,7 @@ def at_least(spent: Row, said: Row) -> dict[str, Any]:
 def _largest(rows: Sequence[Row], level: str) -> Row:
     """The largest epsilon in a log, with its delta; empty without one."""
     said = [row[level] for row in rows if _is_said(row.get(level))]
-    found = max(said, key=_epsilon, default={})
+    found: Row = max(said, key=_epsilon, default={})
     return {key: found[key] for key in ("epsilon", "delta") if found}
 
 

@@ -49,23 +49,26 @@ Row = Mapping[str, Any]
 
 
 class _OfExamples(BaseModel):
-    """What is read of a ledger; earlier versions wrote less, and over sites epsilon may not be known yet."""
+    """The ranges of a ledger's keys; earlier versions wrote fewer, and a site's epsilon may not be known yet.
+
+    A default stands for a key that may be missing, and is not used.
+    """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     unit: Literal["example"] = "example"
-    noise: PositiveFloat | None = None
+    noise: PositiveFloat = 1.0
     finished: NonNegativeInt
     last_lost: NonNegativeInt = 0
     again: NonNegativeInt = 0
     epsilon: NonNegativeFloat | None = None
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     says: list[str] = []
     run: str = ""
 
     @model_validator(mode="after")
     def _both(self) -> _OfExamples:
-        if ("epsilon" in self.model_fields_set) != (self.delta is not None):
+        if len({"epsilon", "delta"} & self.model_fields_set) == 1:
             raise ValueError("epsilon and delta belong together")
         return self
 
