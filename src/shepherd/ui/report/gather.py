@@ -99,7 +99,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "coverage": _last(rows, "coverage"),
         "client_loss": _client_loss(compared, arms),
         "hides": {"clients": hides.clients, "examples": hides.examples},
-        "before": lineage.caveats(lineage.source(path), lineage.before(path)),
+        "caveats": lineage.caveats(lineage.source(path), lineage.before(path)),
         ledger.CLIENTS: _privacy(spent.get(ledger.CLIENTS)),
         ledger.EXAMPLES: _example_privacy(spent.get(ledger.EXAMPLES), settings),
         "rounds": [_round(row) for row in rows],
