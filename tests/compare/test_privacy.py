@@ -322,11 +322,11 @@ def test_runs_that_began_with_the_same_adapter_are_added_up_with_it(
     verdicts = " ".join(compare_runs(paths, ["evaluation.answers=2"])["verdicts"])
     once = spent(trained["clients"])["privacy"]
     parts = [once, *(spent(path)["privacy"] for path in paths)]
-    assert f"Before, clients spent {once.text()} for each client." in verdicts
-    assert f"adds up: for each client {composed(parts).text()}" in verdicts
+    assert f"Before, clients spent {once.text('client')}." in verdicts
+    assert f"adds up: {composed(parts).text('client')}" in verdicts
     # beside the run itself it is counted once
     verdicts = " ".join(compare_runs([trained["clients"], paths[0]], ["evaluation.answers=2"])["verdicts"])
-    assert f"adds up: for each client {composed(parts[:2]).text()}" in verdicts
+    assert f"adds up: {composed(parts[:2]).text('client')}" in verdicts
 
 
 # --- what is asked

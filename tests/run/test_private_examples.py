@@ -19,7 +19,7 @@ from shepherd.privacy import accountant
 from shepherd.privacy.example_level import ExampleAccount
 from shepherd.privacy.guarantee import Guarantee
 from shepherd.run import card as card_module
-from shepherd.run import evaluation, ledger, lineage
+from shepherd.run import claims, evaluation, ledger, lineage
 from shepherd.run.folder import RunFolder, read_settings
 from shepherd.run.log import read_rows
 from shepherd.run.tracking import client_table, flatten
@@ -333,7 +333,7 @@ def test_a_loss_is_counted_once_at_both_levels_whenever_a_process_dies(
             with pytest.raises(KeyboardInterrupt):
                 shepherd.resume(path)
     shepherd.resume(path).close()
-    assert [each["again"] for each in ledger.spent(path).values()] == [1, 1]
+    assert [each["again"] for each in claims.spent(path, read_rows(path)).values()] == [1, 1]
 
 
 def test_a_loss_that_one_level_has_no_budget_for_is_counted_at_none(llama_folder, source, tmp_path) -> None:
