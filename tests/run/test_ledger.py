@@ -149,7 +149,7 @@ def test_ledgers_of_earlier_versions_are_read(tmp_path) -> None:
     [
         *(("epsilon", each) for each in (..., -5.0, "abc", float("nan"), True, [1.0])),
         *(("delta", each) for each in (..., 0.0, 1.0, -1e-5, None, "x")),
-        *(("finished", each) for each in (..., -2, 1.5, "3", None)),
+        *(("finished", each) for each in (..., -2, 1.5, "3", None, True, 10**30)),
         *(("noise", each) for each in (0.0, -1.0, float("inf"), "x")),
         *(("says", each) for each in ("text", [1], None)),
         *(("again", each) for each in (-3, 1.5)),

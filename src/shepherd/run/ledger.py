@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shepherd.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from shepherd.config import NonNegativeFloat, PositiveFloat, PositiveInt
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io.atomic import disk_errors, secret, write_atomic
 from shepherd.io.progress import many
@@ -48,6 +48,10 @@ RUN_ID = "run-id"
 Row = Mapping[str, Any]
 
 
+_Count = Annotated[int, Field(ge=0, le=10**9)]
+_Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
 class _OfExamples(BaseModel):
     """The ranges of a ledger's keys; earlier versions wrote fewer, and a site's epsilon may not be known yet.
 
@@ -58,11 +62,11 @@ class _OfExamples(BaseModel):
 
     unit: Literal["example"] = "example"
     noise: PositiveFloat = 1.0
-    finished: NonNegativeInt
-    last_lost: NonNegativeInt = 0
-    again: NonNegativeInt = 0
+    finished: _Count
+    last_lost: _Count = 0
+    again: _Count = 0
     epsilon: NonNegativeFloat | None = None
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    delta: _Delta = 0.5
     says: list[str] = []
     run: str = ""
 
@@ -80,9 +84,9 @@ class _OfClients(_OfExamples):
     clients: PositiveInt
     noise: PositiveFloat
     rounds: PositiveInt
-    begun: NonNegativeInt
+    begun: _Count
     epsilon: NonNegativeFloat | None
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)]
+    delta: _Delta
     says: list[str]
 
 
