@@ -412,7 +412,9 @@ def test_a_claim_is_tested_once_and_with_what_the_paragraph_quotes(claim, proven
 def test_a_claim_about_another_unit_is_not_compared(claim, proven, as_clients):
     found = attacked(claim, *proven, as_clients=as_clients)
     assert not found.contradicted
-    assert f"claims 0.1 for one {claim.unit}, with which no canary is compared" in " ".join(says(found))
+    assert f"claims epsilon 0.1 for each {claim.unit}, with which no canary is compared" in " ".join(
+        says(found)
+    )
     assert not claims(found)
 
 

@@ -16,6 +16,7 @@ from shepherd.compare.privacy import Trained, said, spent
 from shepherd.compare.runs import compare_runs
 from shepherd.compare.training import totals
 from shepherd.errors import FolderError, SettingsError
+from shepherd.io.phrases import epsilon_text
 from shepherd.overrides import overridden
 from shepherd.privacy import required
 from shepherd.privacy.guarantee import Guarantee, composed
@@ -136,7 +137,7 @@ def test_finished_runs_are_compared_whatever_they_hide(trained: dict[str, Path],
     report = gather.collect_runs([trained[name] for name in names], found)
     text = Outline(page.html(report)).tagged("main")[0]["text"]
     for shown in (stream.getvalue(), text):
-        assert f"epsilon {arms['clients']['privacy']['epsilon']:.3g}" in " ".join(shown.split())
+        assert Guarantee.of(arms["clients"]["privacy"]).text("client") in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(
@@ -177,11 +178,11 @@ def test_what_arms_on_the_same_clients_spend_is_added_up(made: tuple[Path, Any])
     run, found = made
     once = arms_of(found)["clients"]["privacy"]
     verdicts = " ".join(found["verdicts"])
-    assert f"clients spent epsilon {once['epsilon']:.3g} at delta {once['delta']:.3g}" in verdicts
+    assert f"clients spent {Guarantee.of(once).text('client')}" in verdicts
     assert "in each of its 2 trainings" in verdicts
     both = [read_rows(run / "compare" / f"seed-{n}" / "clients")[-1]["privacy"] for n in (0, 1)]
     epsilon, delta = (sum(each[key] for each in both) for key in ("epsilon", "delta"))
-    assert f"for each client epsilon {epsilon:.3g} at delta {delta:.3g}" in verdicts
+    assert f"adds up: {Guarantee(epsilon, delta).text('client')}" in verdicts
     assert "local-client-1, centralised and federated add no noise" in verdicts
 
 
@@ -190,7 +191,7 @@ def test_the_page_the_terminal_and_the_chat_show_them(made: tuple[Path, Any]) ->
     once = arms_of(found)["clients"]["privacy"]
     stream = io.StringIO()
     print_comparison(found, stream)
-    assert f"epsilon {once['epsilon']:.3g}" in stream.getvalue()
+    assert f"epsilon {epsilon_text(once['epsilon'])}" in stream.getvalue()
     report = collect(run)
     arms = {each["name"]: each for each in report["arms"]}
     assert arms["clients"]["privacy"] == once
@@ -199,9 +200,9 @@ def test_the_page_the_terminal_and_the_chat_show_them(made: tuple[Path, Any]) ->
     outline = Outline(page.html(report))
     assert outline.wrong == []
     text = " ".join(outline.tagged("main")[0]["text"].split())
-    assert f"epsilon {once['epsilon']:.3g}" in text
+    assert f"{Guarantee.of(once).text('client')}" in text
     said_of = {arm.name: arm.says for arm in chat.find(run, planned(run))}
-    assert f"epsilon {once['epsilon']:.3g} at delta 0.001 for each client" in said_of["clients"]
+    assert Guarantee.of(once).text("client") in said_of["clients"]
     assert "for each example" in said_of["examples"]
     assert "client-1 alone: " in said_of["local-client-1"]
 
@@ -233,8 +234,8 @@ def test_epsilons_and_deltas_are_added_up_by_unit() -> None:
     text = " ".join(said({"one": [one], "two": [two], "plain": [plain]}))
     assert "one spent epsilon 1 at delta 1e-05 for each client" in text
     assert "and epsilon 0.5 at delta 0.0001 for each example" in text
-    assert "for each client epsilon 3.5 at delta 3e-05" in text
-    assert "for each example epsilon" not in text
+    assert "adds up: epsilon 3.5 at delta 3e-05 for each client" in text
+    assert text.count("for each example") == 1
     assert "plain adds no noise" in text
     assert said({"plain": [plain], "other": [plain]}) == []
     alone = said({"one": [two]})
@@ -245,7 +246,7 @@ def test_an_epsilon_without_bound_makes_the_sum_one() -> None:
     none, some = (Trained(spent={"example_privacy": Guarantee(each, 1e-5)}) for each in (None, 1.0))
     text = " ".join(said({"one": [none], "two": [some]}))
     assert "one spent epsilon unbounded at delta 1e-05 for each example" in text
-    assert "for each example epsilon unbounded at delta 2e-05" in text
+    assert "adds up: epsilon unbounded at delta 2e-05 for each example" in text
 
 
 def test_trainings_of_an_arm_that_spent_unequal_amounts_are_said_apart() -> None:
@@ -279,25 +280,25 @@ def test_each_start_is_added_once() -> None:
     text = " ".join(said(arms))
     assert text.count("Before, start spent epsilon 4 at delta 1e-05 for each client.") == 1
     assert "Before, next spent epsilon 0.25" in text
-    assert "adds up: for each client epsilon 7.25 at delta 4e-05" in text
+    assert "adds up: epsilon 7.25 at delta 4e-05 for each client" in text
 
 
 def test_two_starts_whose_records_are_alike_are_two() -> None:
     arms = {"one": [private(1.0, "c", before("cl", "aaa", 4.0))]}
     arms |= {"two": [private(2.0, "d", before("cl", "bbb", 4.0))]}
-    assert "adds up: for each client epsilon 11 at delta 4e-05" in " ".join(said(arms))
+    assert "adds up: epsilon 11 at delta 4e-05 for each client" in " ".join(said(arms))
 
 
 def test_a_start_that_is_an_arm_itself_is_not_added_again() -> None:
     arms = {"cl": [private(4.0, "aaa")], "then": [private(1.0, "b", before("cl", "aaa", 4.0))]}
     text = " ".join(said(arms))
     assert "Before" not in text
-    assert "adds up: for each client epsilon 5 at delta 2e-05" in text
+    assert "adds up: epsilon 5 at delta 2e-05 for each client" in text
 
 
 def test_one_arm_and_its_start_are_a_sum_too() -> None:
     text = " ".join(said({"one": [private(1.0, "c", before("start", "aaa", 4.0))]}))
-    assert "adds up: for each client epsilon 5 at delta 2e-05" in text
+    assert "adds up: epsilon 5 at delta 2e-05 for each client" in text
 
 
 def test_an_arm_with_noise_on_a_start_without_is_said_to_protect_the_rest_alone() -> None:
@@ -322,11 +323,11 @@ def test_runs_that_began_with_the_same_adapter_are_added_up_with_it(
     verdicts = " ".join(compare_runs(paths, ["evaluation.answers=2"])["verdicts"])
     once = spent(trained["clients"])["privacy"]
     parts = [once, *(spent(path)["privacy"] for path in paths)]
-    assert f"Before, clients spent {once.text()} for each client." in verdicts
-    assert f"adds up: for each client {composed(parts).text()}" in verdicts
+    assert f"Before, clients spent {once.text('client')}." in verdicts
+    assert f"adds up: {composed(parts).text('client')}" in verdicts
     # beside the run itself it is counted once
     verdicts = " ".join(compare_runs([trained["clients"], paths[0]], ["evaluation.answers=2"])["verdicts"])
-    assert f"adds up: for each client {composed(parts[:2]).text()}" in verdicts
+    assert f"adds up: {composed(parts[:2]).text('client')}" in verdicts
 
 
 # --- what is asked

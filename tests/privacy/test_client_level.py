@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from shepherd import plugins
@@ -41,6 +43,20 @@ def test_the_default_delta_is_small_for_few_clients_too(clients, delta) -> None:
     """At 4 to the power of -1.1 a round of four clients spent epsilon 0."""
     assert privacy_of(clients).delta == pytest.approx(delta)
     assert privacy_of(clients).epsilon(4) > 0.1
+
+
+@pytest.mark.parametrize("clients", [4, 40, 1_000])
+def test_what_a_refusal_says_is_more_than_is_allowed_and_would_be_enough(clients) -> None:
+    spent = privacy_of(clients).epsilon(4)
+    for digits in (2, 3, 4, 5):
+        allowed = float(f"{spent * (1 - 10.0**-digits):.{digits}g}")
+        with pytest.raises(SettingsError) as found:
+            privacy_of(clients, epsilon=allowed).require_within()
+        shown = re.search(
+            r"spend epsilon (\S+) at delta \S+ for each client, and .* allows (\S+);", str(found.value)
+        )
+        assert float(shown[2]) < spent <= float(shown[1])
+        privacy_of(clients, epsilon=float(shown[1])).require_within()
 
 
 def test_a_site_counts_itself_at_the_same_delta() -> None:

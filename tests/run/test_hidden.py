@@ -11,9 +11,11 @@ import pytest
 
 import shepherd
 from shepherd import plots
+from shepherd.compare.privacy import spent
 from shepherd.errors import DataError, FolderError
+from shepherd.io.phrases import epsilon_text
 from shepherd.overrides import overridden, parse
-from shepherd.run import card, evaluation, hidden, ledger
+from shepherd.run import card, evaluation, hidden, ledger, lineage
 from shepherd.run.export import export
 from shepherd.run.folder import planned
 from shepherd.run.hidden import Hidden
@@ -105,6 +107,35 @@ def test_without_its_ledger_a_run_has_no_report_and_no_new_card(lost, tmp_path) 
         collect(path)
     with pytest.raises(FolderError, match=sentence):
         export(path, tmp_path / "other", round=1)
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_ledger_that_says_less_than_the_log_takes_nothing_back(trained, tmp_path, name) -> None:
+    path = Path(shutil.copytree(trained[name], tmp_path / "run"))
+    file, level = path / LEDGERS[name], {"clients": "privacy", "examples": "example_privacy"}[name]
+    due = read_rows(path)[-1][level]["epsilon"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "epsilon": 0.001}))
+    assert collect(path)[level]["epsilon"] == due
+    assert lineage.of_run(path)[-1].guarantees[level]["epsilon"] == due
+    assert spent(path)[level].epsilon == due
+    export(path, tmp_path / "out", round=1)
+    assert f"Spent: epsilon {epsilon_text(due)} at" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kept", ["{}", '{"epsilon": 0.001}'])
+def test_an_empty_ledger_is_as_good_as_none(lost, tmp_path, kept) -> None:
+    name, path = lost
+    (path / LEDGERS[name]).write_text(kept)
+    doors = (collect, lineage.of_run, spent, lambda run: export(run, tmp_path / "out", round=1))
+    for door in doors:
+        with pytest.raises(FolderError, match=f"{LEDGERS[name]} is damaged.*restore it from a copy"):
+            door(path)
+
+
+def test_a_run_does_not_begin_from_one_whose_ledger_is_gone(lost) -> None:
+    name, path = lost
+    with pytest.raises(FolderError, match=f"{LEDGERS[name]} is missing"):
+        lineage.of_run(path)
 
 
 def test_before_the_first_round_there_is_no_ledger_and_nothing_to_see(lost) -> None:

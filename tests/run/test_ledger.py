@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shepherd.errors import FolderError
+from shepherd.privacy.example_level import ExampleAccount
 from shepherd.run import ledger
 
 
@@ -106,7 +110,79 @@ def test_what_rows_report_is_kept_whole_where_sizes_are_not_known() -> None:
     assert ledger.reported({}, [], at) == {"again": 2}
 
 
-def test_the_ledgers_of_a_folder_are_found_by_the_keys_of_a_row(tmp_path) -> None:
-    assert ledger.spent(tmp_path) == {}
-    (tmp_path / ledger.OF_EXAMPLES).write_text(json.dumps({"epsilon": 2.0}))
-    assert ledger.spent(tmp_path) == {"example_privacy": {"epsilon": 2.0}}
+# --- the file
+
+FIRST_VERSION = {
+    "unit": "client",
+    "clients": 40,
+    "relation": "add or remove one",
+    "noise": 1.0,
+    "sampling": "each client is in a round with a chance of 0.5.",
+    "rounds": 10,
+    "begun": 4,
+    "finished": 3,
+    "epsilon": 4.854,
+    "delta": 1e-5,
+    "budget": None,
+    "says": ["Whose privacy: each client's."],
+}
+OF_EXAMPLES = {"unit": "example", "noise": 1.0, "finished": 3, "epsilon": 0.5, "delta": 1e-3, "says": []}
+
+
+def put(path: Path, name: str, kept: object) -> Path:
+    (path / name).write_text(kept if isinstance(kept, str) else json.dumps(kept))
+    return path
+
+
+def test_ledgers_of_earlier_versions_are_read(tmp_path) -> None:
+    assert ledger.read(tmp_path) == {}
+    assert ledger.read(put(tmp_path, ledger.LEDGER, FIRST_VERSION)) == FIRST_VERSION
+    unbounded = {**FIRST_VERSION, "epsilon": float("inf")}
+    assert ledger.read(put(tmp_path, ledger.LEDGER, unbounded))["epsilon"] is None
+    for kept in (OF_EXAMPLES, {"finished": 3, "again": 1}):
+        assert ledger.read(put(tmp_path, ledger.OF_EXAMPLES, kept), ledger.OF_EXAMPLES) == kept
+
+
+@pytest.mark.parametrize("kept", [FIRST_VERSION, OF_EXAMPLES])
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        *(("epsilon", each) for each in (..., -5.0, "abc", float("nan"), True, [1.0])),
+        *(("delta", each) for each in (..., 0.0, 1.0, -1e-5, None, "x")),
+        *(("finished", each) for each in (..., -2, 1.5, "3", None, True, 10**30)),
+        *(("noise", each) for each in (0.0, -1.0, float("inf"), "x")),
+        *(("says", each) for each in ("text", [1], None)),
+        *(("again", each) for each in (-3, 1.5)),
+        ("unit", "site"),
+        ("run", 3),
+    ],
+)
+def test_a_key_that_is_missing_or_out_of_range_is_named(tmp_path, kept, key: str, wrong: Any) -> None:
+    name = ledger.LEDGER if kept is FIRST_VERSION else ledger.OF_EXAMPLES
+    changed = {**kept, key: wrong} if wrong is not ... else {k: v for k, v in kept.items() if k != key}
+    which = "epsilon" if (key, wrong) == ("delta", ...) and kept is OF_EXAMPLES else key
+    said = "" if wrong != wrong else which  # a NaN is no JSON
+    with pytest.raises(FolderError, match=rf"{name} is damaged.*{said}.*restore it"):
+        ledger.read(put(tmp_path, name, changed), name)
+
+
+@pytest.mark.parametrize("name", [ledger.LEDGER, ledger.OF_EXAMPLES])
+@pytest.mark.parametrize("kept", ["", "{}", "[]", "null", '{"unit": "cli', '{"epsilon": 0.001}'])
+def test_an_empty_or_cut_ledger_is_damaged(tmp_path, name: str, kept: str) -> None:
+    with pytest.raises(FolderError, match=f"{name} is damaged.*restore it from a copy"):
+        ledger.read(put(tmp_path, name, kept), name)
+
+
+def test_the_ledger_of_another_run_is_refused(tmp_path) -> None:
+    account = ExampleAccount(noise=1.0, batch_size=4, delta=1e-3)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        ledger.write_examples(tmp_path / name, account, {"epsilon": 1.0, "delta": 1e-3}, finished=1)
+    one, other = (tmp_path / name / ledger.OF_EXAMPLES for name in ("one", "other"))
+    assert ledger.read(one.parent, one.name)["run"] != ledger.read(other.parent, one.name)["run"]
+    shutil.copy(other, one)
+    with pytest.raises(FolderError, match=r"is of another run.*restore the run's own"):
+        ledger.read(one.parent, one.name)
+    (one.parent / ledger.RUN_ID).unlink()
+    with pytest.raises(FolderError, match="is of another run"):
+        ledger.read(one.parent, one.name)

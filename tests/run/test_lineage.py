@@ -13,11 +13,17 @@ from huggingface_hub import ModelCard
 from shepherd.errors import FolderError
 from shepherd.overrides import overridden, parse, plain
 from shepherd.run import ledger, lineage
+from shepherd.run.folder import planned
 from shepherd.run.lineage import Training
 from shepherd.run.mix import mix
 from shepherd.run.opening import open_run
+from shepherd.run.resuming import resume
 from shepherd.settings import RunSettings
+from shepherd.ui.chat import arms as chat
+from shepherd.ui.report import collect
+from shepherd.ui.report.page import html
 from tests import preferences, runs
+from tests.ui.report.test_page import Outline
 
 EPSILON = "epsilon 4.054"  # one round of noise 1 over all clients, at delta 0.2
 
@@ -137,6 +143,46 @@ def test_noise_after_a_training_without_any_is_not_said_to_hide_that_one() -> No
     said = "A training before it claims no privacy"
     assert said in cards.text(settings, **given, before=(Training(run="a", data="b"),))
     assert said not in cards.text(settings, **given, before=(Training(run="a", data="b", spent="epsilon 1"),))
+
+
+def test_all_that_tells_an_epsilon_tells_what_it_does_not_speak_of(
+    llama_folder, source, tmp_path, caplog
+) -> None:
+    """A training without noise, and then one with it: card, log, end of the run, page and chat."""
+    first = trained(one_round(llama_folder, source, tmp_path / "plain"))
+    given = one_round(
+        llama_folder, source, tmp_path / "then", privacy={"delta": 0.2}, adapter={"start": str(first)}
+    )
+    noise = {"name": "gaussian", "norm": 1.0, "noise": 1.0}
+    caplog.set_level(logging.INFO, "shepherd")
+    with open_run(parse({**plain(given), "transforms": [noise]})) as run:
+        told = caplog.text
+        for _ in run.rounds():
+            pass
+        end = " ".join(run.finish(answer=False)["remarks"])
+    path = run.folder
+    due = lineage.caveats(lineage.source(path), lineage.before(path))
+    assert [each.split(":")[0] for each in due] == [
+        "The run began with an adapter that was tuned before",
+        "A training before it claims no privacy",
+    ]
+    (arm,) = [each for each in chat.find(path, planned(path)) if each.name == "federated"]
+    page = " ".join(Outline(html(collect(path))).tagged("main")[0]["text"].split())
+    for sentence in due:
+        for text in (told, end, card(path / "adapter").text, page, arm.says + "."):
+            assert sentence in text
+    caplog.clear()
+    resume(path).close()
+    assert all(sentence in caplog.text for sentence in due)
+
+
+def test_without_noise_or_a_start_there_is_no_such_sentence(private, after) -> None:
+    (arm,) = [each for each in chat.find(private, planned(private)) if each.name == "federated"]
+    assert arm.says.endswith("for each client")
+    assert lineage.caveats(lineage.source(private), lineage.before(private)) == []
+    (arm,) = [each for each in chat.find(after[0], planned(after[0])) if each.name == "federated"]
+    assert "began with" not in arm.says
+    assert "The run began with" not in after[1]
 
 
 def test_a_damaged_record_is_named(after, tmp_path) -> None:

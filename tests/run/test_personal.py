@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from shepherd.data import data_folder
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model import files
-from shepherd.run import checkpoint
+from shepherd.overrides import parse, plain
+from shepherd.run import card as card_module
+from shepherd.run import checkpoint, ledger
 from shepherd.run.answerer import load_run
 from shepherd.run.export import export, export_clients
+from shepherd.run.folder import planned
+from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run
 from shepherd.run.resuming import resume
@@ -153,3 +158,62 @@ def test_where_no_client_held_anything_out_no_personal_score_is_claimed(fedsa, m
     run, _ = fedsa
     monkeypatch.setattr("shepherd.evaluate.personal.own_places", lambda *given: [])
     assert run._scored(run.state) == {}
+
+
+# --- under noise
+
+
+NOISE = {"transforms": [{"name": "gaussian", "norm": 1.0, "noise": 3.0}], "privacy": {"delta": 0.1}}
+EXAMPLES = {"privacy": {"delta": 1e-3, "examples": {"norm": 1.0, "noise": 2.0}}}
+OWN = "This is one client's own model"
+
+
+@pytest.fixture(scope="module")
+def noisy(llama_folder, source, tmp_path_factory):
+    """A run whose noise hides clients, and one whose noise hides examples, with what each has said."""
+    found = {}
+    for name, tables in (("clients", NOISE), ("examples", EXAMPLES)):
+        table = runs.settings(
+            llama_folder,
+            source,
+            tmp_path_factory.mktemp("noisy") / name,
+            algorithm={"name": "local_adapter", "rank": 1},
+            federation={"rounds": 1, "weights": "equal", "max_share": 1.0},
+            tuning={"max_steps": 1},
+            evaluation={"answers": 0},
+        )
+        with open_run(parse({**plain(table), **tables})) as run:
+            for _ in run.rounds():
+                pass
+            found[name] = (run.folder, " ".join(run.finish(answer=False)["remarks"]))
+    return found
+
+
+def test_the_card_of_an_own_model_claims_nothing_for_its_client(noisy, tmp_path):
+    path, said = noisy["clients"]
+    assert "does not hide a client in its own model, so give that to the client alone" in said
+    shared = (path / "adapter" / "README.md").read_text()
+    assert "for each client" in shared
+    assert OWN not in shared
+    export(path, tmp_path / "one", client=min(data_folder.load(path / "data").clients))
+    export_clients(path, tmp_path / "all")
+    for folder in (tmp_path / "one", *(tmp_path / "all").iterdir()):
+        card = (folder / "README.md").read_text()
+        assert OWN in card
+        assert "epsilon" not in card.split("## The run file")[0]
+        assert "Protected against" not in card
+        assert "a client |" not in card  # the noise still hides what the others hold
+    kept = card_module.text(
+        planned(path), rows=[], answers={}, data={}, clients={}, privacy=ledger.read(path), own=True,
+        before=[Training(run="first", data="rows")],
+    )  # fmt: skip
+    assert "| 0 | no claim |" in kept
+
+
+def test_noise_on_examples_protects_those_of_an_own_model_too(noisy, tmp_path):
+    path, said = noisy["examples"]
+    assert "does not hide" not in said
+    export(path, tmp_path / "one", client=min(data_folder.load(path / "data").clients))
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert "for each example" in card
+    assert OWN not in card

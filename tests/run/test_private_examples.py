@@ -13,11 +13,13 @@ import pytest
 import shepherd
 from shepherd.compare.privacy import spent as spent_by_arm
 from shepherd.errors import FolderError, SettingsError
+from shepherd.io.phrases import epsilon_text
 from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
 from shepherd.privacy.example_level import ExampleAccount
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.run import card as card_module
-from shepherd.run import evaluation, ledger, lineage, privacy_plan
+from shepherd.run import claims, evaluation, ledger, lineage, privacy_plan
 from shepherd.run.folder import RunFolder, read_settings
 from shepherd.run.log import read_rows
 from shepherd.run.tracking import client_table, flatten
@@ -152,8 +154,8 @@ def test_the_report_page_says_what_is_spent_for_each_example(made) -> None:
     assert len(says) == 5
     assert shown["rounds"][-1]["example_epsilon"] == last["epsilon"]
     page = " ".join(re.sub("<[^>]*>", "", html(shown)).split())
-    assert f"Epsilon {last['epsilon']:.3g}"[:11] in page
-    assert "is spent for each example, at the client that has spent most." in page
+    spent = Guarantee.of(last)
+    assert f"E{spent.text('example')[1:]} is spent, at the client that has spent most." in page
     assert "Epsilon spent by round" in html(shown)
 
 
@@ -164,7 +166,7 @@ def test_a_line_of_a_round_that_names_no_client_has_both_budgets() -> None:
         "example_privacy": {"epsilon": 2.5, "delta": 1e-4},
     }
     assert figures.line(row, [row], 4) == (
-        "round 2/4  epsilon 2.5 at delta 0.0001 for each example  epsilon 1.5 at delta 0.001"
+        "round 2/4  epsilon 2.5 at delta 0.0001 for each example  epsilon 1.5 at delta 0.001 for each client"
     )
 
 
@@ -187,9 +189,9 @@ def test_with_noise_of_both_levels_each_client_counts_as_asked_in_every_round(
         assert set(row) == {"round", "learning_rate", "privacy", "example_privacy", "heldout"}
     both = [rows[-1][level]["epsilon"] for level in ("privacy", "example_privacy")]
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
-    assert all(f"Spent: epsilon {epsilon:.4g} at delta" in card for epsilon in both)
+    assert all(f"Spent: epsilon {epsilon_text(epsilon)} at delta" in card for epsilon in both)
     line = figures.line(rows[-1], rows, 3)
-    assert all(f"epsilon {epsilon:.3g} at delta" in line for epsilon in both)
+    assert all(f"epsilon {epsilon_text(epsilon)} at delta" in line for epsilon in both)
     kept = [ledger.read(tmp_path / "run", name) for name in (ledger.LEDGER, ledger.OF_EXAMPLES)]
     assert [each["epsilon"] for each in kept] == both
 
@@ -320,7 +322,7 @@ def test_all_that_shows_what_is_spent_says_what_lost_rounds_have_spent(
     assert {key: kept[key] for key in due} == due
     assert spent_by_arm(path)["example_privacy"].row() == due
     assert collect(path)["example_privacy"]["epsilon"] == due["epsilon"]
-    said = f"epsilon {due['epsilon']:.4g} at delta {due['delta']:.3g} for each example"
+    said = Guarantee.of(due).text("example")
     assert lineage.of_run(path)[-1].spent == said
     text = card_module.text(
         read_settings(path),
@@ -331,7 +333,7 @@ def test_all_that_shows_what_is_spent_says_what_lost_rounds_have_spent(
         of_examples=kept,
         before=[lineage.Training(run="first", data="other")],
     )
-    assert text.count(f"epsilon {due['epsilon']:.4g} at delta") == 2
+    assert text.count(said) == 2
 
 
 @pytest.mark.parametrize("dies", ["log", "examples"])
@@ -356,7 +358,7 @@ def test_a_loss_is_counted_once_at_both_levels_whenever_a_process_dies(
             with pytest.raises(KeyboardInterrupt):
                 shepherd.resume(path)
     shepherd.resume(path).close()
-    assert [each["again"] for each in ledger.spent(path).values()] == [1, 1]
+    assert [each["again"] for each in claims.spent(path, read_rows(path)).values()] == [1, 1]
 
 
 def test_a_loss_that_one_level_has_no_budget_for_is_counted_at_none(llama_folder, source, tmp_path) -> None:
@@ -407,7 +409,7 @@ def test_a_run_of_an_earlier_version_with_such_noise_is_finished(
     assert "Spent: epsilon unbounded at delta" in (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "epsilon unbounded" in figures.line(read_rows(run.folder)[-1], rows, 3)
     assert json.loads((run.folder / ledger.OF_EXAMPLES).read_text())["epsilon"] is None
-    assert "without bound" in html(collect(run.folder))
+    assert "Epsilon unbounded at delta" in html(collect(run.folder))
 
 
 def test_noise_for_which_there_is_no_epsilon_is_refused_when_a_run_goes_on(

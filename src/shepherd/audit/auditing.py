@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from shepherd.io.progress import stage
 from shepherd.machine import plan as plans
 from shepherd.model.base import Base
 from shepherd.overrides import dump, read_kept, require_one_stage
-from shepherd.run import checkpoint, folder, ledger, starting
+from shepherd.run import checkpoint, claims, folder, ledger, starting
 from shepherd.run.answerer import adapter_of
 from shepherd.run.changes import NO_DIFFERENCE, differing
 from shepherd.run.evaluation import PASS_TOKENS
@@ -113,7 +113,7 @@ class Audit:
             "rounds": self.rounds,
             "adapter": self.adapter,
             "data": self.data,
-            "claim": {"epsilon": claim.epsilon, "delta": claim.delta} if claim else None,
+            "claim": asdict(claim) if claim else None,
             "contradicted": found.contradicted,
             "membership": {name: each.row() for name, each in found.membership.items()},
             "canaries": {name: each.row() for name, each in found.remembered.items()},
@@ -166,7 +166,7 @@ def audit_folder(
         found=Attacked(
             membership=found,
             remembered={},
-            claim=claim_of([*rows, ledger.spent(where)]),  # a ledger counts rounds that are lost, too
+            claim=claim_of([*rows, claims.spent(where, rows)]),  # a ledger counts rounds that are lost, too
             extra=tuple(extra),
             remarks=tuple(_remarks(prepared, rows)),
         ),

@@ -10,6 +10,7 @@ from shepherd.audit.canaries import CHANCE_EXPOSURE, DIRECTION, Proven, Remember
 from shepherd.audit.estimate import RATES, Attack
 from shepherd.audit.membership import REFERENCE, Membership
 from shepherd.evaluate.statistics import Interval
+from shepherd.io.phrases import epsilon_text
 from shepherd.io.progress import many
 from shepherd.visible import shown_line
 
@@ -304,30 +305,31 @@ def _says_claim(found: Attacked) -> list[str]:
     if not found.claim.is_about(last):
         return [
             *said,
-            f"The run claims {found.claim.epsilon:.3g} for one {found.claim.unit}, with which no canary is"
-            " compared.",
+            f"The run claims epsilon {epsilon_text(found.claim.epsilon)} for each {found.claim.unit}, with"
+            " which no canary is compared.",
         ]
     claimed = found.claim.epsilon
+    claims = f"The run claims epsilon {epsilon_text(claimed)} for each {unit}"
     if found.contradicted:
         return [
             *said,
-            f"The run claims {claimed:.3g}, which is therefore WRONG: noise or clipping does not do what was"
+            f"{claims}, which is therefore WRONG: noise or clipping does not do what was"
             " accounted for, or the accounting is mistaken; do not rely on its privacy.",
         ]
     if first.bounds.gaussian > claimed:
         return [
             *said,
-            f"The run claims {claimed:.3g}, which the bound that holds for every mechanism does not refute;"
+            f"{claims}, which the bound that holds for every mechanism does not refute;"
             f" for Gaussian noise the guesses prove {first.bounds.gaussian:.2f}, so its noise or its clipping"
             " is very likely not what was accounted for.",
         ]
     if claimed > high:
         return [
             *said,
-            f"The run claims {claimed:.3g}, more than even a perfect attack on this many canaries could"
+            f"{claims}, more than even a perfect attack on this many canaries could"
             " refute; plant more of them to test this claim.",
         ]
-    return [*said, f"The run claims {claimed:.3g}, and nothing here contradicts it."]
+    return [*said, f"{claims}, and nothing here contradicts it."]
 
 
 def _says_canaries(found: Attacked) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shepherd.io.phrases import listed
 from shepherd.privacy.guarantee import Guarantee, composed
-from shepherd.run import folder, hidden, ledger, lineage, starting
+from shepherd.run import claims, folder, hidden, ledger, lineage, starting
 from shepherd.run.lineage import Training
 from shepherd.run.log import read_rows
 
@@ -29,8 +29,8 @@ class Trained:
 
 
 def spent(path: Path) -> Spent:
-    """What a run has spent, by its ledgers."""
-    return {key: Guarantee.of(each) for key, each in ledger.spent(path).items()}
+    """What a run has spent, by its ledgers and its log."""
+    return {key: Guarantee.of(each) for key, each in claims.spent(path, read_rows(path)).items()}
 
 
 def trained(path: Path) -> Trained:
@@ -56,7 +56,7 @@ def phrases(levels: Spent) -> list[str]:
     >>> phrases({"privacy": Guarantee(1.25, 1e-5)})
     ['epsilon 1.25 at delta 1e-05 for each client']
     """
-    return [f"{levels[key].text()} for each {unit}" for key, unit in ledger.UNITS.items() if key in levels]
+    return [levels[key].text(unit) for key, unit in ledger.UNITS.items() if key in levels]
 
 
 def said(arms: Mapping[str, Sequence[Trained]]) -> list[str]:
@@ -108,7 +108,7 @@ def _said_of(name: str, trainings: Sequence[Spent]) -> str:
 def _together(spendings: Sequence[Spent]) -> Iterator[str]:
     """A sentence on what all of them spend together, where there are several for one unit."""
     sums = [
-        f"for each {unit} {composed(of_unit).text()}"
+        composed(of_unit).text(unit)
         for key, unit in ledger.UNITS.items()
         if len(of_unit := [levels[key] for levels in spendings if key in levels]) > 1
     ]

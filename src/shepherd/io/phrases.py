@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Context
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -17,13 +18,33 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def epsilon_text(epsilon: float | None, digits: int = 3) -> str:
-    """An epsilon in so many digits; it may be infinite, which JSON keeps as null.
+def rounded_up(number: float, digits: int) -> float:
+    """A number of at least 0 in so many significant digits, and never below what it is.
 
-    >>> epsilon_text(1.2345), epsilon_text(None), epsilon_text(math.inf)
-    ('1.23', 'unbounded', 'unbounded')
+    >>> rounded_up(4.85404, 4), rounded_up(1e-05, 3), rounded_up(0.0, 3)
+    (4.855, 1e-05, 0.0)
     """
-    return "unbounded" if epsilon is None or not math.isfinite(epsilon) else f"{epsilon:.{digits}g}"
+    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(number))))
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """An epsilon in four digits, rounded up; it may be infinite, which JSON keeps as null.
+
+    >>> epsilon_text(1.23411), epsilon_text(None), epsilon_text(math.inf)
+    ('1.235', 'unbounded', 'unbounded')
+    """
+    if epsilon is None or not math.isfinite(epsilon):
+        return "unbounded"
+    return f"{rounded_up(epsilon, 4):.4g}"
+
+
+def delta_text(delta: float) -> str:
+    """A delta in three digits, rounded up.
+
+    >>> delta_text(0.009061), delta_text(1e-05)
+    ('0.00907', '1e-05')
+    """
+    return f"{rounded_up(delta, 3):.3g}"
 
 
 def data_size(value: float) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 from shepherd.core.spending import FixedSize, Poisson, Sampling, Shuffled, Spending, Turns
 from shepherd.errors import SettingsError
+from shepherd.io.phrases import delta_text
 from shepherd.version import install
 
 MIN_NOISE, MAX_NOISE = 0.2, 1000.0
@@ -177,7 +178,7 @@ def of_large_delta(delta: float, units: int = 0, what: str = "", key: str = "pri
         above = f", and above 1 / {units:,}, over all {what}" if delta * units > 1.0 else ""
         small = default_delta(max(1, units))
         yield (
-            f"Delta {delta:.3g} is large{above}: it is about the chance that epsilon does not hold; set {key}"
+            f"Delta {delta_text(delta)} is large{above}: it is about the chance that epsilon does not hold; set {key}"
             f" = {small:.1g}, and see what epsilon is."
         )
 

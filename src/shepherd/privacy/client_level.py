@@ -15,9 +15,10 @@ from typing import Any
 from shepherd.core import Mechanism, Method, Sampling, Selection, Spending
 from shepherd.core.spending import FixedSize, Poisson, Shuffled, Turns
 from shepherd.errors import SettingsError
-from shepherd.io.phrases import epsilon_text
+from shepherd.io.phrases import delta_text
 from shepherd.io.progress import many
 from shepherd.privacy import accountant
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.settings import PrivacyTable, RunSettings
 
 NEIGHBOURS = {
@@ -98,8 +99,7 @@ class ClientPrivacy:
         spent = self.epsilon(self.rounds)
         if self.budget is not None and not spent <= self.budget:
             raise SettingsError(
-                f"{many(self.rounds, 'round')} would spend epsilon {epsilon_text(spent)} at delta"
-                f" {self.delta:.3g}, and"
+                f"{many(self.rounds, 'round')} would spend {Guarantee(spent, self.delta).text('client')}, and"
                 f" privacy.epsilon allows {self.budget:g}; set noise = {self.noise_for(self.budget):.4g} in"
                 " the transform that adds it, plan fewer rounds, or allow more"
             )
@@ -110,8 +110,8 @@ class ClientPrivacy:
         if not math.isfinite(self.epsilon(self.rounds)):
             raise SettingsError(
                 f"for {many(self.rounds, 'round')} with so little noise the accountant can show no epsilon at"
-                f" delta {self.delta:.3g}, so nothing would be protected; raise noise in the transform that"
-                " adds it, such as to 1.0, or privacy.delta"
+                f" delta {delta_text(self.delta)}, so nothing would be protected; raise noise in the"
+                " transform that adds it, such as to 1.0, or privacy.delta"
             )
 
     def row(self, rounds: int) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class ClientPrivacy:
         yield f"Neighbouring data: {NEIGHBOURS[self.relation]}."
         yield self._trusted()
         yield (
-            f"Population: {self.clients:,} clients, which is public; delta {self.delta:.3g} is below"
+            f"Population: {self.clients:,} clients, which is public; delta {delta_text(self.delta)} is below"
             f" 1 / {self.clients:,}."
         )
         yield from accountant.of_large_delta(self.delta, self.clients, "clients")

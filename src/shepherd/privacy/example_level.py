@@ -15,9 +15,10 @@ from functools import lru_cache
 from shepherd.core import ClientInfo, Method, Selection
 from shepherd.core.spending import Poisson, Spending
 from shepherd.errors import SettingsError
-from shepherd.io.phrases import epsilon_text
+from shepherd.io.phrases import delta_text
 from shepherd.io.progress import range_of
 from shepherd.privacy import accountant
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.settings import RunSettings, TuningTable
 
 COARSE = 1e-3
@@ -73,8 +74,8 @@ class ExampleAccount:
         limit = "" if self.limit is None else f", and privacy.epsilon allows {self.limit:g}"
         return (
             "noise protects each example of a client, added or removed, from anyone who sees what the client"
-            f" sends: {self.visits} of a client would spend epsilon"
-            f" {epsilon_text(self.planned_epsilon)} or less at delta {self.delta:.2g}{limit}"
+            f" sends: {self.visits} of a client would spend"
+            f" {Guarantee(self.planned_epsilon, self.delta).text('example')}, or less{limit}"
         )
 
     @property
@@ -103,9 +104,9 @@ class ExampleAccount:
         if epsilon <= self.limit:
             return None
         return (
-            f"another visit of client {client} would spend epsilon {epsilon_text(epsilon)} of its examples'"
-            f" privacy in all, above privacy.epsilon = {self.limit:g}; its budget is spent, so export the"
-            " last round, or start a run with more noise"
+            f"another visit of client {client} would spend {Guarantee(epsilon, self.delta).text('example')}"
+            f" in all, above privacy.epsilon = {self.limit:g}; its budget is spent, so export the last round,"
+            " or start a run with more noise"
         )
 
     def counting(self, again: int, visits: Mapping[str, tuple[int, int]]) -> ExampleAccount:
@@ -122,8 +123,8 @@ class ExampleAccount:
         if not math.isfinite(self.planned_epsilon):
             raise SettingsError(
                 f"for {self.visits} of a client with privacy.examples.noise ="
-                f" {self.noise:g} the accountant can show no epsilon at delta {self.delta:.3g}, so no example"
-                " would be protected; raise privacy.examples.noise, such as to 1.0, or privacy.delta"
+                f" {self.noise:g} the accountant can show no epsilon at delta {delta_text(self.delta)}, so no"
+                " example would be protected; raise privacy.examples.noise, such as to 1.0, or privacy.delta"
             )
 
     def row(self, made: Collection[tuple[int, int]]) -> dict[str, float]:
@@ -144,8 +145,8 @@ class ExampleAccount:
         )
         below = f"1 / {max(self.sizes):,}, of the client that has most" if self.sizes else "1 over each"
         yield (
-            f"Population: the number of examples of each client, which is public; delta {self.delta:.3g} is"
-            f" below {below}."
+            "Population: the number of examples of each client, which is public; delta"
+            f" {delta_text(self.delta)} is below {below}."
         )
         yield from accountant.of_large_delta(self.delta, sum(self.sizes), "examples of all clients")
         yield (
@@ -208,8 +209,8 @@ def of_run(
     account = planned(settings, sizes, visits)
     if account.limit is not None and not account.planned_epsilon <= account.limit:
         raise SettingsError(
-            f"{account.visits} of each client would spend epsilon {epsilon_text(account.planned_epsilon)} of"
-            f" its examples' privacy at delta {account.delta:.3g}, above privacy.epsilon ="
+            f"{account.visits} of each client would spend"
+            f" {Guarantee(account.planned_epsilon, account.delta).text('example')}, above privacy.epsilon ="
             f" {account.limit:g}; raise privacy.examples.noise, or lower federation.rounds, tuning.epochs or"
             " tuning.max_steps"
         )

@@ -18,6 +18,7 @@ from shepherd.model import base as bases
 from shepherd.privacy import example_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.run import ledger
 from shepherd.run.folder import Row
 from shepherd.settings import RunSettings
@@ -64,9 +65,8 @@ def of_clients(
     if found is None:
         return None
     log.info(
-        "%s will spend epsilon %.3g at delta %.3g for each client",
-        many(found.rounds, "round"), found.epsilon(found.rounds), found.delta,
-    )  # fmt: skip
+        "%s will spend %s", many(found.rounds, "round"), Guarantee.of(found.row(found.rounds)).text("client")
+    )
     for sentence in found.sentences():
         log.info("%s", sentence)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from math import prod
 
 from shepherd.core import (
@@ -47,6 +48,12 @@ def log_description(
         f" in each of {plan.workers} processes" if several else " in one process",
         threads, "s" * (threads != 1) + " each" * several, f"{plan.micro_batch_tokens:,}",
     )  # fmt: skip
+
+
+def log_caveats(caveats: Iterable[str]) -> None:
+    """Log what the epsilon of a run does not speak of; see `lineage.caveats`."""
+    for sentence in caveats:
+        log.info("%s", sentence)
 
 
 def log_remarks(prepared: TokenisedData, *, hidden: bool) -> None:

@@ -81,6 +81,7 @@ def text(
     clients: Mapping[str, int],
     privacy: Mapping[str, Any] = {},
     of_examples: Mapping[str, Any] = {},
+    own: bool = False,
     hides: Hidden | None = None,
     revision: str | None = None,
     start: Mapping[str, str] = {},
@@ -96,6 +97,7 @@ def text(
         clients: number of training examples of each client.
         privacy: the run's ledger, if noise hides its clients.
         of_examples: the run's ledger of single examples, if noise hides these.
+        own: whether the adapter is one client's own model, which noise on the sum over clients does not hide.
         hides: what noise hides, so that the card does not tell it; by default by `settings`, `rows` and
             `privacy`. Of single examples it says how many each client trains on.
         revision: commit of the base that was loaded; None takes the one in the run file.
@@ -107,14 +109,15 @@ def text(
     on_hub = hub_id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
     hides = hides or of_run(whole, rows, privacy)
+    claimed = {} if own else privacy
     sections = (
         _intro(settings, rows, clients, bool(start)),
         _use(settings, hub_id(whole.model.base, TINY), revision),
         "## Data\n\n"
         + _table(("", ""), _data(settings, {} if hides else data, clients, rows, hides.clients, part)),
         "## Training\n\n" + _table(("", ""), _training(settings, rows, revision, start, hides)),
-        _trainings((*before, training(whole, rows, privacy, of_examples))) if before else "",
-        _privacy(privacy, of_examples, settings, start, before),
+        _trainings((*before, training(whole, rows, claimed, of_examples))) if before else "",
+        _privacy(claimed, of_examples, settings, start, before, own=own and hides.clients),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
@@ -150,38 +153,42 @@ def _privacy(
     settings: RunSettings,
     start: Mapping[str, str],
     before: Sequence[Training],
+    *,
+    own: bool,
 ) -> str:
-    """What the run spent of the privacy of each client and each example; nothing if noise hides neither."""
-    said = []
+    """What the run spent of the privacy of each client and each example; nothing if noise hides neither.
+
+    Args:
+        own: whether the adapter is one client's own model, though noise hides clients.
+    """
+    said = [("Differential privacy of each client.", _OWN)] if own else []
     if kept := of_clients:
         noise = f"over {many(kept['finished'], 'round')} with noise multiplier {kept['noise']:.4g}"
-        said.append(("Differential privacy of each client.", _spent(kept, noise), *kept["says"]))
+        said.append(("Differential privacy of each client.", _spent(kept, "client", noise), *kept["says"]))
     if (kept := of_examples) and (asked := settings.privacy.examples):
         noise = (
             "by the client that has spent most, with noise multiplier"
             f" {asked.noise:g} on each step and norm {asked.norm:g} for each example"
         )
-        said.append(("Differential privacy of each example.", _spent(kept, noise), *kept.get("says", ())))
+        said.append(
+            ("Differential privacy of each example.", _spent(kept, "example", noise), *kept.get("says", ()))
+        )
     if not said:
         return ""
-    others = [
-        *([_BEFORE] if start else []),
-        *([_UNPROTECTED] if any(not each.spent for each in before) else []),
-    ]
     parts = [f"{title}\n\n" + "\n".join(f"- {each}" for each in lines) for title, *lines in said]
-    return "\n\n".join(["## Privacy", *parts]) + "".join(f"\n- {each}" for each in others)
+    return "\n\n".join(["## Privacy", *parts]) + "".join(
+        f"\n- {each}" for each in lineage.caveats(start, before)
+    )
 
 
-def _spent(kept: Mapping[str, Any], how: str) -> str:
-    return f"Spent: {Guarantee.of(kept).text(4)}, {how}."
+def _spent(kept: Mapping[str, Any], unit: str, how: str) -> str:
+    return f"Spent: {Guarantee.of(kept).text(unit)}, {how}."
 
 
-_BEFORE = (
-    "The run began with an adapter that was tuned before: what that tuning spent is not counted here, and"
-    " adds to this where the same clients took part."
-)
-_UNPROTECTED = (
-    "A training before it claims no privacy: of the examples of that one, nothing that is said here holds."
+_OWN = (
+    "This is one client's own model: the noise of the run hides each client in what all of them share, and"
+    " not in the part that a client keeps, which was trained on its examples alone. It protects this client"
+    " from nobody who gets the model, which also tells that the client took part."
 )
 _LICENCE = (
     "The adapter holds no part of the base and no example, but it was made from both: "

@@ -21,7 +21,7 @@ from shepherd.model import files, licences
 from shepherd.model.base import Base
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
-from shepherd.run import card, folder, hidden, ledger, lineage, release, score_file
+from shepherd.run import card, claims, folder, hidden, ledger, lineage, release, score_file
 from shepherd.run.answerer import adapter_of, own_adapter_of, own_adapters
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
@@ -187,7 +187,8 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
     settings, whole = folder.planned(path), read_rows(path)
     hidden.require_ledgers(path, settings, whole)
     rows = [row for row in whole if round is None or row["round"] <= round]
-    privacy = ledger.read(path)
+    spent = claims.spent(path, whole)
+    privacy = spent.get(ledger.CLIENTS, {})
     here = (path / "data").is_dir()
     prepared = data_folder.load(path / "data") if here else None
     taken = rows[-1].get("taken", {}) if rows else {}
@@ -199,7 +200,8 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
         data=prepared.summary if prepared else {},
         clients=sizes,
         privacy=privacy,
-        of_examples=ledger.read(path, ledger.OF_EXAMPLES),
+        of_examples=spent.get(ledger.EXAMPLES, {}),
+        own=client is not None,
         hides=hidden.of_run(settings, whole, privacy),
         revision=files.named(base)[1],
         start=lineage.source(path),

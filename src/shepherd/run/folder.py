@@ -9,6 +9,7 @@ runs/NAME/
   privacy.json    what its rounds have spent, where noise hides clients; see `run.ledger`
   secret          the number that decides the cohorts then, until it is finished
   example-privacy.json  what its rounds have spent, where noise hides single examples
+  run-id          the run that these two are of
   expected.json   what it was expected to take; see `run.measured`
   measured.json   the memory that it took, once it is finished
   finished.json   the last round and the run's results, once its adapter is written
@@ -66,6 +67,7 @@ OWN_FILES = (
     FINISHED,
     "privacy.json",
     "example-privacy.json",
+    "run-id",
     "secret",
     EXPECTED,
     MEASURED,

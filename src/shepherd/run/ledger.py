@@ -9,23 +9,29 @@ counted besides (`again`), and the ledger is written before any of them begins: 
 no count, since the ledger says up to which round all that was lost is counted (`last_lost`).
 
 The first is also written before a round draws noise, so `begun` counts the rounds that were cut off as well.
+
+Both name their run by the number in `run-id`, so that a ledger of another run is not read as its own.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shepherd.config import NonNegativeFloat, PositiveFloat, PositiveInt
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io.atomic import disk_errors, secret, write_atomic
-from shepherd.io.phrases import epsilon_text
 from shepherd.io.progress import many
 from shepherd.privacy.client_level import ClientPrivacy, described
 from shepherd.privacy.example_level import ExampleAccount
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.settings import RunSettings
 
 LEDGER, OF_EXAMPLES = "privacy.json", "example-privacy.json"
@@ -37,7 +43,54 @@ UNITS = {CLIENTS: "client", EXAMPLES: "example"}
 SECRET = "secret"
 """File of the number that decides the cohorts of a run whose noise hides clients; for its owner alone, and
 deleted once the run is finished."""
+RUN_ID = "run-id"
+"""File of the number by which the ledgers name their run."""
 Row = Mapping[str, Any]
+
+
+_Count = Annotated[int, Field(ge=0, le=10**9)]
+_Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class _OfExamples(BaseModel):
+    """The ranges of a ledger's keys; earlier versions wrote fewer, and a site's epsilon may not be known yet.
+
+    A default stands for a key that may be missing, and is not used.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    unit: Literal["example"] = "example"
+    noise: PositiveFloat = 1.0
+    finished: _Count
+    last_lost: _Count = 0
+    again: _Count = 0
+    epsilon: NonNegativeFloat | None = None
+    delta: _Delta = 0.5
+    says: list[str] = []
+    run: str = ""
+
+    @model_validator(mode="after")
+    def _both(self) -> _OfExamples:
+        if len({"epsilon", "delta"} & self.model_fields_set) == 1:
+            raise ValueError("epsilon and delta belong together")
+        return self
+
+
+class _OfClients(_OfExamples):
+    """The same of the ledger of clients, all of which is known from the start."""
+
+    unit: Literal["client"]  # type: ignore[assignment]
+    clients: PositiveInt
+    noise: PositiveFloat
+    rounds: PositiveInt
+    begun: _Count
+    epsilon: NonNegativeFloat | None
+    delta: _Delta
+    says: list[str]
+
+
+_KINDS: Mapping[str, type[_OfExamples]] = {LEDGER: _OfClients, OF_EXAMPLES: _OfExamples}
 
 
 def write(folder: Path, privacy: ClientPrivacy, *, begun: int, finished: int, last_lost: int = 0) -> None:
@@ -49,6 +102,7 @@ def write(folder: Path, privacy: ClientPrivacy, *, begun: int, finished: int, la
     """
     spent = privacy.spent(finished)
     kept = {
+        "run": _run_of(folder) or _named(folder),
         "unit": "client",
         "clients": privacy.clients,
         "relation": privacy.relation,
@@ -75,6 +129,7 @@ def write_examples(
         last_lost: the last round that was lost and is counted besides now.
     """
     kept = {
+        "run": _run_of(folder) or _named(folder),
         "unit": "example",
         "relation": "add or remove one",
         "noise": account.noise,
@@ -118,40 +173,55 @@ def _again(count: int) -> list[str]:
     return [said] if count else []
 
 
+def _run_of(folder: Path) -> str:
+    """The number of the run in a folder; "" if it has none yet."""
+    file = folder / RUN_ID
+    with disk_errors(folder):
+        return file.read_text(encoding="utf8").strip() if file.is_file() else ""
+
+
+def _named(folder: Path) -> str:
+    """Give the run in a folder a number."""
+    drawn = secrets.token_hex(8)
+    write_atomic(folder / RUN_ID, f"{drawn}\n")
+    return drawn
+
+
 def read(folder: Path, name: str = LEDGER) -> dict[str, Any]:
     """Read a ledger of a run folder; empty if its run adds no such noise.
 
     Raises:
-        FolderError: the file is damaged.
+        FolderError: the file is damaged, or it is of another run.
     """
     file = folder / name
     try:
-        kept = json.loads(file.read_text(encoding="utf8"))
-        if not (isinstance(kept, dict) and all(type(kept.get(key, 0)) is int for key in _COUNTS)):
-            raise ValueError
+        kept = json.loads(file.read_text(encoding="utf8"), parse_constant=_unbounded)
+        _KINDS[name].model_validate(kept)
     except FileNotFoundError:
         return {}
+    except ValidationError as error:
+        key = next(iter(error.errors()[0]["loc"]), "epsilon")
+        raise FolderError(
+            f"{file} is damaged: its key {key} is missing or out of range; restore it from a copy"
+        ) from error
     except (OSError, ValueError) as error:
         raise FolderError(f"{file} is damaged; restore it from a copy") from error
-    return kept
+    if kept.get("run") and kept["run"] != _run_of(folder):  # an earlier version did not say it
+        raise FolderError(
+            f"{file} is of another run than {folder} by the number in {RUN_ID}; restore the run's own from a"
+            " copy"
+        )
+    return dict(kept)
 
 
-_COUNTS = ("begun", "finished", "again", "last_lost")
+def _unbounded(constant: str) -> None:
+    """No bound, which an earlier version wrote as an infinite epsilon."""
+    if constant != "Infinity":
+        raise ValueError(f"{constant} is no number")
 
 
 def _last_lost(kept: Row) -> int:
     return int(kept.get("last_lost", 0))
-
-
-def spent(folder: Path) -> dict[str, dict[str, Any]]:
-    """The ledgers of a run folder by the key of a row that says the same: what all rounds have spent.
-
-    A log has less, if later rounds than its last were released and are lost.
-
-    Raises:
-        FolderError: a ledger is damaged.
-    """
-    return {level: kept for level, name in LEVELS.items() if (kept := read(folder, name))}
 
 
 def begun(folder: Path, finished: int) -> int:
@@ -205,7 +275,7 @@ def continued(folder: Path, privacy: ClientPrivacy, at: Standing) -> ClientPriva
         SettingsError: all rounds would then spend more than the budget.
     """
     found = replace(privacy, again=at.again + privacy.redone(at.finished, at.released))
-    _require_within(folder, at, found.epsilon(found.rounds), found.budget)
+    _require_within(folder, at, Guarantee(found.epsilon(found.rounds), found.delta), "client", found.budget)
     return found
 
 
@@ -225,7 +295,7 @@ def continued_examples(
     if not (again := again_of_examples(at)):
         return account
     found = account.counting(again, visits)
-    _require_within(folder, at, found.planned_epsilon, found.limit)
+    _require_within(folder, at, Guarantee(found.planned_epsilon, found.delta), "example", found.limit)
     return found
 
 
@@ -247,16 +317,16 @@ def reported(kept: Row, rows: Sequence[Row], at: Standing) -> dict[str, Any]:
     return {**spent, "again": again_of_examples(at)}
 
 
-def _require_within(folder: Path, at: Standing, epsilon: float, budget: float | None) -> None:
-    if budget is None or epsilon <= budget:
+def _require_within(folder: Path, at: Standing, spent: Guarantee, unit: str, budget: float | None) -> None:
+    if budget is None or (spent.epsilon is not None and spent.epsilon <= budget):
         return
     if not at.last_lost:
         raise SettingsError(
-            f"all rounds would spend epsilon {epsilon_text(epsilon)}, with {many(at.again, 'round')} made"
+            f"all rounds would spend {spent.text(unit)}, with {many(at.again, 'round')} made"
             f" again and counted besides, and privacy.epsilon allows {budget:g}; plan fewer rounds"
         )
     raise SettingsError(
-        f"{remade(at)}: all rounds would spend epsilon {epsilon_text(epsilon)}, and privacy.epsilon allows"
+        f"{remade(at)}: all rounds would spend {spent.text(unit)}, and privacy.epsilon allows"
         f" {budget:g}; restore {folder / 'checkpoints'} from a copy, or write the adapter of the last round"
         " that is there with `shepherd export`"
     )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from shepherd.errors import FolderError
 from shepherd.io import paths
 from shepherd.privacy.guarantee import Guarantee
-from shepherd.run import folder, ledger
+from shepherd.run import claims, folder, hidden, ledger
 from shepherd.run.log import read_rows
 from shepherd.settings import MEMORY, WORLD, RunSettings, published
 
@@ -70,7 +70,7 @@ def hub_id(name: str, *embedded: str) -> str | None:
 def _spent(privacy: Row, of_examples: Row) -> Iterator[str]:
     for found, unit in ((privacy, "client"), (of_examples, "example")):
         if found:
-            yield f"{Guarantee.of(found).text(4)} for each {unit}"
+            yield Guarantee.of(found).text(unit)
 
 
 def _guarantees(privacy: Row, of_examples: Row | None) -> dict[str, dict[str, float | None]]:
@@ -85,15 +85,19 @@ def of_run(path: Path) -> tuple[Training, ...]:
         path: a run folder, or the adapter's folder in it.
 
     Raises:
-        FolderError: a file of the run is damaged.
+        FolderError: a file of the run is damaged, or a ledger of it is missing.
     """
     if path.name == "adapter" and folder.is_run(path.parent):
         path = path.parent
     if not folder.is_run(path):
         return ()
-    named = folder.read_settings(path).model_copy(update={"output": str(path.absolute())})
-    ledgers = [ledger.read(path, name) for name in ledger.LEVELS.values()]
-    return (*before(path), training(named, read_rows(path), *ledgers))
+    named, rows = (
+        folder.read_settings(path).model_copy(update={"output": str(path.absolute())}),
+        read_rows(path),
+    )
+    hidden.require_ledgers(path, named, rows)
+    spent = claims.spent(path, rows)
+    return (*before(path), training(named, rows, *(spent.get(level, {}) for level in ledger.LEVELS)))
 
 
 def source(path: Path) -> Mapping[str, str]:
@@ -134,6 +138,28 @@ def _read(path: Path, part: Callable[[Any], Part], none: Part) -> Part:
 def rows_of(trainings: Iterable[Training]) -> list[dict[str, Any]]:
     """The records as JSON has them."""
     return [asdict(each) for each in trainings]
+
+
+def caveats(start: Row, before: Sequence[Training]) -> list[str]:
+    """What the epsilon of a run does not speak of, because of the adapter that it began with, in sentences.
+
+    Args:
+        start: what `source` says of the run.
+        before: the trainings that led to that adapter, as far as they are known.
+    """
+    return [
+        *([_BEFORE] if start else []),
+        *([_UNPROTECTED] if any(not each.spent for each in before) else []),
+    ]
+
+
+_BEFORE = (
+    "The run began with an adapter that was tuned before: what that tuning spent is not counted here, and"
+    " adds to this where the same clients took part."
+)
+_UNPROTECTED = (
+    "A training before it claims no privacy: of the examples of that one, nothing that is said here holds."
+)
 
 
 def spent_before(trainings: Sequence[Training]) -> str:

@@ -31,6 +31,7 @@ from shepherd.run import (
     accounts,
     announcing,
     folder,
+    lineage,
     measured,
     requirements,
     starting,
@@ -123,6 +124,8 @@ def _start(
     requirements.require_possible(settings, method, selection, prepared)
     account = accounts.of_examples(settings, base, training, prepared, selection, method)
     privacy = accounts.of_clients(settings, method, selection, prepared, consent)
+    if account is not None or privacy is not None:
+        announcing.log_caveats(lineage.caveats(first.source or {}, first.before))
     work = amounts_of(settings, selection, prepared)
     token_bytes = memory.bytes_per_token(base, typical_length(prepared.clients.values()))
     plan = planning.choose(dated, base, work, more_ranks=method.more_ranks, token_bytes=token_bytes)

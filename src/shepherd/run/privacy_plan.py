@@ -16,9 +16,11 @@ from shepherd.core import Method, Selection
 from shepherd.data import pipeline
 from shepherd.data.split import SPLIT
 from shepherd.errors import SettingsError
+from shepherd.io.phrases import delta_text
 from shepherd.io.progress import many, range_of
 from shepherd.overrides import require_one_stage
 from shepherd.privacy import client_level, example_level
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.settings import RunSettings
 from shepherd.training.local import require
 
@@ -29,6 +31,8 @@ class LevelPlan:
 
     what: str
     """What spends it, with which noise."""
+    unit: str
+    """Whose privacy it is: that of each "client" or each "example"."""
     epsilon: float
     """Infinity if the accountant can show none."""
     delta: float
@@ -49,14 +53,14 @@ class LevelPlan:
     def sentences(self) -> Iterator[str]:
         """The plan for a person, one sentence each."""
         if math.isfinite(self.epsilon):
-            yield f"{self.what} would spend epsilon {self.epsilon:.4g} at delta {self.delta:.3g}."
+            yield f"{self.what} would spend {Guarantee(self.epsilon, self.delta).text(self.unit)}."
             if self.budget is not None:
                 allowed = "within" if self.fits else "above"
                 yield f"That is {allowed} the {self.budget:g} that privacy.epsilon allows."
         else:
             yield (
-                f"For {self.what} the accountant can show no epsilon at delta {self.delta:.3g}, so nothing"
-                f" would be protected; raise {self.key}."
+                f"For {self.what} the accountant can show no epsilon at delta {delta_text(self.delta)}, so"
+                f" nothing would be protected; raise {self.key}."
             )
         if self.wanted is not None:
             yield f"{self.key} = {self.noise:g} spends at most epsilon {self.wanted:g} at the same delta."
@@ -148,6 +152,7 @@ def _of_clients(
     with_noise = "" if noise is None else f" with noise = {noise:g} in the transform {name}"
     return LevelPlan(
         what=f"{many(privacy.rounds, 'round')}{with_noise}",
+        unit="client",
         epsilon=privacy.epsilon(privacy.rounds),
         delta=privacy.delta,
         key="noise",
@@ -189,6 +194,7 @@ def _of_examples(
             f"{account.visits} of a client, each of {range_of(steps.values(), 'step')}, with"
             f" privacy.examples.noise = {account.noise:g}"
         ),
+        unit="example",
         epsilon=account.planned_epsilon,
         delta=account.delta,
         key="privacy.examples.noise",

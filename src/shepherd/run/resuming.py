@@ -38,6 +38,7 @@ from shepherd.run import (
     changes,
     checkpoint,
     folder,
+    lineage,
     starting,
     tracking,
 )
@@ -227,6 +228,8 @@ def _kept_data(
 
 def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
     hidden = hides_data(run.settings, run.method)
+    if hidden:
+        announcing.log_caveats(lineage.caveats(lineage.source(run.folder), lineage.before(run.folder)))
     announcing.log_description(run.base, run.plan, run.method, run.prepared, hidden=hidden)
     took = [row["seconds"]["tuning"] for row in rows if row["round"] and "seconds" in row]
     if took:

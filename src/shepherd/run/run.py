@@ -59,7 +59,7 @@ from shepherd.privacy.example_level import ExampleAccount
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
-from shepherd.run import card, checkpoint, folder, ledger, lineage, measured, release, tracking
+from shepherd.run import card, checkpoint, claims, folder, ledger, lineage, measured, release, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.log import read_rows
@@ -73,6 +73,9 @@ ANSWERS = "answers.jsonl"
 PERSONAL = (
     "each client has a model of its own: write them with shepherd export {folder} --all-clients -o FOLDER, or"
     " one of them with --client NAME"
+)
+UNPROTECTED = (
+    "; the noise of the run does not hide a client in its own model, so give that to the client alone"
 )
 
 
@@ -240,7 +243,10 @@ class Run(HeldRun):
         verdict = release.settled(self.folder).sentence()
         said = [*remarks.heldout_remarks(self.prepared), *([verdict] if verdict else [])]
         if self.method.algorithm.personal:
-            said = [*said, PERSONAL.format(folder=shlex.quote(str(self.folder)))]
+            how = PERSONAL.format(folder=shlex.quote(str(self.folder)))
+            said = [*said, how + UNPROTECTED if self.method.is_private else how]
+        if self._hides_data:
+            said += lineage.caveats(lineage.source(self.folder), lineage.before(self.folder))
         written = self.holder.adapter if is_model else None
         self.finished = {"adapter": written, "answers": scores, "remarks": said}
         return self.finished
@@ -476,15 +482,17 @@ class Run(HeldRun):
             self.unlogged = None
 
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
+        rows = read_rows(self.folder)
+        spent = claims.spent(self.folder, rows)
         card.write(
             self.holder.adapter,
             self.planned,
-            rows=read_rows(self.folder),
+            rows=rows,
             answers=scores,
             data=self.prepared.summary,
             clients={name: len(data) for name, data in self.prepared.clients.items()},
-            privacy=ledger.read(self.folder),
-            of_examples=ledger.read(self.folder, ledger.OF_EXAMPLES),
+            privacy=spent.get(ledger.CLIENTS, {}),
+            of_examples=spent.get(ledger.EXAMPLES, {}),
             revision=files.named(self.base)[1],
             start=lineage.source(self.folder),
             before=lineage.before(self.folder),

@@ -31,6 +31,8 @@ from shepherd.transforms.clip import NORM_TOLERANCE, clipped, require_within
 NAME = "gaussian"
 Positive = Annotated[float, Strict(), Field(gt=0.0, le=1e6)]
 """Larger norms and noise would leave float32 in the first round."""
+Norm = Annotated[float, Strict(), Field(ge=1e-6, le=1e6)]
+"""A smaller norm would leave nothing of a change in float32."""
 OnServer = Callable[[Update, Any, Draws], tuple[Update, Any]]
 Spent = Callable[[Sampling, int], Spending]
 Noise = Callable[[str, tuple[int, ...]], NDArray[np.float64]]
@@ -38,7 +40,7 @@ Noise = Callable[[str, tuple[int, ...]], NDArray[np.float64]]
 
 
 class Config(Table):
-    norm: Positive = 1.0
+    norm: Norm = 1.0
     """Largest Euclidean norm of a client's change; longer ones are made shorter."""
     noise: Positive = 1.0
     """Noise multiplier: the standard deviation of the noise on the sum, as a multiple of `norm`."""

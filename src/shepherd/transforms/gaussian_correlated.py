@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from shepherd.config import PositiveInt, Table
 from shepherd.core import Draws, Sampling, Spending, Transform, Turns, Update
 from shepherd.errors import SettingsError
-from shepherd.transforms.gaussian import Positive, hiding, released
+from shepherd.transforms.gaussian import Norm, Positive, hiding, released
 
 NAME = "gaussian_correlated"
 PAST = "past "
@@ -39,7 +39,7 @@ PAST = "past "
 
 
 class Config(Table):
-    norm: Positive = 1.0
+    norm: Norm = 1.0
     """Largest Euclidean norm of a client's change; longer ones are made shorter."""
     noise: Positive = 1.0
     """Noise multiplier of each round that a client is asked in, as for the transform gaussian."""

@@ -46,7 +46,7 @@ from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
 from shepherd.overrides import overridden, parse
 from shepherd.privacy import accountant
-from shepherd.run import answerer, checkpoint, folder, ledger, resuming
+from shepherd.run import answerer, checkpoint, claims, folder, ledger, resuming
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.settings import MachineTable, RunSettings
@@ -551,7 +551,7 @@ def test_a_loss_is_counted_once_in_the_run_folder_whenever_a_process_dies(
         due = {level: read_rows(run.folder)[-1][level]["epsilon"] for level in ledger.LEVELS}
         for _ in range(3):
             run._count_lost(1)
-        kept = ledger.spent(run.folder)
+        kept = claims.spent(run.folder, read_rows(run.folder))
     assert run.follower.order.again == {"privacy": 1, "example_privacy": 1}
     for level, each in kept.items():
         assert (each["again"], each["finished"], each["last_lost"]) == (1, 1, 2)

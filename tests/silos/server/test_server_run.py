@@ -26,7 +26,7 @@ from shepherd.errors import FolderError
 from shepherd.privacy import accountant
 from shepherd.rounds import context_of, start
 from shepherd.rounds.loop import bytes_of_round
-from shepherd.run import checkpoint, ledger
+from shepherd.run import checkpoint, claims, ledger
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings
@@ -895,7 +895,8 @@ def test_a_site_whose_examples_would_spend_too_much_does_not_join(tmp_path: Path
     answer = told(served(tmp_path, post, protecting_examples(epsilon=2.0)))
     assert answer["outcome"] == {"finished": True}
     (said,) = answer["said"]
-    assert re.match(r"b: 3 visits of each client would spend epsilon [\d.]+ of its examples' privacy", said)
+    spent = r"epsilon [\d.]+ at delta [\d.]+ for each example"
+    assert re.match(f"b: 3 visits of each client would spend {spent}", said)
     assert all(set(row["failures"]) <= {"b"} and row["cohort"] for row in answer["rows"][1:])
     assert answer["rows"][-1]["example_privacy"]["epsilon"] <= 2.0
 
@@ -927,7 +928,7 @@ def test_a_job_that_dies_after_it_counted_does_not_count_again(
     """The next job brings the same number of released rounds, since no news of this one was read."""
     post = Letters({name: honest(name, 0.1, examples=200) for name in NAMES})
     made = served_noisily(tmp_path, post, both_levels())
-    assert [each["again"] for each in ledger.spent(made.home).values()] == [0, 0]
+    assert [each["again"] for each in claims.spent(made.home, read_rows(made.home)).values()] == [0, 0]
     lose(made.home, 3)
     made.order = replace(both_levels(), released=3)
 
@@ -943,7 +944,7 @@ def test_a_job_that_dies_after_it_counted_does_not_count_again(
             assert "error" in told(made)["outcome"]
     made.run()
     assert told(made)["outcome"] == {"finished": True}
-    kept, last = ledger.spent(made.home), read_rows(made.home)[-1]
+    kept, last = claims.spent(made.home, read_rows(made.home)), read_rows(made.home)[-1]
     for level in ledger.LEVELS:
         assert (kept[level]["again"], kept[level]["last_lost"], last[level]["again"]) == (1, 3, 1)
         assert kept[level]["epsilon"] == last[level]["epsilon"]

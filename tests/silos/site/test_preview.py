@@ -13,6 +13,7 @@ import pytest
 from shepherd import world
 from shepherd.core.spending import Poisson, Spending
 from shepherd.errors import SettingsError
+from shepherd.io.phrases import delta_text, epsilon_text
 from shepherd.model.digest import digest
 from shepherd.privacy import accountant
 from shepherd.silos.site import privacy_ledger
@@ -436,7 +437,7 @@ def entered(folder: Path, visits: int) -> None:
 def test_an_owner_sees_what_is_spent(folder: Path, private: Path) -> None:
     found = check(private, kit=folder / "kit")
     assert found.faults == ()
-    shown = f"epsilon {epsilon(2):.3g} of 8 at delta {DELTA:.2g}, after 2 visits."
+    shown = f"epsilon {epsilon_text(epsilon(2))} of 8 at delta {delta_text(DELTA)}, after 2 visits."
     assert found.spent[0] == f"Spent so far of each example: {shown}"
     assert str(folder / "kit" / "shepherd" / "privacy") in found.spent[1]
     assert f"Your privacy budget\n · {found.spent[0]}" in printed(found)
@@ -457,8 +458,8 @@ def test_an_owner_sees_what_a_run_would_add(folder: Path, private: Path) -> None
     found = check(private, parse_request(request(**NOISY_RUN).settings), kit=folder / "kit")
     assert found.faults == ()
     assert found.spent[1] == (
-        f"With one visit of this run that is epsilon {epsilon(3):.3g}, and with one in each round"
-        f" (federation.rounds = 5) {epsilon(7):.3g}."
+        f"With one visit of this run that is epsilon {epsilon_text(epsilon(3))}, and with one in each round"
+        f" (federation.rounds = 5) {epsilon_text(epsilon(7))}."
     )
 
 
@@ -466,7 +467,7 @@ def test_a_run_that_the_budget_does_not_allow_is_told(folder: Path, private: Pat
     changed(folder, ("max_epsilon = 8.0", f"max_epsilon = {epsilon(2) + 0.01:.3f}"))
     (fault,) = check(private, parse_request(request(**NOISY_RUN).settings), kit=folder / "kit").faults
     assert fault.startswith("policy max_epsilon = ")
-    assert f"a visit after which epsilon is {epsilon(3):.3g}" in fault
+    assert f"a visit after which epsilon is {epsilon_text(epsilon(3))}" in fault
     assert check(private, kit=folder / "kit").faults == ()
 
 
@@ -505,5 +506,6 @@ def test_noise_that_nobody_required_is_shown_too(folder: Path) -> None:
     entered(folder, 1)
     said = check(folder / "site.toml", kit=folder / "kit").spent[0]
     assert said == (
-        f"Spent so far of each example: epsilon {epsilon(1):.3g} at delta {DELTA:.2g}, after 1 visit."
+        f"Spent so far of each example: epsilon {epsilon_text(epsilon(1))} at delta {delta_text(DELTA)},"
+        " after 1 visit."
     )

@@ -91,7 +91,7 @@ def test_visits_of_all_runs_add_up_and_the_one_too_many_is_refused_and_not_enter
         assert spend(path, allowed, replace(ENTRY, run=f"{number:016x}")) is None
     said = refusal(path, *allowed)
     assert said is not None
-    assert "for an example, over all runs so far" in said
+    assert "for each example, over all runs so far" in said
     assert spend(path, allowed) == said
     assert len(read(path)) == 3
     # less is still left than a whole visit takes

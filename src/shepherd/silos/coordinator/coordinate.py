@@ -187,6 +187,7 @@ class SilosRun(HeldRun):
         if answer and self.settings.evaluation.answers:
             began = starting.before(self.folder, self.settings, self.base)
             scores = answer_heldout(self.holder, self.planned, self.base, (began, adapter), self._heldout())
+        spent = claims.spent(self.folder, rows)
         card.write(
             self.holder.adapter,
             self.planned,
@@ -194,18 +195,19 @@ class SilosRun(HeldRun):
             answers=scores,
             data={},
             clients=self._taken(rows),
-            privacy=ledger.read(self.folder),
-            of_examples=ledger.read(self.folder, ledger.OF_EXAMPLES),
+            privacy=spent.get(ledger.CLIENTS, {}),
+            of_examples=spent.get(ledger.EXAMPLES, {}),
             revision=files.named(self.base)[1],
             start=lineage.source(self.folder),
             before=lineage.before(self.folder),
         )
         self._record_end(scores)
         verdict = release.settled(self.folder).sentence()
+        caveats = lineage.caveats(lineage.source(self.folder), lineage.before(self.folder)) if spent else []
         return {
             "adapter": self.holder.adapter,
             "answers": scores,
-            "remarks": [verdict] if verdict else [],
+            "remarks": [*([verdict] if verdict else []), *caveats],
         }
 
     def _taken(self, rows: Sequence[Row]) -> dict[str, int]:

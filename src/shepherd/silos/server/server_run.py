@@ -48,10 +48,10 @@ from shepherd.data import cursor, poisson_batches
 from shepherd.errors import FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, renew_secret, secret
-from shepherd.io.phrases import epsilon_text
 from shepherd.privacy import example_level, required
 from shepherd.privacy.client_level import ClientPrivacy
 from shepherd.privacy.example_level import ExampleAccount
+from shepherd.privacy.guarantee import Guarantee
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.rounds.acceptance import needed
 from shepherd.rounds.ranks import require_for_sites, site_ranks
@@ -230,9 +230,9 @@ class ServerRun:
         account = replace(account, delta=delta).counting(self._examples_again, visits)
         if account.limit is not None and not account.planned_epsilon <= account.limit:
             raise SettingsError(
-                f"{account.visits} of each client, with those that are counted besides, would spend epsilon"
-                f" {epsilon_text(account.planned_epsilon)} with the fewest examples that each has had, above"
-                f" privacy.epsilon = {account.limit:g}"
+                f"{account.visits} of each client, with those that are counted besides, would spend"
+                f" {Guarantee(account.planned_epsilon, account.delta).text('example')} with the fewest that"
+                f" each has had, above privacy.epsilon = {account.limit:g}"
             )
         return account
 

@@ -19,7 +19,7 @@ from shepherd.data.files import left_out
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError, SilosError
 from shepherd.evaluate import loss
-from shepherd.io.phrases import epsilon_text
+from shepherd.io.phrases import delta_text, epsilon_text
 from shepherd.privacy import accountant
 from shepherd.rounds.ranks import rank_at_site
 from shepherd.settings import AdapterTable, RunSettings
@@ -225,7 +225,7 @@ def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: in
         limit = f" of {policy.max_epsilon:g}" if unit in policy.require_privacy else ""
         sentences.append(
             f"Spent so far of {PROTECTED[unit]}: epsilon {epsilon_text(epsilon())}{limit} at delta"
-            f" {at[unit]:.2g}, after {visits:,} visit{'s' * (visits != 1)}."
+            f" {delta_text(at[unit])}, after {visits:,} visit{'s' * (visits != 1)}."
         )
         for one in (spent for of, spent in more if of == unit):
             rounds = asks.federation.rounds if asks else 0

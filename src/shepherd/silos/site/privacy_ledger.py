@@ -31,7 +31,7 @@ from shepherd.core.spending import FixedSize, Poisson, Shuffled, Spending, Turns
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors, write_atomic
-from shepherd.io.phrases import epsilon_text
+from shepherd.io.phrases import delta_text, epsilon_text
 from shepherd.privacy.example_level import epsilon_of
 from shepherd.silos.site.site_settings import SiteDataTable
 
@@ -247,8 +247,8 @@ def _refusal(
         found = epsilon(entries, budget.unit, budget.delta, own)
         if not found <= budget.epsilon:  # NaN fails closed
             return (
-                f"a visit after which epsilon is {epsilon_text(found)} at delta {budget.delta:.2g} for"
-                f" {'an example' if budget.unit == 'example' else 'this site'}, over all runs so far"
+                f"a visit after which epsilon is {epsilon_text(found)} at delta {delta_text(budget.delta)}"
+                f" for {'each example' if budget.unit == 'example' else 'this site'}, over all runs so far"
             )
     return None
 

@@ -14,7 +14,7 @@ from shepherd.compare.folders import local_names
 from shepherd.errors import FolderError
 from shepherd.io.paths import short
 from shepherd.io.progress import many
-from shepherd.run import hidden
+from shepherd.run import hidden, lineage
 from shepherd.run.hidden import Hidden
 from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings
@@ -158,9 +158,16 @@ def _says_centralised(name: str, category_counts: Counts, compared: Mapping[str,
 def _says_federated(path: Path, settings: RunSettings, category_counts: Counts) -> str:
     done = max((row["round"] for row in read_rows(path)), default=0)
     rounds = f"{done} of {settings.federation.rounds} rounds" if _is_unfinished(path) else many(done, "round")
-    spent = privacy.spent(path)
-    parts = [_who(category_counts), f"{settings.algorithm.name}, {rounds}", *privacy.phrases(spent)]
-    return "; ".join(filter(None, parts))
+    parts = [_who(category_counts), f"{settings.algorithm.name}, {rounds}"]
+    return _with_privacy("; ".join(filter(None, parts)), path)
+
+
+def _with_privacy(what: str, path: Path) -> str:
+    """What an arm is, with what it has spent of privacy, and what that does not speak of."""
+    if not (spent := privacy.phrases(privacy.spent(path))):
+        return what
+    caveats = lineage.caveats(lineage.source(path), lineage.before(path))
+    return ". ".join(["; ".join([what, *spent]), *(each.removesuffix(".") for each in caveats)])
 
 
 def _who(category_counts: Counts) -> str:
@@ -171,7 +178,7 @@ def _who(category_counts: Counts) -> str:
 def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]], path: Path) -> str:
     changed = ", ".join(compared.get(name, {}).get("overrides", []))
     what = f"federated with {changed}" if changed else "a federated variant"
-    return "; ".join([what, *privacy.phrases(privacy.spent(path))])
+    return _with_privacy(what, path)
 
 
 def _is_unfinished(path: Path) -> bool:

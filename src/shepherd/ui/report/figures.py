@@ -42,6 +42,7 @@ FIGURES = (
         "epsilon",
         "Epsilon spent by round",
         (("of each client", "epsilon"), ("of each example", "example_epsilon")),
+        number_formats.epsilon,
     ),
     Figure("seconds", "Seconds by round", (("seconds", "seconds"),), number_formats.duration),
 )

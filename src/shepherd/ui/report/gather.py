@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
+from shepherd.run import claims, hidden, ledger, lineage, release, score_file
 from shepherd.run import folder as folders
-from shepherd.run import hidden, ledger, release, score_file
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.folder import RUN_FILE, planned
 from shepherd.run.log import LOG, hides_amounts, read_rows
@@ -60,7 +60,8 @@ def collect(folder: str | Path) -> dict[str, Any]:
     whole, rows = planned(path), read_rows(path)
     settings = published(whole).model_dump(mode="json", exclude_none=True)
     hidden.require_ledgers(path, whole, rows)
-    hides = hidden.of_run(whole, rows, ledger.read(path))
+    spent = claims.spent(path, rows)
+    hides = hidden.of_run(whole, rows, spent.get(ledger.CLIENTS, {}))
     compared = read_object(
         path / "compare" / "comparison.json",
         "remove it and run `shepherd compare` again; the trained arms are kept",
@@ -72,7 +73,6 @@ def collect(folder: str | Path) -> dict[str, Any]:
     measures = (*MEASURES, *others)
     began = single_run.began_with(settings)
     arms = _arms(compared, measures) or single_run.arms(rows, answered, began)
-    privacy = _privacy(path)
     if hides.clients:  # what each client holds is its own
         index = {}
     elif hides.examples:  # all but how many examples each has
@@ -99,8 +99,9 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "coverage": _last(rows, "coverage"),
         "client_loss": _client_loss(compared, arms),
         "hides": {"clients": hides.clients, "examples": hides.examples},
-        "privacy": privacy,
-        ledger.EXAMPLES: _example_privacy(path, settings),
+        "caveats": lineage.caveats(lineage.source(path), lineage.before(path)),
+        ledger.CLIENTS: _privacy(spent.get(ledger.CLIENTS)),
+        ledger.EXAMPLES: _example_privacy(spent.get(ledger.EXAMPLES), settings),
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
@@ -375,9 +376,8 @@ def _round(row: Row) -> Row:
     }
 
 
-def _privacy(path: Path) -> Row | None:
-    """What the run has spent of each client's privacy, from its ledger; None if noise hides nobody."""
-    kept = ledger.read(path)
+def _privacy(kept: Row | None) -> Row | None:
+    """What the run has spent of each client's privacy, by its ledger; None if noise hides nobody."""
     if not kept:
         return None
     return {
@@ -390,9 +390,8 @@ def _privacy(path: Path) -> Row | None:
     }
 
 
-def _example_privacy(path: Path, settings: Mapping[str, Any]) -> Row | None:
-    """What the steps have spent of single examples' privacy, from its ledger; None if noise hides none."""
-    kept = ledger.read(path, ledger.OF_EXAMPLES)
+def _example_privacy(kept: Row | None, settings: Mapping[str, Any]) -> Row | None:
+    """What the steps have spent of single examples' privacy, by its ledger; None if noise hides none."""
     if not kept:
         return None
     asked = table(settings.get("privacy"))

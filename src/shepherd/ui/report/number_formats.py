@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from shepherd.io.phrases import data_size
+from shepherd.io.phrases import data_size, delta_text, epsilon_text
 
 Form = Callable[[float], str]
 _MINUS = "−"
@@ -83,6 +83,16 @@ def rate(value: float) -> str:
     return _minus(f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}")
 
 
+def epsilon(value: float) -> str:
+    """An epsilon as it is written everywhere: rounded up."""
+    return _minus(epsilon_text(value))
+
+
+def delta(value: float) -> str:
+    """A delta as it is written everywhere: rounded up."""
+    return _minus(delta_text(value))
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that fits.
 
@@ -109,6 +119,8 @@ FORMS: Mapping[str, Form] = {
     "sum": total,
     "p": probability,
     "rate": rate,
+    "epsilon": epsilon,
+    "delta": delta,
     "bytes": data_size,
     "duration": duration,
 }

@@ -8,9 +8,8 @@ from typing import Any, TextIO
 from rich import box
 from rich.table import Table
 
-from shepherd.run import ledger
 from shepherd.ui.terminal.console import PlainConsole
-from shepherd.ui.terminal.figures import budget, examples_budget
+from shepherd.ui.terminal.figures import budgets
 
 Row = Mapping[str, Any]
 MAX_ARM_COLUMNS = 7
@@ -94,9 +93,7 @@ def _arms_table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chie
 def _arm_label(arm: Row) -> str:
     """The arm's name, and below it the categories of a local one's client, and the epsilon that it spent."""
     own = [", ".join(arm["categories"])] if arm["kind"] == "local" else []
-    own += [budget(arm)] if arm.get("privacy") else []
-    own += [examples_budget(arm)] if arm.get(ledger.EXAMPLES) else []
-    return "\n".join(filter(None, [arm["name"], *own]))
+    return "\n".join(filter(None, [arm["name"], *own, *budgets(arm)]))
 
 
 def _category_table(arms: Sequence[Row], chief: str, label: str) -> Table:

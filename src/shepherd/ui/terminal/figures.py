@@ -74,16 +74,16 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     if number and "cohort" in row:
         trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "no client drawn"
         if ledger.EXAMPLES in row and row["cohort"]:  # no loss is reported then
-            trained = examples_budget(row)
+            trained = budget(row, ledger.EXAMPLES)
         parts += [f"clients {len(row['cohort'])}", trained]
     elif number and ledger.EXAMPLES in row:
-        parts.append(examples_budget(row))
+        parts.append(budget(row, ledger.EXAMPLES))
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
     if preference := row.get("heldout", {}).get("preference"):
         parts.append(f"prefers {preference['accuracy']:.1%}")
     if "privacy" in row:
-        parts.append(budget(row))
+        parts.append(budget(row, ledger.CLIENTS))
     speed = tokens_per_second([row], None)
     parts += [f"{count(speed)} tokens/s"] if speed else []
     left = time_left(rows, until, None)
@@ -92,22 +92,18 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     return "  ".join(parts)
 
 
-def budget(row: Row) -> str:
-    """What the rounds up to this one have spent of each client's privacy.
+def budget(row: Row, level: str) -> str:
+    """What the rounds up to this one have spent of privacy, and whose.
 
-    >>> budget({"privacy": {"epsilon": 1.2345, "delta": 0.00063}})
-    'epsilon 1.23 at delta 0.00063'
+    >>> budget({"privacy": {"epsilon": 1.2345, "delta": 0.00063}}, "privacy")
+    'epsilon 1.235 at delta 0.00063 for each client'
     """
-    return Guarantee.of(row["privacy"]).text()
+    return Guarantee.of(row[level]).text(ledger.UNITS[level])
 
 
-def examples_budget(row: Row) -> str:
-    """What the rounds up to this one have spent of the privacy of each client's examples.
-
-    >>> examples_budget({"example_privacy": {"epsilon": 1.2345, "delta": 0.00063}})
-    'epsilon 1.23 at delta 0.00063 for each example'
-    """
-    return f"{Guarantee.of(row[ledger.EXAMPLES]).text()} for each example"
+def budgets(row: Row) -> list[str]:
+    """The same for all whose privacy a row or an arm speaks of, clients first."""
+    return [budget(row, level) for level in ledger.UNITS if row.get(level)]
 
 
 def failures(row: Row) -> list[str]:

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from shepherd.io import progress
 from shepherd.io.progress import Progress, duration
-from shepherd.run import ledger
 from shepherd.ui.terminal import figures
 from shepherd.ui.terminal.console import PlainConsole, dropped, styled
 from shepherd.ui.terminal.figures import Row
@@ -199,10 +198,7 @@ class LiveDisplay:
         losses = [row["loss"] for row in rows if row.get("loss") is not None]
         yield "loss", _latest([*losses, now.loss] if now and now.tokens else losses), self._spark(losses)
         yield "held out", _latest(figures.held_out(rows)), self._spark(figures.held_out(rows))
-        if rows and "privacy" in rows[-1]:
-            yield "spent", f"{figures.budget(rows[-1])} for each client", ""
-        if rows and ledger.EXAMPLES in rows[-1]:
-            yield "spent", figures.examples_budget(rows[-1]), ""
+        yield from (("spent", said, "") for said in (figures.budgets(rows[-1]) if rows else ()))
         speed = figures.tokens_per_second(rows, now)
         yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""
         left = figures.time_left(rows, self._until, now)

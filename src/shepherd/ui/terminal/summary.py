@@ -11,9 +11,8 @@ from rich import box
 from rich.table import Table
 
 from shepherd.io.progress import duration, many
-from shepherd.run import ledger
 from shepherd.ui.terminal.console import PlainConsole
-from shepherd.ui.terminal.figures import Row, budget, examples_budget
+from shepherd.ui.terminal.figures import Row, budgets
 
 Pair = tuple[float | None, float | None]
 ANY_QUESTION = "YOUR QUESTION"
@@ -90,9 +89,7 @@ def _effort(rows: Sequence[Row]) -> str:
     covered = f", {sum(shares) / len(shares):.0%} of each client's data seen on average" if shares else ""
     seconds = [row["seconds"]["round"] for row in trained if "seconds" in row]
     took = f" in {duration(sum(seconds))}" if seconds else ""
-    spent = f", {budget(trained[-1])} spent for each client" if "privacy" in trained[-1] else ""
-    if ledger.EXAMPLES in trained[-1]:
-        spent += f", {examples_budget(trained[-1])}"
+    spent = "".join(f", {said}" for said in budgets(trained[-1]))
     return f"{many(len(trained), 'round')}{took}{covered}{spent}.\n"
 
 
