@@ -178,8 +178,8 @@ def of_large_delta(delta: float, units: int = 0, what: str = "", key: str = "pri
         above = f", and above 1 / {units:,}, over all {what}" if delta * units > 1.0 else ""
         small = default_delta(max(1, units))
         yield (
-            f"Delta {delta_text(delta)} is large{above}: it is about the chance that epsilon does not hold; set {key}"
-            f" = {small:.1g}, and see what epsilon is."
+            f"Delta {delta_text(delta)} is large{above}: it is about the chance that epsilon does not hold;"
+            f" set {key} = {small:.1g}, and see what epsilon is."
         )
 
 
