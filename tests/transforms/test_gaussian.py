@@ -175,6 +175,13 @@ def test_a_parameter_that_is_no_number_above_0_is_refused(part, key, value):
         validated(part.Config, {key: value}, "the transform")
 
 
+@pytest.mark.parametrize("part", MECHANISMS)
+def test_a_norm_that_leaves_nothing_of_a_change_is_refused(part):
+    assert part.Config(norm=1e-6).norm == 1e-6
+    with pytest.raises(SettingsError, match="norm"):
+        validated(part.Config, {"norm": 1e-300}, "the transform")
+
+
 # --- adaptive clips
 
 
