@@ -154,8 +154,8 @@ def test_the_report_page_says_what_is_spent_for_each_example(made) -> None:
     assert len(says) == 5
     assert shown["rounds"][-1]["example_epsilon"] == last["epsilon"]
     page = " ".join(re.sub("<[^>]*>", "", html(shown)).split())
-    spent = Guarantee.of(last)
-    assert f"E{spent.text('example')[1:]} is spent, at the client that has spent most." in page
+    spent = Guarantee.of(last).text("example").replace("e-", "e−")
+    assert f"E{spent[1:]} is spent, at the client that has spent most." in page
     assert "Epsilon spent by round" in html(shown)
 
 

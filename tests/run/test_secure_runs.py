@@ -14,6 +14,7 @@ from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
 from shepherd.core import Spending, Turns
 from shepherd.errors import SettingsError
+from shepherd.io.phrases import epsilon_text
 from shepherd.overrides import dump, overridden, parse
 from shepherd.privacy import accountant
 from shepherd.run import ledger, privacy_plan
@@ -262,7 +263,10 @@ def test_the_plan_of_the_command_line_shows_what_is_spent_and_who_is_trusted(noi
     assert found.exit_code == 0, found.output
     flat = " ".join(found.output.split())
     epsilon = json.loads((Path(noisy.output) / "privacy.json").read_text())["epsilon"]
-    assert f"3 rounds with noise = 2 in the transform skellam would spend epsilon {epsilon:.4g}" in flat
+    assert (
+        f"3 rounds with noise = 2 in the transform skellam would spend epsilon {epsilon_text(epsilon)}"
+        in flat
+    )
     assert "spends at most epsilon 3 at the same delta" in flat
     assert "add their shares of the noise and tell nobody what they added" in flat
 
