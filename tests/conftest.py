@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections import OrderedDict
@@ -17,6 +18,12 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"  # bitsandbytes compiles as PEFT imports
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests out of garbage collection: a million objects that stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 LOADED: OrderedDict[str, Any] = OrderedDict()

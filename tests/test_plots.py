@@ -114,6 +114,7 @@ def test_what_is_not_recorded_is_said(tmp_path: Path) -> None:
 
 def test_a_private_run_shows_no_client(tmp_path: Path) -> None:
     run = folders.write(tmp_path / "run", rounds=2, clients=2)
-    folders.put(run / "privacy.json", {"format": 1, "epsilon": 1.0, "delta": 1e-5})
+    spent = {"epsilon": 1.0, "delta": 1e-5, "noise": 1.0, "rounds": 2, "begun": 2, "finished": 2, "says": []}
+    folders.put(run / "privacy.json", {"unit": "client", "clients": 2, **spent})
     with pytest.raises(DataError, match="noise hides its clients"):
         plots.clients(run)

@@ -45,10 +45,10 @@ def test_the_default_delta_is_small_for_few_clients_too(clients, delta) -> None:
     assert privacy_of(clients).epsilon(4) > 0.1
 
 
-@pytest.mark.parametrize("clients", [4, 40, 1_000])
+@pytest.mark.parametrize("clients", [4, 1_000])
 def test_what_a_refusal_says_is_more_than_is_allowed_and_would_be_enough(clients) -> None:
     spent = privacy_of(clients).epsilon(4)
-    for digits in (2, 3, 4, 5):
+    for digits in (3, 5):
         allowed = float(f"{spent * (1 - 10.0**-digits):.{digits}g}")
         with pytest.raises(SettingsError) as found:
             privacy_of(clients, epsilon=allowed).require_within()

@@ -269,7 +269,7 @@ def test_a_job_of_the_shorter_run_makes_room(tmp_path: Path, server: Hosted, who
 
 EXAMPLES = (
     "federation.rounds=2",
-    "privacy={epsilon=1.0, examples={norm=1.0, noise=1.0}}",
+    "privacy={epsilon=2.0, examples={norm=1.0, noise=1.0}}",
     "tuning.batch_size=8",
 )
 
@@ -280,7 +280,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def finished(tmp_path: Path, server: Hosted) -> Path:
-    """The folder of a run of two rounds, which spend epsilon 0.3 of 1.0 of each example."""
+    """The folder of a run of two rounds, which spend half of the epsilon of each example."""
     server.post = Letters({name: honest(name, 1e-4, examples=200) for name in ("a", "b")})
     assert through(opened(tmp_path, 'federation.weights="equal"', *EXAMPLES)) == [1, 2]
     return tmp_path / "run"

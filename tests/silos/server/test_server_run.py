@@ -895,7 +895,7 @@ def test_a_site_whose_examples_would_spend_too_much_does_not_join(tmp_path: Path
     answer = told(served(tmp_path, post, protecting_examples(epsilon=2.0)))
     assert answer["outcome"] == {"finished": True}
     (said,) = answer["said"]
-    spent = r"epsilon [\d.]+ at delta [\d.]+ for each example"
+    spent = r"epsilon [\d.]+ at delta [\d.e-]+ for each example"
     assert re.match(f"b: 3 visits of each client would spend {spent}", said)
     assert all(set(row["failures"]) <= {"b"} and row["cohort"] for row in answer["rows"][1:])
     assert answer["rows"][-1]["example_privacy"]["epsilon"] <= 2.0

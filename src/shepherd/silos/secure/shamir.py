@@ -15,7 +15,7 @@ from math import prod
 PRIME = 2**256 + 297
 SECRET_BYTES = 32
 SHARE_BYTES = 33
-MAX_TRIES = 1_000
+MAX_TRIES = 3_000
 """Most sets of shares that are tried where some of them are wrong."""
 
 
@@ -50,7 +50,7 @@ def candidates(shares: Mapping[int, bytes], threshold: int) -> Iterator[tuple[by
     The first is of the first shares as listed. In case that some of those are wrong, the others leave out one
     share each, and then are drawn at random: a caller who can check a secret takes the first candidate that
     fits. At most `MAX_TRIES` sets: where e of n shares are wrong, one set in C(n, t) / C(n - e, t) is
-    right: one in 10 for 2 of 100, one in 48 for 3 of 30. A set whose shares meet in no secret of 32 bytes is
+    right: one in 10 for 2 of 100, one in 218 for 4 of 30. A set whose shares meet in no secret of 32 bytes is
     passed over.
 
     Args:
