@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from itertools import combinations, pairwise
 from types import ModuleType
 from typing import Any
@@ -467,7 +468,12 @@ def checker(check: Mapping[str, Any], allowed: Collection[str] = ()) -> Checker:
 
 def names(folder: ModuleType) -> list[str]:
     """The modules of a folder, such as `shepherd.algorithms`."""
-    return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+    return list(_modules(tuple(folder.__path__)))
+
+
+@cache  # asked for each part of a run, and for each example with a check
+def _modules(path: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(path)))
 
 
 def built(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str] = ()) -> Any:
