@@ -301,6 +301,22 @@ def test_more_rounds_that_the_server_refuses_leave_a_finished_run_as_it_was(
     assert folder.ended(finished) == folder.read_settings(finished).federation.rounds == 3
 
 
+def test_rounds_that_the_server_made_meanwhile_are_not_those_that_are_more(
+    tmp_path: Path, server: Hosted
+) -> None:
+    server.post = Letters({name: honest(name, 1e-4, examples=200) for name in ("a", "b")})
+    path = tmp_path / "run"
+    four = [*(key for key in EXAMPLES if "rounds" not in key), "federation.rounds=4"]
+    with closing(opened(tmp_path, 'federation.weights="equal"', *four)) as run:
+        next(run.rounds())  # the server goes on without its coordinator
+    more = coordinate.resume(path, lambda line: None, overrides=["federation.rounds=2000"])
+    with closing(more), pytest.raises(FederationError, match="epsilon"):
+        list(more.rounds())
+    assert folder.read_settings(path).federation.rounds == 4
+    through(coordinate.resume(path, lambda line: None))
+    assert folder.ended(path) == 4
+
+
 def test_more_rounds_that_the_sites_refuse_leave_a_finished_run_as_it_was(
     tmp_path: Path, server: Hosted, finished: Path
 ) -> None:

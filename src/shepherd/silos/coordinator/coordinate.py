@@ -301,7 +301,10 @@ class SilosRun(HeldRun):
         if row["round"]:
             rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
             row = {**self._never_less(self._counted(row)), "learning_rate": rate}
-        self._keep_settings()
+        if (
+            row["round"] > folder.read_settings(self.folder).federation.rounds
+        ):  # one of the rounds that are more
+            self._keep_settings()
         self._keep_ledger(row)  # first: a log may not say that a round was released of which no ledger knows
         self.holder.append(row)
         self.follower.rows = row["round"] + 1
