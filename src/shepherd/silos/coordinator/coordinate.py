@@ -240,7 +240,6 @@ class SilosRun(HeldRun):
     def _rewind_log(self, news: StatusUpdate) -> None:
         """Cut the log here to the server's last round, if the server has lost later ones."""
         if 0 < news.count < self.follower.rows:
-            self._keep_settings()
             self._count_lost(news.round)
             self.echo(f"the server continues after round {news.round}: it has lost the rounds after it")
             self.follower.rows = _row_count(self.holder.reconcile(news.round))
