@@ -471,8 +471,10 @@ def resume(
     """
     holder = folder.reopen(path)
     with holder.closed_on_error():
-        settings, plan = changes.continued(path, overrides), plans.read(holder.path)
         kept, order, job = state_file.read_state(holder.path)
+        if not (overrides := list(overrides)) and order.federation.rounds > changes.rounds_before(path):
+            overrides = [f"{changes.ROUNDS}={order.federation.rounds}"]  # its job may be at the server
+        settings, plan = changes.continued(path, overrides), plans.read(holder.path)
         kept = Path(kit or kept)
         if not _is_complete(holder, settings.federation.rounds):
             state_file.require_kit(kept, path)

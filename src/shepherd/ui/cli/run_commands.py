@@ -223,9 +223,14 @@ def resume(
         _train_stages(staged, consent)
         return
     rounds = continued(folder, overrides).federation.rounds
-    if is_finished(folder) and rounds == read_settings(folder).federation.rounds:
-        done = many(rounds, "round")
-        echo(f"{folder} is already finished, after {done}; its adapter is in {folder / 'adapter'}")
+    done = is_finished(folder) and rounds == read_settings(folder).federation.rounds
+    if done and is_over_silos(folder) and not overrides:
+        from shepherd.silos.coordinator import state_file
+
+        done = state_file.is_finished(folder)  # more rounds may have been asked for, and not be here yet
+    if done:
+        place = folder / "adapter"
+        echo(f"{folder} is already finished, after {many(rounds, 'round')}; its adapter is in {place}")
         return
     from shepherd.ui.terminal.train import train
 
