@@ -221,6 +221,18 @@ def test_the_steps_of_a_released_round_that_is_made_again_count_twice(
         assert (kept["epsilon"], kept["again"], kept["finished"]) == (due, again, 3)
 
 
+def test_a_run_goes_on_at_the_delta_at_which_it_was_counted(llama_folder, source, tmp_path) -> None:
+    """Also where it was begun with another default."""
+    path = tmp_path / "run"
+    with shepherd.open_run(settings(llama_folder, source, path)) as run:
+        next(run.rounds())
+    file = path / ledger.OF_EXAMPLES
+    file.write_text(json.dumps({**json.loads(file.read_text()), "delta": 5e-4}))
+    with shepherd.resume(path) as run:
+        assert run.account.delta == 5e-4
+        assert read_settings(path).privacy.delta is None
+
+
 def test_a_budget_that_lost_rounds_have_spent_ends_the_run(llama_folder, source, tmp_path, made) -> None:
     path, spent = tmp_path / "run", read_rows(made[0])[-1]["example_privacy"]["epsilon"]
     with shepherd.open_run(settings(llama_folder, source, path, privacy={"epsilon": spent + 0.01})) as run:

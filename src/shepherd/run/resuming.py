@@ -126,7 +126,9 @@ def _continue(
         changes.require_extendable(method)
         log.info("%s", said)
     noted = saved.notes["row"] if saved else None
-    account = accounts.of_examples(settings, base, training, prepared, selection, method)
+    account = accounts.of_examples(
+        accounts.as_counted(settings, holder.path), base, training, prepared, selection, method
+    )
     privacy = accounts.of_clients(settings, method, selection, prepared, consent)
     known = read_rows(holder.path)
     account, privacy, lost = accounts.spent_before(
