@@ -270,13 +270,11 @@ def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
         division = pipeline.divide(settings, consent.plugins)
         dataset.require_heldout(len(division.held.heldout), settings.data.source)
         arms(spec, sorted(division.clients))
-        sizes = {name: len(share) for name, share in division.clients.items()}
-        _require_variants_private(settings, spec, sizes, consent)
+        _require_variants_private(settings, spec, division.sizes, consent)
     elif data_folder.whole(run / "data"):
         prepared = data_folder.load(run / "data")
         dataset.require_heldout(len(prepared.heldout), settings.data.source)
-        sizes = {name: len(own) for name, own in prepared.clients.items()}
-        _require_variants_private(settings, spec, sizes, consent)
+        _require_variants_private(settings, spec, prepared.sizes, consent)
 
 
 def _require_variants_private(

@@ -32,6 +32,11 @@ class Partition:
     held: HoldOut
     clients: Mapping[str, Sequence[int]]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many examples each client has to train on."""
+        return {name: len(own) for name, own in self.clients.items()}
+
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
         held, clients = self.held, many(len(self.clients), "client")
@@ -72,6 +77,11 @@ class TokenisedData:
     then holds the better ones."""
     heldout_rejected: Tokens | None = None
     """The worse answers to the held-out examples, where the objective compares two."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many examples each client has to train on."""
+        return {name: len(own) for name, own in self.clients.items()}
 
     @property
     def trained_on(self) -> Mapping[str, Tokens]:

@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shepherd.consent import Consent
-from shepherd.core import (
-    Method,
-    Selection,
-)
+from shepherd.core import Method, Selection
 from shepherd.data.dataset import TokenisedData
 from shepherd.errors import FolderError
 from shepherd.io.progress import many
@@ -23,9 +20,7 @@ from shepherd.run import ledger
 from shepherd.run.folder import Row
 from shepherd.settings import RunSettings
 from shepherd.training import example_privacy
-from shepherd.training.local import (
-    LocalTraining,
-)
+from shepherd.training.local import LocalTraining
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +55,7 @@ def of_examples(
     if settings.privacy.examples is None:
         return None
     example_privacy.require_possible(base, training.objective)
-    sizes = {name: len(data) for name, data in prepared.clients.items()}
-    account = required.of_examples(settings, method, selection, sizes)
+    account = required.of_examples(settings, method, selection, prepared.sizes)
     if account is not None:
         log.info("%s", account.sentence)
     return account
@@ -122,8 +116,7 @@ def spent_before(
     if privacy is not None:
         privacy = ledger.continued(path, privacy, places[ledger.CLIENTS])
     if account is not None:
-        sizes = {name: len(data) for name, data in prepared.clients.items()}
-        visits = {name: (n, example_level.steps(settings.tuning, n)) for name, n in sizes.items()}
+        visits = {name: (n, example_level.steps(settings.tuning, n)) for name, n in prepared.sizes.items()}
         account = ledger.continued_examples(path, account, visits, places[ledger.EXAMPLES])
     lost = {level: at.last_lost for level, at in places.items() if at.last_lost}
     if lost:

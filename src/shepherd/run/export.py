@@ -192,7 +192,7 @@ def _card(path: Path, base: Base, round: int | None, client: str | None) -> str:
     here = (path / "data").is_dir()
     prepared = data_folder.load(path / "data") if here else None
     taken = rows[-1].get("taken", {}) if rows else {}
-    sizes = {name: len(data) for name, data in prepared.clients.items()} if prepared else taken
+    sizes = prepared.sizes if prepared else taken
     return card.text(
         settings,
         rows=rows,

@@ -142,13 +142,13 @@ def forecast(
     if available is None:  # this process's own memory is a part of what is planned
         available = memory.free_bytes(base.device) + on_cpu * memory.resident_bytes()
     division = pipeline.divide(settings, consent.plugins, rows)
-    require_private(settings, {client: len(own) for client, own in division.clients.items()}, consent.plugins)
+    require_private(settings, division.sizes, consent.plugins)
     sample = _sample(division, settings, base.tokenizer, training)
     ranks = ranks_of(settings.adapter, method.aggregation, list(division.clients))
     adapter = lora.first(base.targets, settings.adapter.rank, settings.seed)
     context = context_of(settings, selection, adapter, len(division.clients))
     length = len(sample.ids) * training.objective.group_size / len(sample)
-    sizes = [len(own) for own in division.clients.values()]
+    sizes = list(division.sizes.values())
     work = estimate.amounts(settings, sizes, cohort=selection.expected(len(sizes)), length=length)
     scored_tokens = length * _scored_examples(settings, method, division, work.cohort)
     # a run chooses its plan with the base loaded

@@ -212,6 +212,6 @@ def training_parts(parts: dict[str, Any]) -> GivenTraining:
 
 def amounts_of(settings: RunSettings, selection: Selection, prepared: TokenisedData) -> Amounts:
     """How much a run on these data tunes on, on average."""
-    sizes = [len(data) for data in prepared.clients.values()]
+    sizes = list(prepared.sizes.values())
     cohort, length = selection.expected(len(sizes)), dataset.mean_length(prepared)
     return amounts(settings, sizes, cohort=cohort, length=length)

@@ -27,7 +27,7 @@ def require_possible(
     """
     _require_contribution(settings, method, prepared)
     _require_root(settings, method, prepared)
-    sizes = {name: len(own) for name, own in prepared.clients.items()}
+    sizes = prepared.sizes
     ranks_of(settings.adapter, method.aggregation, list(sizes))
     selection.require_possible(sizes)
     require_cohort(settings, method.aggregation, selection, len(sizes))

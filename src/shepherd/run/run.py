@@ -490,7 +490,7 @@ class Run(HeldRun):
             rows=rows,
             answers=scores,
             data=self.prepared.summary,
-            clients={name: len(data) for name, data in self.prepared.clients.items()},
+            clients=self.prepared.sizes,
             privacy=spent.get(ledger.CLIENTS, {}),
             of_examples=spent.get(ledger.EXAMPLES, {}),
             revision=files.named(self.base)[1],
