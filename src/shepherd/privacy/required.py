@@ -1,6 +1,6 @@
 """What a run must keep of its promise of privacy, asked before anything of it is trained.
 
-One check for whoever is about to train: a run that starts or goes on, the arms of a comparison, the stages of
+One check before any training: of a run that starts or goes on, the arms of a comparison, the stages of
 a run, its coordinator and its server. `shepherd privacy plan` shows the same accounts.
 """
 

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """What is told of the clients of a run to nobody who reads its folder for others."""
+    """What may not appear in a report, card or comparison of a run."""
 
     clients: bool
     """Whether noise hides each client, with all that it holds, and who takes part."""

@@ -1,6 +1,6 @@
 """What the sites of a run have trained, as far as the privacy of their examples depends on it.
 
-Kept in the notes of each checkpoint, so that it reaches as far as the state does, whoever brings that: the
+Kept in the notes of each checkpoint, so that it is never older or newer than the state: the
 log at the server may be lost, and a site may be missing from a later job of the run, or have other examples
 in it.
 """
