@@ -26,17 +26,13 @@ log = logging.getLogger(__name__)
 
 
 def as_counted(settings: RunSettings, path: Path) -> RunSettings:
-    """The settings of a run that goes on, with the delta at which the rounds before were counted.
-
-    The default has become smaller, at which the same rounds spend more.
+    """The settings of a run that goes on, with the delta at which its rounds before were counted.
 
     Raises:
         FolderError: the ledger of examples is damaged.
     """
     delta = ledger.read(path, ledger.OF_EXAMPLES).get("delta")
-    if settings.privacy.delta is not None or not delta:
-        return settings
-    return settings.model_copy(update={"privacy": settings.privacy.model_copy(update={"delta": delta})})
+    return example_level.at_delta(settings, delta) if delta else settings
 
 
 def of_examples(

@@ -352,11 +352,7 @@ def test_a_kill_before_the_first_of_more_rounds_leaves_a_finished_run(
 ) -> None:
     """With a job at the server that may have begun; whatever the person asks for next."""
     before = contents(finished)
-    more = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])
-    with monkeypatch.context() as kill, closing(more):
-        kill.setattr(SilosRun, "_rewind_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            list(more.rounds())
+    killed_before_the_first_of_more(finished, monkeypatch)
     after = contents(finished)
     assert after.keys() == before.keys()
     assert {name for name in before if before[name] != after[name]} == {folder.SILOS}
@@ -367,6 +363,47 @@ def test_a_kill_before_the_first_of_more_rounds_leaves_a_finished_run(
     assert folder.ended(finished) == folder.read_settings(finished).federation.rounds == asked
     assert record.read_state(finished)[1].federation.rounds == 4  # what that job was given
     assert asked == 2 or not server.running
+
+
+def killed_before_the_first_of_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = coordinate.resume(path, lambda line: None, overrides=["federation.rounds=4"])
+    with monkeypatch.context() as kill, closing(more):
+        kill.setattr(SilosRun, "_rewind_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            list(more.rounds())
+
+
+def test_fewer_rounds_than_the_server_has_made_are_refused_by_their_number(
+    tmp_path: Path, server: Hosted, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job stays behind that nobody knows of, and the run goes on with the number that is named."""
+    killed_before_the_first_of_more(finished, monkeypatch)
+    fewer = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=3"])
+    with closing(fewer), pytest.raises(FederationError, match="has made 4 rounds.*federation.rounds=4"):
+        list(fewer.rounds())
+    assert not server.running
+    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])) == [3, 4]
+    assert not server.running
+
+
+def test_a_job_that_cannot_be_ended_stays_on_record(
+    tmp_path: Path, server: Hosted, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_before_the_first_of_more(finished, monkeypatch)
+    fewer = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=3"])
+    abort = server.abort
+    with monkeypatch.context() as away, closing(fewer):
+        away.setattr(server, "abort", lambda job: abort(job) if job == "job-1" else raise_(AWAY))
+        with pytest.raises(FederationError, match="has made 4 rounds"):
+            list(fewer.rounds())
+    assert record.read_state(finished)[2] == "job-2"
+    assert server.running == {"job-2"}
+    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])) == [3, 4]
+    assert not server.running
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def test_a_kill_after_the_first_of_more_rounds_is_of_a_run_that_has_them(

@@ -82,7 +82,7 @@ def test_an_outcome_is_one_of_three(outcome: Row | None) -> None:
     [
         {"opened": 1},
         {"round": "1"},
-        {"round": 4},
+        {"round": 10**9 + 1},
         {"round": -1},
         {"round": True},
         {"count": 5},
@@ -124,6 +124,11 @@ def test_what_is_not_ends_in_one_sentence(wrong: Row) -> None:
         status_update.parse_status(answer(**wrong), rounds=3)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 3000
+
+
+def test_a_server_that_is_further_than_the_run_is_told_with_its_number() -> None:
+    with pytest.raises(FederationError, match="has made 4 rounds.* more than the 3 .*federation.rounds=4"):
+        status_update.parse_status(answer(round=4, count=5), rounds=3)
 
 
 @pytest.mark.parametrize("nothing", [None, [], "x", 3])

@@ -1085,6 +1085,18 @@ def test_a_site_of_a_lost_round_that_does_not_return_has_spent_all_the_same(tmp_
     assert continued(made, 5, of_sizes(b=1000))[-1]["example_privacy"]["epsilon"] == most
 
 
+@pytest.mark.parametrize(("joins", "delta"), [(200, 3e-3), (1000, accountant.default_delta(1000))])
+def test_a_begun_run_is_counted_at_the_delta_of_its_rounds_before(
+    tmp_path: Path, joins: int, delta: float
+) -> None:
+    """The default was larger once; it goes on at it as long as that is below 1 / n of every site."""
+    made = served(tmp_path, of_sizes(a=200, b=200), protecting_examples(delta=3e-3))
+    last = continued(made, 4, of_sizes(a=200, b=joins), epsilon=10.0)[-1]["example_privacy"]
+    spent = Spending(noise=1.0, sampling=Poisson(chance=16 / 200), steps=8)
+    assert last["delta"] == delta
+    assert last["epsilon"] == pytest.approx(accountant.epsilon([spent], delta), rel=0.01)
+
+
 def test_a_site_that_returns_with_fewer_examples_than_its_budget_allows_does_not_join(tmp_path: Path) -> None:
     made = served(tmp_path, of_sizes(**SIZES), protecting_examples())
     asked = protecting_examples(epsilon=spent_by(200, 8) + 0.1)

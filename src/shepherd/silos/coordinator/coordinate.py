@@ -137,7 +137,8 @@ class SilosRun(HeldRun):
         try:
             yield from self._followed()
         except ShepherdError:
-            if self.before_more is not None:
+            # a job that could not be ended stays on record, so that a person can follow or stop it
+            if self.before_more is not None and self.follower.withdraw():
                 self.holder.write(folder.SILOS, self.before_more)
             raise
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shepherd.errors import FederationError, OutOfReach
+from shepherd.errors import FederationError, OutOfReach, ShepherdError
 from shepherd.run import checkpoint
 from shepherd.settings import SilosTable
 from shepherd.silos.coordinator import status_update
@@ -139,6 +139,17 @@ class JobFollower:
                 self._require_not_stopped()
                 time.sleep(pause)
                 pause = min(MAX_RETRY_PAUSE_S, 2 * pause)
+
+    def withdraw(self) -> bool:
+        """End the job that was submitted here, if any; returns whether the server has none of them any more."""
+        if not self._submitted_here or self.job is None:
+            return True
+        try:
+            with session(self.kit) as server:
+                _abort(server, self.job)
+        except ShepherdError:
+            return False
+        return True
 
     def _follow_jobs(self, server: Session) -> Iterator[StatusUpdate]:
         """Updates of one job after another, until one has a final outcome that the consumer has accepted."""

@@ -62,9 +62,15 @@ def parse_status(answer: Any, rounds: int, rows: int = 0) -> JobStatus:
         rows: log rows that were known when the status was requested; earlier ones are refused.
 
     Raises:
-        FederationError: the answer is not a status.
+        FederationError: the answer is not a status, or the server has made more rounds than these.
     """
     most = rounds if rounds >= 0 else MAX_ROUND
+    made = _table(answer).get("round")
+    if type(made) is int and most < made <= MAX_ROUND:  # bool is an int
+        raise FederationError(
+            f"the server has made {made} rounds of this run already, more than the {most} asked for; resume it"
+            f" with federation.rounds={made} or more"
+        )
     checks: Mapping[str, Check] = {
         "opened": _boolean,
         "round": _at_most(most),

@@ -125,6 +125,8 @@ class ServerRun:
     """What the sites have trained up to the last finished round, under [privacy.examples]."""
     _said: Mapping[str, Any] = field(default_factory=dict)
     """The largest epsilon of single examples that a row has said, with its delta."""
+    _delta: float | None = None
+    """The delta at which finished rounds were counted, for a run file that names none."""
     _status: RunStatus = field(init=False)
 
     def __post_init__(self) -> None:
@@ -220,12 +222,14 @@ class ServerRun:
         Raises:
             SettingsError: as `example_level.of_run`, or for what is counted besides.
         """
-        tuning = self.settings.tuning
+        tuning, settings = self.settings.tuning, self.settings
         found = {site: self._exposures.of(site, n, tuning) for site, n in sizes.items()}
-        account = example_level.of_run(self.settings, {site: each.fewest for site, each in found.items()})
         most = {site: each.most for site, each in {**self._exposures.sites, **found}.items()}
         largest = max(most, key=lambda site: most[site])
-        delta = example_level.delta_of(self.settings.privacy.delta, most[largest], f"client {largest}")
+        if self._delta is not None and self._delta < 1 / most[largest]:
+            settings = example_level.at_delta(settings, self._delta)
+        account = example_level.of_run(settings, {site: each.fewest for site, each in found.items()})
+        delta = example_level.delta_of(settings.privacy.delta, most[largest], f"client {largest}")
         visits = {site: (each.fewest, example_level.steps(tuning, each.most)) for site, each in found.items()}
         account = replace(account, delta=delta).counting(self._examples_again, visits)
         if account.limit is not None and not account.planned_epsilon <= account.limit:
@@ -364,6 +368,7 @@ class ServerRun:
         if self.settings.privacy.examples is not None:
             self._exposures = exposure.of_notes(last.notes, last.state.round)
             self._said = claims.largest(self.home, rows)
+            self._delta = ledger.read(self.home, ledger.OF_EXAMPLES).get("delta")
         return last.state, reconciled(self.home, last.state.round, noted)
 
     def _count_lost(self, rows: Sequence[Row], finished: int) -> None:
