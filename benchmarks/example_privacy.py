@@ -39,6 +39,7 @@ from shepherd.core.spending import Poisson
 from shepherd.data import pipeline
 from shepherd.data.dataset import TokenisedData
 from shepherd.errors import Diverged, QuorumNotMet
+from shepherd.io.phrases import epsilon_text
 from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
 from shepherd.model import meta_shapes
@@ -320,7 +321,7 @@ def utility_tables(figures: Figures) -> list[Table]:
         rows = [
             [
                 f"{row['epsilon']:g}",
-                f"{row['made'][0]['spent']['epsilon']:.2f}" if row["made"][0]["spent"] else "",
+                epsilon_text(row["made"][0]["spent"]["epsilon"]) if row["made"][0]["spent"] else "",
                 f"{row['made'][0]['noise']:.3f}" if row["made"][0]["noise"] else "",
                 f"{row['rate']:g}x",
                 f"{row['norm']:g}" if row["made"][0]["noise"] else "",

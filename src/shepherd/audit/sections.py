@@ -10,7 +10,7 @@ from shepherd.audit.canaries import CHANCE_EXPOSURE, DIRECTION, Proven, Remember
 from shepherd.audit.estimate import RATES, Attack
 from shepherd.audit.membership import REFERENCE, Membership
 from shepherd.evaluate.statistics import Interval
-from shepherd.io.phrases import epsilon_text
+from shepherd.io.phrases import epsilon_text, proven_text
 from shepherd.io.progress import many
 from shepherd.visible import shown_line
 
@@ -297,8 +297,8 @@ def _says_claim(found: Attacked) -> list[str]:
     low, high = first.bounds.one_run, first.ceiling.one_run
     said = [
         f"The guesses on {first.bounds.canaries:,} canaries{what}, of which a coin included"
-        f" {first.bounds.included:,}, prove that epsilon for one {unit} is at least {low:.2f} at delta"
-        f" {first.bounds.delta:.2g}; without any error they would prove {high:.2f}."
+        f" {first.bounds.included:,}, prove that epsilon for one {unit} is at least {proven_text(low)} at"
+        f" delta {first.bounds.delta:.2g}; without any error they would prove {proven_text(high)}."
     ]
     if found.claim is None:
         return [*said, "The run claims no epsilon, so there is nothing to refute."]
@@ -320,8 +320,8 @@ def _says_claim(found: Attacked) -> list[str]:
         return [
             *said,
             f"{claims}, which the bound that holds for every mechanism does not refute;"
-            f" for Gaussian noise the guesses prove {first.bounds.gaussian:.2f}, so its noise or its clipping"
-            " is very likely not what was accounted for.",
+            f" for Gaussian noise the guesses prove {proven_text(first.bounds.gaussian)}, so its noise or its"
+            " clipping is very likely not what was accounted for.",
         ]
     if claimed > high:
         return [

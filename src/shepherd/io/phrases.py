@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, Context
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -36,6 +36,15 @@ def epsilon_text(epsilon: float | None) -> str:
     if epsilon is None or not math.isfinite(epsilon):
         return "unbounded"
     return f"{rounded_up(epsilon, 4):.4g}"
+
+
+def proven_text(epsilon: float) -> str:
+    """A lower bound of an epsilon in two decimals, rounded down: no more is said than is proven.
+
+    >>> proven_text(1.239), proven_text(0.0)
+    ('1.23', '0.00')
+    """
+    return str(Decimal(repr(float(epsilon))).quantize(Decimal("0.01"), ROUND_FLOOR))
 
 
 def delta_text(delta: float) -> str:

@@ -163,7 +163,7 @@ def _privacy(
     """
     said = [("Differential privacy of each client.", _OWN)] if own else []
     if kept := of_clients:
-        noise = f"over {many(kept['finished'], 'round')} with noise multiplier {kept['noise']:.4g}"
+        noise = f"over {many(kept['finished'], 'round')} with noise multiplier {kept['noise']:g}"
         said.append(("Differential privacy of each client.", _spent(kept, "client", noise), *kept["says"]))
     if (kept := of_examples) and (asked := settings.privacy.examples):
         noise = (

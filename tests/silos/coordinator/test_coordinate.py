@@ -379,10 +379,13 @@ def test_fewer_rounds_than_the_server_has_made_are_refused_by_their_number(
     """No job stays behind that nobody knows of, and the run goes on with the number that is named."""
     killed_before_the_first_of_more(finished, monkeypatch)
     fewer = coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=3"])
-    with closing(fewer), pytest.raises(FederationError, match="has made 4 rounds.*federation.rounds=4"):
+    with closing(fewer), pytest.raises(FederationError, match=r"has made 4 rounds.*federation\.rounds=4"):
         list(fewer.rounds())
     assert not server.running
-    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])) == [3, 4]
+    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])) == [
+        3,
+        4,
+    ]
     assert not server.running
 
 
@@ -398,7 +401,10 @@ def test_a_job_that_cannot_be_ended_stays_on_record(
             list(fewer.rounds())
     assert record.read_state(finished)[2] == "job-2"
     assert server.running == {"job-2"}
-    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])) == [3, 4]
+    assert through(coordinate.resume(finished, lambda line: None, overrides=["federation.rounds=4"])) == [
+        3,
+        4,
+    ]
     assert not server.running
 
 

@@ -444,6 +444,16 @@ def test_an_owner_sees_what_is_spent(folder: Path, private: Path) -> None:
     assert not [note for note in found.notes if "--kit" in note]
 
 
+def test_ledgers_that_do_not_count_are_named(folder: Path, private: Path) -> None:
+    """Such as that of a Hugging Face id that an earlier version took as it was written."""
+    assert not [each for each in check(private, kit=folder / "kit").spent if "Not counted" in each]
+    (ledger,) = (folder / "kit" / "shepherd" / "privacy").iterdir()
+    (ledger.parent / "ab12.jsonl").write_bytes(ledger.read_bytes())
+    found = check(private, kit=folder / "kit")
+    assert found.spent[-1].startswith("Not counted: ab12.jsonl, of other data")
+    assert "after 2 visits" in found.spent[0]
+
+
 def test_a_large_delta_is_said_to_be_large(folder: Path) -> None:
     limited = (
         ("require_privacy = []", 'require_privacy = ["example"]'),

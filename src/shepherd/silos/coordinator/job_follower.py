@@ -141,7 +141,7 @@ class JobFollower:
                 pause = min(MAX_RETRY_PAUSE_S, 2 * pause)
 
     def withdraw(self) -> bool:
-        """End the job that was submitted here, if any; returns whether the server has none of them any more."""
+        """End the job that was submitted here, if any; returns whether the server has none left."""
         if not self._submitted_here or self.job is None:
             return True
         try:

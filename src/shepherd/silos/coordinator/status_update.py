@@ -68,8 +68,8 @@ def parse_status(answer: Any, rounds: int, rows: int = 0) -> JobStatus:
     made = _table(answer).get("round")
     if type(made) is int and most < made <= MAX_ROUND:  # bool is an int
         raise FederationError(
-            f"the server has made {made} rounds of this run already, more than the {most} asked for; resume it"
-            f" with federation.rounds={made} or more"
+            f"the server has made {made} rounds of this run already, more than the {most} asked for; resume"
+            f" it with federation.rounds={made} or more"
         )
     checks: Mapping[str, Check] = {
         "opened": _boolean,

@@ -210,7 +210,7 @@ def _ledger(site: SiteSettings, kit: Path) -> privacy_ledger.Ledger:
 
 
 def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: int) -> tuple[str, ...]:
-    """What is spent of the privacy of each unit, and what the run would add to it."""
+    """What is spent of the privacy of each unit, what the run would add to it, and by which ledgers."""
     policy, ledger = site.policy, _ledger(site, kit)
     entries, more = privacy_ledger.read(ledger), spending(policy, asks, examples) if asks else []
     units = [*policy.require_privacy, *(entry.unit for entry in entries), *(unit for unit, _ in more)]
@@ -234,8 +234,14 @@ def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: in
                 f"With one visit of this run that is epsilon {epsilon_text(epsilon([one]))}, and with one in"
                 f" each round (federation.rounds = {rounds}) {epsilon_text(epsilon([whole]))}."
             )
-    files = [str(path) for path in (ledger.path, *ledger.others) if path.exists()]
-    return (*sentences, f"The ledger is {' and '.join(files) or f'new: {ledger.path}'}.")
+    counted = [path for path in (ledger.path, *ledger.others) if path.exists()]
+    sentences.append(f"The ledger is {' and '.join(map(str, counted)) or f'new: {ledger.path}'}.")
+    if apart := set(ledger.path.parent.glob("*.jsonl")) - set(counted):
+        sentences.append(
+            f"Not counted: {', '.join(sorted(path.name for path in apart))}, of other data, or of the same"
+            " data where an id of the hub was written with other capitals, or a file has moved."
+        )
+    return tuple(sentences)
 
 
 def _over_budget(site: SiteSettings, kit: Path, run: RunSettings, examples: int) -> str | None:
