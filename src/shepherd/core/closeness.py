@@ -10,7 +10,7 @@ Distances, norms, cosines and weighted means of K updates all follow from it. Th
       <dW_i, dW_j>  =  trace((L_i^T L_j)(R_j R_i^T)),    in O((out + in) (K r)^2) for the whole cohort
 
   so it is the same for all factors of one product. What it does not see are factors that are turned, with the
-  product as it was: (B R, R^-1 A). They harm whoever averages factors.
+  product as it was: (B R, R^-1 A). They harm a mean of factors.
 - "both": the sum of the two, each divided by its median squared norm. Updates are close in it only if they
   are close in both.
 

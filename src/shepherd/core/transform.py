@@ -32,8 +32,8 @@ class Mechanism:
     """Where each client adds its share of the noise: the fewest honest clients in a sum, whose shares are
     enough together; a round with fewer updates gives nothing. 0 where the server adds the noise."""
     apart: int = 1
-    """How many rounds two visits of a client have to be apart for `spent` to count both, whoever draws them:
-    it takes `Turns` of this many rounds."""
+    """How many rounds two visits of a client have to be apart for `spent` to count both, however cohorts are
+    drawn: it takes `Turns` of this many rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -341,7 +341,7 @@ class Run(HeldRun):
 
     def _round_row(self, state: ServerState, report: RoundReport, updates: Sequence[Update] = ()) -> Row:
         if self.method.is_private:  # scored once it is saved; all else depends on who took part
-            spent = {"privacy": self.privacy.row(state.round)} if self.privacy else {}
+            spent = {ledger.CLIENTS: self.privacy.row(state.round)} if self.privacy else {}
             if self.account is not None:
                 spent["example_privacy"] = self._examples_spent(self.account, state.round)
             rate = self.simulation.local.learning_rate(report.round - 1)

@@ -29,7 +29,7 @@ LOCAL = ("tensorboard",)
 """Trackers that write files into the run folder and send nothing."""
 SERVICES = {
     "trackio": "Trackio, in this user's cache or where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL lead",
-    "wandb": "Weights & Biases, as whoever is logged in here",
+    "wandb": "Weights & Biases, as the user who is logged in here",
     "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
 }
 _BY_CLIENT = ("coverage", "cosines", "losses", "weights", "client", "leave_one_out", "projection")

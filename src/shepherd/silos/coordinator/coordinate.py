@@ -277,9 +277,10 @@ class SilosRun(HeldRun):
         again = {level: max(count, known.get(level, 0)) for level, count in found.items()}
         if more := {level: count for level, count in again.items() if count > known.get(level, 0)}:
             self.follower.order = replace(self.follower.order, again={**known, **more})
-        if again.get("privacy", 0) <= found.get("privacy", 0) or (privacy := self._privacy()) is None:
+        privacy, count = self._privacy(), again.get(ledger.CLIENTS, 0)
+        if privacy is None or count <= found.get(ledger.CLIENTS, 0):
             return row
-        return {**row, "privacy": replace(privacy, again=again["privacy"]).row(row["round"])}
+        return {**row, ledger.CLIENTS: replace(privacy, again=count).row(row["round"])}
 
     def _never_less(self, row: Row) -> Row:
         """A row with no smaller epsilon of examples than one before it.
@@ -313,8 +314,8 @@ class SilosRun(HeldRun):
 
     def _keep_ledger(self, row: Row) -> None:
         """Write what the rounds have spent; the server has the rounds that began and released nothing."""
-        if "privacy" in row and (privacy := self._privacy()) is not None:
-            privacy = replace(privacy, again=row["privacy"].get("again", 0))
+        if ledger.CLIENTS in row and (privacy := self._privacy()) is not None:
+            privacy = replace(privacy, again=row[ledger.CLIENTS].get("again", 0))
             finished: int = row["round"]
             ledger.write(self.folder, privacy, begun=finished + privacy.again, finished=finished)
         if ledger.EXAMPLES in row and self.settings.privacy.examples is not None:

@@ -420,7 +420,7 @@ class ServerRun:
 
     def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
         if self._privacy is not None:  # all else depends on who took part, or on what a site holds
-            return {**report_row(report), "privacy": self._privacy.row(state.round)}
+            return {**report_row(report), ledger.CLIENTS: self._privacy.row(state.round)}
         began = time.perf_counter()
         due = state.round % self.settings.evaluation.every == 0
         scored = self._score(state) if due or state.round == self.settings.federation.rounds else {}
