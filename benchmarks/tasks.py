@@ -1,10 +1,11 @@
-"""Benchmark tasks by lm-eval: the untuned base against a federated run, choices scored by likelihood.
+"""Benchmark tasks by lm-eval: the untuned base against a federated run, or against every arm of a comparison.
 
 Standard sets are fetched from the hub, which this does without. Two tasks are made of data beside the
 project: `responses`, in which the response to a held-out instruction has to be told from three others of its
 category, and `mgsm`, in which the answer to an English problem of MGSM has to be told from the answers to
-three others. A folder of task files with local data, such as ARC's, BoolQ's or OpenBookQA's, can be added by
---include and --tasks.
+three others; choices are scored by likelihood. With --output FOLDER of a finished comparison, such as that
+of `shepherd demo --base smollm2`, all its arms are scored. A folder of task files with local data, such as
+ARC's, BoolQ's or OpenBookQA's, can be added by --include and --tasks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=100, help="documents of each task; default 100")
     parser.add_argument("--include", type=Path, action="append", default=[], help="folder of task files")
     parser.add_argument("--tasks", action="append", default=[], help="name of a task in such a folder")
-    parser.add_argument("--output", type=Path, help="run folder, kept and continued (default: a new one)")
+    parser.add_argument("--output", type=Path, help="run folder, kept and continued; or that of a comparison")
     return common.run(parser.parse_args(arguments), measure, tables)
 
 
@@ -168,19 +169,20 @@ metric_list:
 def tables(figures: Figures) -> list[Table]:
     rows = [
         (
-            each["label"],
-            f"{each['documents']:,}",
-            *(_shown(each["arms"][arm]) for arm in ("base", "federated")),
-            _shown(each["differences"]["federated"]),
-            f"{each['differences']['federated']['p']:.3f}",
+            each["label"] if arm == "base" else "",
+            f"{each['documents']:,}" if arm == "base" else "",
+            arm,
+            _shown(found),
+            *((_shown(other), f"{other['p']:.3f}") if (other := each["differences"].get(arm)) else ("", "")),
         )
         for each in figures["scores"]
+        for arm, found in each["arms"].items()
     ]
     times = figures["seconds"]
     return [
         Table(
-            f"Base and federated; the run took {times['run']:.0f} s, the tasks {times['tasks']:.0f} s",
-            ("score", "documents", "base", "federated", "difference", "p"),
+            f"Every arm and the base; the run took {times['run']:.0f} s, the tasks {times['tasks']:.0f} s",
+            ("score", "documents", "arm", "share", "less the base's", "p"),
             rows,
             ["Shares in percent with 95% intervals; chance is 25."],
         )
