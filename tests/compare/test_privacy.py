@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shepherd.compare import comparison
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
 from shepherd.compare.privacy import Trained, said, spent
 from shepherd.compare.runs import compare_runs
 from shepherd.compare.training import totals
+from shepherd.consent import NOTHING
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io.phrases import epsilon_text
 from shepherd.overrides import overridden
@@ -368,6 +371,20 @@ def test_a_variant_whose_noise_is_refused_costs_no_training(
             train=lambda opened: pytest.fail("something was trained"),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_variant_that_is_trained_is_not_asked_again(
+    llama_folder: Path, source: Path, made: tuple[Path, Any]
+) -> None:
+    """It keeps the delta at which it began, at which its budget is enough; a new one has today's."""
+    run, _ = made
+    asked = table(llama_folder, source, run)
+    for name in ("clients", "examples"):
+        text = f"{HIDING[name]} privacy.epsilon=0.001"
+        spec = CompareSpec(locals=(), variants=(f"{name}: {text}",), seeds=2)
+        comparison._require_data(asked, spec, NOTHING)
+        with pytest.raises(SettingsError, match=r"privacy\.epsilon"):
+            comparison._require_data(asked, replace(spec, variants=(f"new: {text}",)), NOTHING)
 
 
 def test_a_variant_is_asked_for_each_seed_which_decides_whom_its_rounds_ask(

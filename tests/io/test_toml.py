@@ -96,4 +96,12 @@ def test_a_line_that_is_wrong_otherwise_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"run file .*a\.toml is not TOML: .*line 2.*; fix that line"):
         toml.read(tmp_path / "a.toml", "run file")
     with pytest.raises(SettingsError, match="cannot be read"):
+        toml.read(tmp_path / "b.toml", "run file")
+
+
+def test_a_folder_is_answered_with_the_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"is a folder; name the file$"):
+        toml.read(tmp_path, "run file")
+    (tmp_path / "run.toml").write_text("")
+    with pytest.raises(SettingsError, match=r"is a folder; name a file in it, such as .*run\.toml$"):
         toml.read(tmp_path, "run file")

@@ -127,6 +127,11 @@ def test_examples_without_noise_on_them_are_a_mistake() -> None:
         privacy_plan.plan(noisy, examples=[100])
 
 
+def test_a_number_of_clients_without_noise_that_hides_them_is_a_mistake() -> None:
+    with pytest.raises(SettingsError, match=r"--clients is for noise that hides clients, .* leave --clients"):
+        privacy_plan.plan(planned(), clients=3, examples=[100])
+
+
 def written(folder: Path, settings: RunSettings) -> str:
     path = folder / "run.toml"
     path.write_text(dump(settings))

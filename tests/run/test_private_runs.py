@@ -393,6 +393,22 @@ def test_an_epoch_that_has_begun_is_not_drawn_a_second_time(table) -> None:
     assert not (run.folder / ledger.SECRET).exists()
 
 
+def test_a_begun_run_keeps_the_delta_of_its_clients(llama_folder, source, tmp_path, monkeypatch) -> None:
+    """The default was larger once, within a budget that today's is not."""
+    table = asked(llama_folder, source, tmp_path / "run", privacy={"delta": None, "epsilon": 0.6})
+    with monkeypatch.context() as once:
+        once.setattr(accountant, "MAX_DELTA", 1.0)
+        with open_run(table) as run:
+            next(run.rounds())
+    with resume(run.folder) as again:
+        assert [row["round"] for _, row in again.rounds()] == [2, 3]
+    spent = [row["privacy"] for row in read_rows(run.folder)[1:]]
+    assert {each["delta"] for each in spent} == {4**-1.1}
+    assert spent[-1]["epsilon"] <= 0.6
+    with pytest.raises(SettingsError, match=r"privacy\.epsilon allows 0\.6"):
+        open_run(overridden(table, [f"output={tmp_path / 'today'}"]))
+
+
 # --- rounds that were released, and are lost
 
 

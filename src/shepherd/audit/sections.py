@@ -10,7 +10,7 @@ from shepherd.audit.canaries import CHANCE_EXPOSURE, DIRECTION, Proven, Remember
 from shepherd.audit.estimate import RATES, Attack
 from shepherd.audit.membership import REFERENCE, Membership
 from shepherd.evaluate.statistics import Interval
-from shepherd.io.phrases import epsilon_text, proven_text
+from shepherd.io.phrases import delta_text, epsilon_text, proven_text
 from shepherd.io.progress import many
 from shepherd.visible import shown_line
 
@@ -214,7 +214,7 @@ def _canaries(found: Attacked) -> list[Section]:
                 for cells in _proven(each)
             ],
             notes=[
-                f"At delta {last.proven[0].bounds.delta:.3g}. The bound for Gaussian noise holds for"
+                f"At delta {delta_text(last.proven[0].bounds.delta)}. The bound for Gaussian noise holds for"
                 " mechanisms that are as private as it; the one for retrained attacks would hold if each"
                 " canary had a training run of its own, and proves nothing here."
             ],
@@ -298,7 +298,7 @@ def _says_claim(found: Attacked) -> list[str]:
     said = [
         f"The guesses on {first.bounds.canaries:,} canaries{what}, of which a coin included"
         f" {first.bounds.included:,}, prove that epsilon for one {unit} is at least {proven_text(low)} at"
-        f" delta {first.bounds.delta:.2g}; without any error they would prove {proven_text(high)}."
+        f" delta {delta_text(first.bounds.delta)}; without any error they would prove {proven_text(high)}."
     ]
     if found.claim is None:
         return [*said, "The run claims no epsilon, so there is nothing to refute."]

@@ -282,10 +282,13 @@ def _require_variants_private(
 ) -> None:
     """Raise SettingsError if the noise of a variant gives no guarantee, or a weaker one than is asked for.
 
-    It is asked for each seed, which decides whom each round asks.
+    It is asked for each seed, which decides whom each round asks, and not of a training that has begun:
+    it goes on as it began, also if that was with another default delta.
     """
     for each in spec.variants:
         for number in range(spec.seeds):
+            if folder.is_run(arm_folder(Path(settings.output), number, variant(each))):
+                continue
             changes = [*variant(each).overrides, f"seed={settings.seed + number}"]
             required.require_private(overridden(settings, changes), sizes, consent.plugins)
 

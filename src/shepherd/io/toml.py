@@ -25,6 +25,10 @@ def read(path: Path, what: str) -> dict[str, Any]:
     Raises:
         SettingsError: it is missing, unreadable, no text, or not TOML; names the line.
     """
+    if path.is_dir():
+        inside = sorted(each.name for each in path.glob("*.toml"))
+        named = f"name a file in it, such as {path / inside[0]}" if inside else "name the file"
+        raise SettingsError(f"{what} {path} is a folder; {named}")
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -290,16 +290,6 @@ def noise_for(epsilon: float, account: ExampleAccount, made: Collection[tuple[in
     return noise
 
 
-def at_delta(settings: RunSettings, delta: float) -> RunSettings:
-    """The settings with the delta at which earlier rounds were counted, unless they name one.
-
-    The default has been larger, and the same rounds spend more at a smaller one.
-    """
-    if settings.privacy.delta is not None:
-        return settings
-    return settings.model_copy(update={"privacy": settings.privacy.model_copy(update={"delta": delta})})
-
-
 def delta_of(delta: float | None, examples: int, whose: str) -> float:
     """The delta that is asked for, or the default for this many examples.
 

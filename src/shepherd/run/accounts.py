@@ -25,16 +25,6 @@ from shepherd.training.local import LocalTraining
 log = logging.getLogger(__name__)
 
 
-def as_counted(settings: RunSettings, path: Path) -> RunSettings:
-    """The settings of a run that goes on, with the delta at which its rounds before were counted.
-
-    Raises:
-        FolderError: the ledger of examples is damaged.
-    """
-    delta = ledger.read(path, ledger.OF_EXAMPLES).get("delta")
-    return example_level.at_delta(settings, delta) if delta else settings
-
-
 def of_examples(
     settings: RunSettings,
     base: bases.Base,

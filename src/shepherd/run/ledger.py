@@ -214,6 +214,20 @@ def read(folder: Path, name: str = LEDGER) -> dict[str, Any]:
     return dict(kept)
 
 
+def as_counted(settings: RunSettings, folder: Path, level: str) -> RunSettings:
+    """The settings for the account of one of `LEVELS`, with the delta at which earlier rounds were counted.
+
+    For a run file that names none: the default has been larger, and a run that has begun within its budget at
+    that one would spend more at today's.
+
+    Raises:
+        FolderError: the ledger is damaged.
+    """
+    if settings.privacy.delta is not None or not (delta := read(folder, LEVELS[level]).get("delta")):
+        return settings
+    return settings.model_copy(update={"privacy": settings.privacy.model_copy(update={"delta": delta})})
+
+
 def _unbounded(constant: str) -> None:
     """No bound, which an earlier version wrote as an infinite epsilon."""
     if constant != "Infinity":

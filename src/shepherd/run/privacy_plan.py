@@ -126,6 +126,11 @@ def plan(
             "--examples is for noise on examples, and this run has none; add [privacy.examples], or leave"
             " --examples out"
         )
+    if clients is not None and not method.is_private:
+        raise SettingsError(
+            "--clients is for noise that hides clients, and this run has none; add a transform with noise, or"
+            " leave --clients out"
+        )
     if wrong := [size for size in examples if size < 1]:
         raise SettingsError(f"--examples {wrong[0]} is no number of examples of a client; give 2 or more")
     return PrivacyPlan(

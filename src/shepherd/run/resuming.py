@@ -38,6 +38,7 @@ from shepherd.run import (
     changes,
     checkpoint,
     folder,
+    ledger,
     lineage,
     starting,
     tracking,
@@ -126,10 +127,9 @@ def _continue(
         changes.require_extendable(method)
         log.info("%s", said)
     noted = saved.notes["row"] if saved else None
-    account = accounts.of_examples(
-        accounts.as_counted(settings, holder.path), base, training, prepared, selection, method
-    )
-    privacy = accounts.of_clients(settings, method, selection, prepared, consent)
+    counted = {level: ledger.as_counted(settings, holder.path, level) for level in ledger.LEVELS}
+    account = accounts.of_examples(counted[ledger.EXAMPLES], base, training, prepared, selection, method)
+    privacy = accounts.of_clients(counted[ledger.CLIENTS], method, selection, prepared, consent)
     known = read_rows(holder.path)
     account, privacy, lost = accounts.spent_before(
         holder.path,

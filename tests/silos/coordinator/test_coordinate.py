@@ -361,8 +361,32 @@ def test_a_kill_before_the_first_of_more_rounds_leaves_a_finished_run(
     asked = int(then[0][-1]) if then else 4  # a job may be at the server, which is followed
     assert through(coordinate.resume(finished, lambda line: None, overrides=then)) == [3, 4][: asked - 2]
     assert folder.ended(finished) == folder.read_settings(finished).federation.rounds == asked
-    assert record.read_state(finished)[1].federation.rounds == 4  # what that job was given
-    assert asked == 2 or not server.running
+    assert record.read_state(finished)[1].federation.rounds == asked
+    assert not server.running  # also where the rounds that are more are given up
+
+
+def test_rounds_that_are_given_up_are_ended_once_the_server_can_be_reached(
+    tmp_path: Path, server: Hosted, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_before_the_first_of_more(finished, monkeypatch)
+    said: list[str] = []
+    with monkeypatch.context() as away:
+        away.setattr(job_follower, "session", lambda kit: raise_(AWAY))
+        assert through(coordinate.resume(finished, said.append, overrides=["federation.rounds=2"])) == []
+    assert f"shepherd silos stop {finished}" in said[-1]
+    assert (server.running, record.read_state(finished)[2]) == ({"job-1"}, "job-1")
+    assert through(coordinate.resume(finished, said.append, overrides=["federation.rounds=2"])) == []
+    assert (server.running, record.read_state(finished)[2]) == (set(), None)
+    assert record.is_finished(finished)
+
+
+def test_another_key_does_not_hide_the_rounds_that_were_asked_for(
+    tmp_path: Path, server: Hosted, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_before_the_first_of_more(finished, monkeypatch)
+    again = coordinate.resume(finished, lambda line: None, overrides=["checkpoints.keep=3"])
+    assert through(again) == [3, 4]
+    assert folder.read_settings(finished).checkpoints.keep == 3
 
 
 def killed_before_the_first_of_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -631,6 +655,25 @@ def test_a_resumed_run_tells_the_server_what_is_counted_besides(tmp_path: Path, 
     assert not resumed.follower.outdated
     through(resumed)
     assert ledger.read(tmp_path / "run")["again"] == 3
+
+
+def test_a_begun_run_keeps_the_delta_of_its_clients(
+    tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default was larger once, within a budget that today's is not."""
+    server.post = Letters({name: honest(name, 0.1, examples=200) for name in ("a", "b")})
+    server.dies = [2]
+    with monkeypatch.context() as once:
+        once.setattr(accountant, "MAX_DELTA", 1.0)
+        with closing(opened(tmp_path, *NOISY[:3], "privacy.epsilon=0.5")) as run:
+            next(run.rounds())
+    assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [2, 3, 4]
+    spent = [row["privacy"] for row in read_rows(tmp_path / "run")[1:]]
+    assert {each["delta"] for each in spent} == {2**-1.1}
+    assert ledger.read(tmp_path / "run")["delta"] == 2**-1.1
+    assert ledger.read(server.served["job-1"].home)["delta"] == 2**-1.1
+    with pytest.raises(SettingsError, match=r"privacy\.epsilon allows 0\.5"):
+        opened(tmp_path / "today", *NOISY[:3], "privacy.epsilon=0.5")
 
 
 def test_the_epsilon_of_examples_never_falls_in_the_run_folder(tmp_path: Path, server: Hosted) -> None:

@@ -128,7 +128,9 @@ def test_what_is_not_ends_in_one_sentence(wrong: Row) -> None:
 
 def test_a_server_that_is_further_than_the_run_is_told_with_its_number() -> None:
     with pytest.raises(FederationError, match=r"has made 4 rounds.* more than the 3 .*federation\.rounds=4"):
-        status_update.parse_status(answer(round=4, count=5), rounds=3)
+        status_update.parse_status(answer(round=4, count=5), rounds=3, most_rounds=4)
+    with pytest.raises(FederationError, match="is more than 3"):  # nobody ever asked for so many
+        status_update.parse_status(answer(round=4, count=5), rounds=3, most_rounds=3)
 
 
 @pytest.mark.parametrize("nothing", [None, [], "x", 3])

@@ -452,6 +452,13 @@ def test_ledgers_that_do_not_count_are_named(folder: Path, private: Path) -> Non
     found = check(private, kit=folder / "kit")
     assert found.spent[-1].startswith("Not counted: ab12.jsonl, of other data")
     assert "after 2 visits" in found.spent[0]
+    ledger.unlink()  # and with it what was counted: nothing of these data is there
+    (folder / "kit" / "shepherd" / "runs" / "privacy" / f"{ledger.stem}.json").unlink()
+    changed(
+        folder, ('require_privacy = ["example"]', "require_privacy = []"), ("max_epsilon", "# max_epsilon")
+    )
+    assert check(private, kit=folder / "kit").spent[0].startswith("No visit to these data")
+    assert check(private, kit=folder / "kit").spent[-1].startswith("Not counted: ab12.jsonl")
 
 
 def test_a_large_delta_is_said_to_be_large(folder: Path) -> None:

@@ -132,6 +132,8 @@ class SilosRun(HeldRun):
             SilosError: the server refuses the kit or the job.
         """
         if _is_complete(self.holder, self.until):
+            if self.follower.outdated:
+                self._end_more()
             return
         self._said = claims.largest(self.folder, read_rows(self.folder))
         try:
@@ -157,6 +159,18 @@ class SilosRun(HeldRun):
                 outcome = news.outcome
         if outcome and "error" in outcome:
             raise FederationError(outcome["error"])
+
+    def _end_more(self) -> None:
+        """End the job of more rounds that were asked for once, and are given up before the first is here."""
+        if not self.follower.withdraw():
+            self.echo(
+                "the server cannot be reached, and may be making the rounds that were asked for before; end"
+                f" them later with `shepherd silos stop {self.folder}`"
+            )
+            return
+        self.follower.job, self.follower.outdated = None, False
+        state = state_file.text(self.follower.kit, self.follower.order, None)
+        self.holder.write(folder.SILOS, state)
 
     def _keep_settings(self) -> None:
         """Have the folder say that the run has more rounds: they go on, so nobody has refused them."""
@@ -294,7 +308,12 @@ class SilosRun(HeldRun):
         return {**row, ledger.EXAMPLES: self._said}
 
     def _privacy(self) -> ClientPrivacy | None:
-        return _privacy(self.settings, len(self.follower.order.sites), self.consent)
+        """What the rounds spend of each site's privacy; None if no transform hides sites."""
+        settings = ledger.as_counted(self.settings, self.folder, ledger.CLIENTS)
+        method = plugins.method(settings, self.consent.plugins)
+        selection = plugins.selection(settings, self.consent.plugins)
+        noise = plugins.noise_of(settings, self.consent.plugins)
+        return client_level.of_run(settings, method, selection, len(self.follower.order.sites), noise)
 
     def _log_row(self, row: Row) -> Row:
         """Log a new row before it is yielded, so that stopping between two rows loses none."""
@@ -474,8 +493,10 @@ def resume(
     holder = folder.reopen(path)
     with holder.closed_on_error():
         kept, order, job = state_file.read_state(holder.path)
-        if not (overrides := list(overrides)) and order.federation.rounds > changes.rounds_before(path):
-            overrides = [f"{changes.ROUNDS}={order.federation.rounds}"]  # its job may be at the server
+        overrides = list(overrides)
+        names_rounds = any(text.startswith(f"{changes.ROUNDS}=") for text in overrides)
+        if not names_rounds and order.federation.rounds > changes.rounds_before(path):
+            overrides.append(f"{changes.ROUNDS}={order.federation.rounds}")  # its job may be at the server
         settings, plan = changes.continued(path, overrides), plans.read(holder.path)
         kept = Path(kit or kept)
         if not _is_complete(holder, settings.federation.rounds):
@@ -494,6 +515,7 @@ def resume(
         )
         follower = _make_follower(holder, kept, asked, settings, echo, consent)
         follower.job, follower.outdated = job, asked.settings != order.settings
+        follower.most_rounds = max(order.federation.rounds, asked.federation.rounds)
         trackers = tracking.start(
             plan.over(settings), holder, agreeing(rows, rows[-1]["round"]) if rows else []
         )
@@ -631,15 +653,6 @@ def _max_file_bytes(settings: RunSettings, state: ServerState, sites: int, conse
     context = _context(settings, state.adapter, sites, consent)
     after = rehearse(plugins.method(settings, consent.plugins), state, context)
     return MAX_FILE_EXTRA_BYTES + math.ceil(MAX_FILE_RATIO * max(_bytes(state), _bytes(after)))
-
-
-def _privacy(settings: RunSettings, sites: int, consent: Consent) -> ClientPrivacy | None:
-    """What the rounds spend of each site's privacy; None if no transform hides sites."""
-    method = plugins.method(settings, consent.plugins)
-    selection = plugins.selection(settings, consent.plugins)
-    return client_level.of_run(
-        settings, method, selection, sites, plugins.noise_of(settings, consent.plugins)
-    )
 
 
 def _context(settings: RunSettings, adapter: Adapter, sites: int, consent: Consent) -> Context:

@@ -87,6 +87,8 @@ class JobFollower:
     """Id of the last submitted job."""
     outdated: bool = False
     """Whether that job has another order, so that a job with this order has to replace it."""
+    most_rounds: int = 0
+    """The most rounds that the run was ever asked for; a server that says more of them is not believed."""
     again: bool = False
     """Set by the consumer to have the last update delivered again."""
     _submitted_here: bool = False
@@ -141,8 +143,8 @@ class JobFollower:
                 pause = min(MAX_RETRY_PAUSE_S, 2 * pause)
 
     def withdraw(self) -> bool:
-        """End the job that was submitted here, if any; returns whether the server has none left."""
-        if not self._submitted_here or self.job is None:
+        """End the last job; returns whether none is left, which nobody knows if the server is away."""
+        if self.job is None:
             return True
         try:
             with session(self.kit) as server:
@@ -260,7 +262,9 @@ class JobFollower:
             "unawaited": sorted(self._given_up_sites),
         }
         try:
-            return status_update.parse_status(server.ask_job(job, asked), self._rounds, self.rows)
+            return status_update.parse_status(
+                server.ask_job(job, asked), self._rounds, self.rows, self.most_rounds
+            )
         except (JobGone, JobSilent):
             return None
 

@@ -54,11 +54,12 @@ class JobStatus:
     """Sites that are connected."""
 
 
-def parse_status(answer: Any, rounds: int, rows: int = 0) -> JobStatus:
+def parse_status(answer: Any, rounds: int, rows: int = 0, most_rounds: int = 0) -> JobStatus:
     """Parse the status of a job.
 
     Args:
         rounds: rounds of the run; -1 if unknown.
+        most_rounds: the most rounds that the run was ever asked for.
         rows: log rows that were known when the status was requested; earlier ones are refused.
 
     Raises:
@@ -66,7 +67,7 @@ def parse_status(answer: Any, rounds: int, rows: int = 0) -> JobStatus:
     """
     most = rounds if rounds >= 0 else MAX_ROUND
     made = _table(answer).get("round")
-    if type(made) is int and most < made <= MAX_ROUND:  # bool is an int
+    if type(made) is int and most < made <= most_rounds:  # bool is an int
         raise FederationError(
             f"the server has made {made} rounds of this run already, more than the {most} asked for; resume"
             f" it with federation.rounds={made} or more"

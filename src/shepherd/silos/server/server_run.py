@@ -125,8 +125,6 @@ class ServerRun:
     """What the sites have trained up to the last finished round, under [privacy.examples]."""
     _said: Mapping[str, Any] = field(default_factory=dict)
     """The largest epsilon of single examples that a row has said, with its delta."""
-    _delta: float | None = None
-    """The delta at which finished rounds were counted, for a run file that names none."""
     _status: RunStatus = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +193,11 @@ class ServerRun:
         self.silos.stragglers = method.stragglers
         self.silos.late_folder = self.home / LATE
         self._privacy = required.of_clients(
-            self.settings, method, self._selection(), len(self.order.sites), self.trusted.all
+            ledger.as_counted(self.settings, self.home, ledger.CLIENTS),
+            method,
+            self._selection(),
+            len(self.order.sites),
+            self.trusted.all,
         )
         self.silos.sizes_fault = self._sizes_fault
         if self._privacy is not None:
@@ -222,12 +224,13 @@ class ServerRun:
         Raises:
             SettingsError: as `example_level.of_run`, or for what is counted besides.
         """
-        tuning, settings = self.settings.tuning, self.settings
+        tuning = self.settings.tuning
         found = {site: self._exposures.of(site, n, tuning) for site, n in sizes.items()}
         most = {site: each.most for site, each in {**self._exposures.sites, **found}.items()}
         largest = max(most, key=lambda site: most[site])
-        if self._delta is not None and self._delta < 1 / most[largest]:
-            settings = example_level.at_delta(settings, self._delta)
+        counted = ledger.as_counted(self.settings, self.home, ledger.EXAMPLES)
+        # a site that has joined since may have too many examples for it
+        settings = counted if (counted.privacy.delta or 0.0) < 1 / most[largest] else self.settings
         account = example_level.of_run(settings, {site: each.fewest for site, each in found.items()})
         delta = example_level.delta_of(settings.privacy.delta, most[largest], f"client {largest}")
         visits = {site: (each.fewest, example_level.steps(tuning, each.most)) for site, each in found.items()}
@@ -368,7 +371,6 @@ class ServerRun:
         if self.settings.privacy.examples is not None:
             self._exposures = exposure.of_notes(last.notes, last.state.round)
             self._said = claims.largest(self.home, rows)
-            self._delta = ledger.read(self.home, ledger.OF_EXAMPLES).get("delta")
         return last.state, reconciled(self.home, last.state.round, noted)
 
     def _count_lost(self, rows: Sequence[Row], finished: int) -> None:

@@ -213,9 +213,17 @@ def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: in
     """What is spent of the privacy of each unit, what the run would add to it, and by which ledgers."""
     policy, ledger = site.policy, _ledger(site, kit)
     entries, more = privacy_ledger.read(ledger), spending(policy, asks, examples) if asks else []
+    apart = sorted(
+        path.name for path in ledger.path.parent.glob("*.jsonl") if path not in (ledger.path, *ledger.others)
+    )
+    not_counted = (
+        f"Not counted: {', '.join(apart)}, of other data, or of the same data where an id of the hub was"
+        " written with other capitals, or a file has moved."
+    )
+    others = [not_counted] if apart else []
     units = [*policy.require_privacy, *(entry.unit for entry in entries), *(unit for unit, _ in more)]
     if not units:
-        return ("No visit has added noise so far, so nothing is counted.",)
+        return ("No visit to these data has added noise so far, so nothing is counted.", *others)
     accountant.require()
     at = deltas(policy, max(examples, privacy_ledger.most_examples(ledger)))
     sentences = []
@@ -234,14 +242,8 @@ def _spent(site: SiteSettings, kit: Path, asks: RunSettings | None, examples: in
                 f"With one visit of this run that is epsilon {epsilon_text(epsilon([one]))}, and with one in"
                 f" each round (federation.rounds = {rounds}) {epsilon_text(epsilon([whole]))}."
             )
-    counted = [path for path in (ledger.path, *ledger.others) if path.exists()]
-    sentences.append(f"The ledger is {' and '.join(map(str, counted)) or f'new: {ledger.path}'}.")
-    if apart := set(ledger.path.parent.glob("*.jsonl")) - set(counted):
-        sentences.append(
-            f"Not counted: {', '.join(sorted(path.name for path in apart))}, of other data, or of the same"
-            " data where an id of the hub was written with other capitals, or a file has moved."
-        )
-    return tuple(sentences)
+    files = [str(path) for path in (ledger.path, *ledger.others) if path.exists()]
+    return (*sentences, f"The ledger is {' and '.join(files) or f'new: {ledger.path}'}.", *others)
 
 
 def _over_budget(site: SiteSettings, kit: Path, run: RunSettings, examples: int) -> str | None:

@@ -224,10 +224,10 @@ def resume(
         return
     rounds = continued(folder, overrides).federation.rounds
     done = is_finished(folder) and rounds == read_settings(folder).federation.rounds
-    if done and is_over_silos(folder) and not overrides:
+    if done and is_over_silos(folder):
         from shepherd.silos.coordinator import state_file
 
-        done = state_file.is_finished(folder)  # more rounds may have been asked for, and not be here yet
+        done = state_file.is_finished(folder)  # more rounds may have been asked for, and a job be at them
     if done:
         place = folder / "adapter"
         echo(f"{folder} is already finished, after {many(rounds, 'round')}; its adapter is in {place}")
