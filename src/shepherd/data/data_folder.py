@@ -108,8 +108,8 @@ def load(folder: Path) -> TokenisedData:
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
-            f"the data of the run in {folder.parent} cannot be read ({error}); start the run again"
-            " in a new folder"
+            f"the data of the run in {folder.parent} cannot be read ({error}); restore {folder} from a copy,"
+            " or start the run again in a new folder"
         ) from error
 
 
