@@ -11,7 +11,8 @@ from scipy import stats
 
 from shepherd.core import FixedSize, Poisson, Shuffled, Spending, Turns
 from shepherd.errors import SettingsError
-from shepherd.privacy.accountant import ORDERS, epsilon, noise_for, renyi_divergence
+from shepherd.privacy import accountant
+from shepherd.privacy.accountant import NOISE_TOLERANCE, ORDERS, epsilon, noise_for, renyi_divergence
 
 
 def one(noise, sampling, steps):
@@ -125,6 +126,29 @@ def test_a_target_that_is_no_number_above_0_is_refused(target):
 def test_a_target_that_no_noise_reaches_says_so():
     with pytest.raises(SettingsError, match=r"no noise multiplier up to 1000 .* raise privacy\.epsilon"):
         noise_for(1e-5, 1e-9, Turns(every=1), 100)
+
+
+@pytest.mark.parametrize(
+    ("target", "sampling", "steps"),
+    [
+        (8.0, Poisson(chance=0.1), 20),
+        (0.1, Poisson(chance=0.001), 20_000),
+        # next to nothing a step, of which discretised privacy losses say more than Rényi divergences do
+        (0.05, Poisson(chance=0.0005), 200_000),
+        (5.0, Turns(every=5), 40),
+        (3.0, FixedSize(size=5, of=50), 20),
+    ],
+)
+def test_the_noise_for_an_epsilon_is_enough_and_hardly_more(target, sampling, steps):
+    found = noise_for(target, 1e-5, sampling, steps)
+    for noise, enough in ((found, True), (found * (1 - 3 * NOISE_TOLERANCE), False)):
+        spent = Spending(noise=noise, sampling=sampling, steps=steps)
+        assert (epsilon([spent], 1e-5) <= target) is enough
+
+
+def test_of_many_steps_that_spend_next_to_nothing_the_smaller_of_two_bounds_counts():
+    spent = [Spending(noise=5.0, sampling=Poisson(chance=0.001), steps=20_000)]
+    assert epsilon(spent, 1e-5, interval=1e-2) < accountant._composed(spent, 1e-5, 1e-2)
 
 
 @pytest.mark.parametrize(
