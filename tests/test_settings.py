@@ -136,7 +136,7 @@ def test_overrides_that_say_nothing_or_the_impossible_are_refused(path: Path) ->
 def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"no\.toml cannot be read \(No such file"):
         read(tmp_path / "no.toml")
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="is a folder; name the file"):
         read(tmp_path)
     broken = tmp_path / "broken.toml"
     broken.write_text("seed = 0\nrounds = = 2\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import shutil
@@ -304,12 +303,18 @@ def test_no_prompt_gets_no_answer(llama: Base) -> None:
     assert generation.generate(llama, [None, None], [], max_new_tokens=4, stop=[2]) == [[], []]
 
 
-def test_a_stage_says_how_far_it_is(llama: Base, monkeypatch, caplog) -> None:
+def test_a_stage_says_how_far_it_is(llama: Base, monkeypatch) -> None:
     monkeypatch.setattr(generation, "MAX_BATCH_SEQUENCES", 2)
-    monkeypatch.setattr(progress, "EVERY_S", 0.001)
-    caplog.set_level(logging.INFO)
+    lines: list[str] = []
+    advance = progress.Stage.advance
+
+    def told(now: progress.Stage, count: int = 1) -> None:
+        advance(now, count)
+        lines.append(now.line(now.began))
+
+    monkeypatch.setattr(progress.Stage, "advance", told)
     generation.generate(llama, [None], PROMPTS[:3], max_new_tokens=40, stop=[0])
-    assert any(line.startswith("answering 3 prompts: 2 of 3") for line in caplog.messages)
+    assert any(line.startswith("answering 3 prompts: 2 of 3") for line in lines)
 
 
 SMOLLM2 = Path(os.environ.get("SHEPHERD_SMOLLM2", "~/.cache/shepherd/SmolLM2-135M-Instruct")).expanduser()
