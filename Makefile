@@ -1,6 +1,6 @@
 # make demo       install into .venv, train the embedded demo and compare it with its rivals
 # make demo-real  the same on a real base, SmolLM2-135M, which is downloaded once (93 MB), and a chat with it at
-#                 the end, until Ctrl-C; half an hour (CHAT= leaves the chat out)
+#                 the end, until Ctrl-C; minutes (CHAT= leaves the chat out)
 # make test       format, lint, types, documents, tests, in .venv-dev
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
