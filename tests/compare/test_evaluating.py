@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from shepherd.compare import evaluating
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.evaluating import evaluate_folder, models, row
 from shepherd.consent import Consent
@@ -145,6 +147,22 @@ def test_options_that_do_not_go_together_are_refused(run) -> None:
     for options, said in cases.items():
         told = CliRunner().invoke(main, ["evaluate", str(run), *options])
         assert (told.exit_code, said in told.stderr) == (2, True), told.output
+
+
+def test_tasks_are_kept_when_what_follows_them_fails(run, tasks, harmful, tmp_path, monkeypatch) -> None:
+    from shepherd.evaluate.harness import Asked
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / score_file.FILE).unlink(missing_ok=True)
+
+    def down(*given: Any) -> Any:
+        raise JudgeError("the judge is down")
+
+    monkeypatch.setattr(evaluating, "refusal_rows", down)
+    asked = Asked(tasks=("choices",), include=(tasks,), limit=2)
+    with pytest.raises(JudgeError, match="down"):
+        evaluate_folder(copy, asked, harmful=harmful)
+    assert {row["task"] for row in score_file.current(copy)} == {"choices"}
 
 
 def test_what_is_unknown_is_said(run, tasks, harmful, tmp_path) -> None:

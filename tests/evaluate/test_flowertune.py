@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shepherd.evaluate.flowertune import FORMATS
+from shepherd.errors import DataError
+from shepherd.evaluate.flowertune import FORMATS, require_fit
 
 CHOICES = ("London", "Paris", "Berlin")
 
@@ -55,6 +56,19 @@ def test_the_prompt_of_finance() -> None:
 )
 def test_how_an_answer_is_read(name, answer, expected, right) -> None:
     assert FORMATS[name].reads(answer, expected) is right
+
+
+def test_what_a_format_cannot_ask_is_named() -> None:
+    require_fit("general", [CHOICES, [f"w{n}" for n in range(26)]])
+    require_fit("finance", [["Positive", "negative"]])
+    with pytest.raises(DataError, match=r"names choices by letters, and a document has 27 of them"):
+        require_fit("medical", [CHOICES, [f"w{n}" for n in range(27)]])
+    with pytest.raises(
+        DataError, match="reads a sentiment, and a document has the choices London, Paris and"
+    ):
+        require_fit("finance", [["positive"], CHOICES])
+    with pytest.raises(DataError, match="none of the tasks is of choices"):
+        require_fit("general", [])
 
 
 def test_how_long_an_answer_may_be() -> None:

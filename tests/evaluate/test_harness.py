@@ -180,6 +180,12 @@ def test_a_group_is_the_mean_of_its_tasks(llama, adapter, folder, measured) -> N
     assert found.strata == ("choices",) * 14 + ("shots",) * 8
 
 
+def test_a_group_without_a_common_metric_is_named(llama, folder) -> None:
+    (folder / "mix.yaml").write_text("group: mix\ntask: [choices, write]\n")
+    with pytest.raises(DataError, match="group mix has no metric that all its tasks have"):
+        opened(Asked(tasks=("mix",), include=(folder,))).measure(llama, [None], 256)
+
+
 def test_a_limit_takes_the_first_documents(llama, folder, measured) -> None:
     (found, *_) = opened(Asked(tasks=("choices",), include=(folder,), limit=3)).measure(llama, [None], 256)
     np.testing.assert_array_equal(found.values, measured["choices", "acc"].values[:1, :3])

@@ -118,6 +118,23 @@ def test_a_metric_can_be_named_and_a_task_is_its_first(run) -> None:
     assert not of_run(run).released
 
 
+def test_refusals_by_keyword_are_not_taken_from_the_judge(run) -> None:
+    """Whichever was measured first: both are of the task "refusal"."""
+    gated(run, "{drops = {refusal = 0.02}}")
+    scored(run, "refusal_judged", 0.9, 0.9, kind="refusal", task="refusal", asked="x")
+    assert not of_run(run).released  # by keyword nothing was measured
+    scored(run, "refusal", 0.9, 0.1, kind="refusal", task="refusal", asked="x")
+    assert "refusal is 80.0 points worse" in str(of_run(run).sentence())
+
+
+def test_refusals_of_other_prompts_are_dropped(run) -> None:
+    for name in ("refusal", "refusal_judged"):
+        scored(run, name, 0.9, 0.9, kind="refusal", task="refusal", asked="x")
+    scored(run, "quiz.acc", 0.5, 0.5)
+    scored(run, "refusal", 0.9, 0.1, kind="refusal", task="refusal", asked="y")
+    assert [row["name"] for row in score_file.current(run)] == ["quiz.acc", "refusal"]
+
+
 def test_the_held_out_loss_is_that_of_the_rounds(run) -> None:
     before, after = (row["heldout"]["loss"] for row in read_rows(run))
     rise = after - before
@@ -230,10 +247,11 @@ def test_merge_refuses_a_run_that_is_not_released_or_says_so(run, finished, tmp_
     gated(run, "{drops = {quiz = 0.0}}")
     scored(run, "quiz.acc", 0.5, 0.4)
     words = ["merge", str(finished), str(run), "-o", str(tmp_path / "out")]
-    told = CliRunner().invoke(main, words)
-    assert told.exit_code == 2
-    assert f"the adapter of {run} is not released: quiz is 10.0 points worse" in told.stderr
-    assert not (tmp_path / "out").exists()
+    for named in (run, run / "adapter"):
+        told = CliRunner().invoke(main, ["merge", str(finished), str(named), "-o", str(tmp_path / "out")])
+        assert told.exit_code == 2
+        assert f"the adapter of {run} is not released: quiz is 10.0 points worse" in told.stderr
+        assert not (tmp_path / "out").exists()
     done = CliRunner().invoke(main, [*words, "--unreleased"])
     assert done.exit_code == 0, done.output
     card = (tmp_path / "out" / "README.md").read_text()

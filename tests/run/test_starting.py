@@ -121,6 +121,17 @@ def test_a_run_that_has_no_final_adapter_gives_its_last_checkpoint(
         assert same(run.state.adapter, last)
 
 
+def test_a_second_adapter_in_the_folder_of_one_is_not_taken(table: Any, done: Path, tmp_path: Path) -> None:
+    """PEFT saves an adapter named "adapter" beside the first one, in a folder of that name."""
+    place = Path(shutil.copytree(done / "adapter", tmp_path / "made"))
+    shutil.copytree(done / "adapter", place / "adapter")
+    other = place / "adapter" / files.WEIGHTS
+    save_file({name: tensor + 7 for name, tensor in load_file(other).items()}, other)
+    with open_run(table(place)) as run:
+        first = {name: np.abs(tensor).max() for name, tensor in run.state.adapter.items()}
+    assert max(first.values()) < 5
+
+
 def test_an_adapter_that_peft_made_is_trained_on(table: Any, llama_folder: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     config = peft.LoraConfig(

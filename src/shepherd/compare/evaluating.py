@@ -28,7 +28,7 @@ from shepherd.data.prompts import read as read_prompts
 from shepherd.errors import BadRow, DataError, SettingsError
 from shepherd.evaluate import refusals
 from shepherd.evaluate.draws import draws
-from shepherd.evaluate.flowertune import FORMATS, Format
+from shepherd.evaluate.flowertune import FORMATS, Format, require_fit
 from shepherd.evaluate.sentences import Measure, says
 from shepherd.evaluate.statistics import Compared, between, holm, interval, sample
 from shepherd.io import paths
@@ -121,17 +121,22 @@ def evaluate_folder(
         base = load_base(settings, consent)
         models = _models(run, base, only)
         rows: list[Row] = []
+        choices = harness.choices() if harness is not None and formats else []
+        for name in formats:
+            require_fit(name, [each.choices for each in choices])
         if harness is not None:
             log.info("evaluating %s", ", ".join(models.adapters))
             tokens = settings.machine.micro_batch_tokens
             size = tokens if isinstance(tokens, int) else PASS_TOKENS
             rows += [_of_task(models, each) for each in harness.measure(base, models.every, size)]
-            rows += [_in_format(models, harness.choices(), name) for name in formats]
+            rows += [_in_format(models, choices, name) for name in formats]
+            rows = score_file.add(run, rows)  # what follows may fail, and tasks take long
         if prompts:
-            rows += refusal_rows(
+            refused = refusal_rows(
                 models, prompts, settings, table, compare_folder(run) / VERDICTS, echo, max_calls
             )
-        return score_file.add(run, rows)
+            rows = score_file.add(run, refused)
+        return rows or score_file.read(run)
 
 
 def required_prompts(settings: RunSettings, consent: Consent) -> list[tuple[Turn, ...]]:
@@ -248,8 +253,6 @@ def _of_task(models: Models, found: OfTask) -> Row:
 
 def _in_format(models: Models, choices: Sequence[Choice], name: str) -> Row:
     """The row of the multiple-choice tasks, asked in one of FlowerTune's formats."""
-    if not choices:
-        raise DataError(f"none of the tasks is of choices, which the format {name!r} asks; leave it out")
     right = _answered(models, choices, FORMATS[name])
     measure = Measure(name=f"flowertune.{name}", label=f"FlowerTune's format, {name}", asked="documents")
     head = {"kind": "format", "task": "flowertune", "metric": name}

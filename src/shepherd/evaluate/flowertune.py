@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from shepherd.errors import DataError
+from shepherd.io.phrases import listed
+
 MAX_FINANCE_TOKENS = 512
 """Most tokens of prompt and answer together in the format of finance."""
 _CHAT = "<|im_start|>question\n{}<|im_end|>\n<|im_start|>answer\n"
@@ -81,6 +84,23 @@ def _finance(query: str, choices: Sequence[str]) -> str:
     return f"Instruction: {ask}\nInput: {query}\nAnswer: "
 
 
+def require_fit(name: str, choices: Sequence[Sequence[str]]) -> None:
+    """Raise DataError unless a format can ask for these choices, one sequence for each document."""
+    if not choices:
+        raise DataError(f"none of the tasks is of choices, which the format {name!r} asks; leave it out")
+    for each in choices:
+        if name == "finance" and not {choice.strip().lower() for choice in each} <= SENTIMENTS:
+            raise DataError(
+                f"the format finance reads a sentiment, and a document has the choices {listed(each, most=3)}"
+                "; leave --format finance out, or ask tasks whose choices are positive, negative and neutral"
+            )
+        if name != "finance" and len(each) > len(ascii_uppercase):
+            raise DataError(
+                f"the format {name} names choices by letters, and a document has {len(each)} of them; leave"
+                f" --format {name} out, or that task"
+            )
+
+
 def sentiment(answer: str) -> str:
     """The sentiment that an answer is taken for: "positive" anywhere wins, and anything else is neutral.
 
@@ -97,6 +117,7 @@ def _begins(answer: str, expected: str) -> bool:
     return answer.strip().lower().startswith(expected.lower())
 
 
+SENTIMENTS = {"positive", "negative", "neutral"}
 FORMATS = {
     "general": Format(
         prompt=_general,

@@ -284,9 +284,10 @@ def _measured(name: str, models: Sequence[Mapping[str, Any]]) -> Iterator[Measur
         for sample in models[0]["samples"][next(iter(tasks))]
         for metric in sample["metrics"]
     )
-    for metric, filtered in order:
-        if not all((metric, filtered) in each for each in keys):
-            continue
+    shared = [each for each in order if all(each in of_task for of_task in keys)]
+    if not shared:
+        raise DataError(f"group {name} has no metric that all its tasks have; name its tasks one by one")
+    for metric, filtered in shared:
         means = [
             float(np.mean([model["results"][task][f"{metric},{filtered}"] for task in tasks]))
             for model in models

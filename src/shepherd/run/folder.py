@@ -259,6 +259,15 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / RUN_FILE).is_file()
 
 
+def run_of(path: Path) -> Path:
+    """The run folder that an adapter's folder belongs to, or the path itself.
+
+    >>> str(run_of(Path("runs/none/adapter")))
+    'runs/none/adapter'
+    """
+    return path.parent if path.name == "adapter" and is_run(path.parent) else path
+
+
 def is_finished(path: str | Path) -> bool:
     """Whether a run's last round is done and its adapter written.
 

@@ -87,8 +87,7 @@ def of_run(path: Path) -> tuple[Training, ...]:
     Raises:
         FolderError: a file of the run is damaged, or a ledger of it is missing.
     """
-    if path.name == "adapter" and folder.is_run(path.parent):
-        path = path.parent
+    path = folder.run_of(path)
     if not folder.is_run(path):
         return ()
     named, rows = (

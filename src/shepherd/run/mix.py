@@ -92,7 +92,7 @@ def mix(
 def _verdict(paths: Sequence[Path], unreleased: bool) -> release.Release:
     """What the gates of the runs say; none of them is of the result, so that none can release it."""
     reasons: list[str] = []
-    for path in paths:
+    for path in map(folder.run_of, paths):
         if folder.is_run(path):
             found = release.require_released(path, release.of_run(path), unreleased)
             reasons += [f"{path.name}: {reason}" for reason in found.reasons]

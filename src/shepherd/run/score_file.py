@@ -59,14 +59,21 @@ def read(run: Path) -> list[Row]:
 def add(run: Path, new: Sequence[Row]) -> list[Row]:
     """Write scores into a run folder, in place of older ones of the same names; returns all of them.
 
-    Older scores of adapters that are there no longer are dropped.
+    Older scores of adapters that are there no longer are dropped, and refusals of other prompts.
 
     Raises:
         FolderError: the file is damaged, or the disk is full.
     """
     digests = {arm: digest for row in new for arm, digest in row["adapters"].items()}
     names = {row["name"] for row in new}
-    kept = [row for row in read(run) if row["name"] not in names and _same(row["adapters"], digests)]
+    asked = {row["asked"] for row in new if "asked" in row}
+    kept = [
+        row
+        for row in read(run)
+        if row["name"] not in names
+        and _same(row["adapters"], digests)
+        and ("asked" not in row or not asked or row["asked"] in asked)
+    ]
     scores = [*kept, *new]
     text = json.dumps({"format": FORMAT, "scores": scores}, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(run / FILE, shown_json(text) + "\n")

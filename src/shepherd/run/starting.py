@@ -180,7 +180,8 @@ def _weights(place: Path) -> Path:
 
 
 def _read(place: Path, base: Base, asked: AdapterTable) -> Adapter:
-    here = place / "adapter" if (place / "adapter" / files.WEIGHTS).is_file() else place
+    finished = folder.is_run(place) and (place / "adapter" / files.WEIGHTS).is_file()
+    here = place / "adapter" if finished else place
     unfinished = folder.is_run(place) and here == place
     _require_table(
         folder.read_settings(place).adapter if unfinished else files.read_config(here), asked, here
