@@ -185,6 +185,16 @@ def test_the_python_in_it_compiles(tmp_path: Path) -> None:
     assert path.read_text().startswith("---\n")
 
 
+def test_the_score_of_an_earlier_round_is_not_the_adapters() -> None:
+    """As with `shepherd export --round 3`, where evaluation.every is 2."""
+    rows = [*ROWS, {"round": 3, "bytes_down": 10, "bytes_up": 9, "tokens": {"trained": 6}, "failures": {}}]
+    for given, value in ((ROWS, 2.0), (rows, None), (ROWS[:1], None)):
+        text = written({**HUB, "model": {"base": "tiny"}}, rows=given, answers={})
+        found = [each.metric_value for each in ModelCard(text).data.eval_results or []]
+        assert found == ([value] if value else [])
+        assert ("2.2500" in text) is (value is not None)
+
+
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202e"
 
 

@@ -344,8 +344,8 @@ _LICENCE_OF_BOTH = (
 
 def _results(settings: RunSettings, rows: Sequence[Row], answers: Mapping[str, Pair]) -> list[EvalResult]:
     """Scores on the run's held-out examples, as the hub's leaderboards read them."""
-    scored = [row["heldout"] for row in rows if row["round"] and "heldout" in row]
-    loss = _losses(scored[-1]).get("all") if scored else None
+    last = rows[-1] if rows and rows[-1]["round"] else {}
+    loss = _losses(last.get("heldout", {})).get("all")
     values = [("loss", "Held-out loss, nats a token", loss)]
     values += [
         ("accuracy", f"Right answers, {shown_line(name)}", right)
@@ -555,10 +555,10 @@ def _cohort(table: PartTable) -> str:
 
 
 def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
-    """Held-out loss and right answers, of the base alone and after the last round."""
-    scored = [(row["round"], row["heldout"]) for row in rows if "heldout" in row]
-    before = _losses(scored[0][1]) if scored and scored[0][0] == 0 else {}
-    after = _losses(scored[-1][1]) if scored else {}
+    """Held-out loss and right answers, of the base alone and after the last round, if that one was scored."""
+    first, last = (rows[0], rows[-1]) if rows else ({}, {})
+    before = _losses(first.get("heldout", {})) if first.get("round") == 0 else {}
+    after = _losses(last["heldout"]) if "heldout" in last else {}
     names = sorted({*after, *answers} - {"all"}) + ["all"] * ("all" in {*after, *answers})
     if not names:
         return ""
@@ -574,7 +574,7 @@ def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
     return (
         "## Scores on held-out examples\n\n"
         + _table(head, lines)
-        + _preference(scored[-1][1] if scored else {})
+        + _preference(last.get("heldout", {}))
     )
 
 
