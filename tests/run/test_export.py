@@ -148,6 +148,14 @@ def test_results_of_an_evaluation_are_in_the_card_with_their_intervals(run: Path
     assert (own.dataset_split, own.metric_type) == ("held-out", "loss")
     assert (measured.dataset_name, measured.metric_value) == ("test.jsonl", whole["run"]["value"])
     assert measured.metric_args["interval_95"] == [whole["run"]["low"], whole["run"]["high"]]
+    for other in ({"adapter": "0" * 64}, {}):
+        result = {key: each for key, each in json.loads(found.stdout).items() if key != "adapter"} | other
+        (tmp_path / "other.json").write_text(json.dumps(result))
+        says = "is the result of another adapter" if other else "holds no result of an evaluation"
+        with pytest.raises(DataError, match=rf"other\.json {says}"):
+            export(run, tmp_path / "other", results=[tmp_path / "other.json"])
+    with pytest.raises(DataError, match=r"found\.json is the result of another adapter"):
+        export(run, tmp_path / "other", round=1, results=[tmp_path / "found.json"])
     number = json.loads(found.stdout)
     number["measures"][0]["run"]["value"] = float("nan")  # which Python's reader of JSON accepts
     for wrong in ("{}", json.dumps(number)):

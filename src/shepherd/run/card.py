@@ -571,11 +571,7 @@ def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
         for name in names
     ]
     head = ("category", "right before", "right after", "loss before", "loss after")
-    return (
-        "## Scores on held-out examples\n\n"
-        + _table(head, lines)
-        + _preference(last.get("heldout", {}))
-    )
+    return "## Scores on held-out examples\n\n" + _table(head, lines) + _preference(last.get("heldout", {}))
 
 
 def _preference(heldout: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from shepherd.model.answer import prompt_ids
 from shepherd.model.base import Base
 from shepherd.run import folder, hidden, starting
 from shepherd.run.answerer import Options, adapter_of, require_options
-from shepherd.run.loading import load_base
+from shepherd.run.loading import identity, load_base
 from shepherd.settings import RunSettings
 from shepherd.training import local, score
 from shepherd.training.objective import Objective
@@ -71,6 +71,8 @@ class Evaluation:
     """Result of `evaluate_run`."""
 
     folder: str
+    adapter: str
+    """Digest of the adapter that was scored, by `loading.identity`."""
     data: str
     examples: int
     """Number of examples that were scored by loss."""
@@ -90,6 +92,7 @@ class Evaluation:
         """As JSON has it."""
         return {
             "run": self.folder,
+            "adapter": self.adapter,
             "data": self.data,
             "examples": self.examples,
             "measures": [each.row() for each in self.scored],
@@ -142,6 +145,7 @@ def evaluate_run(
     before = None if objective is None else starting.before(where, folder.read_settings(where), base)
     return Evaluation(
         folder=str(adapter or path),
+        adapter=identity(scored),
         data=paths.short(str(data)),
         examples=by_loss.difference.questions,
         scored=(

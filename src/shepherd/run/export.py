@@ -23,7 +23,7 @@ from shepherd.model.exporting import EXPORTER, Exporter, Trained
 from shepherd.overrides import assigned
 from shepherd.run import card, claims, folder, hidden, ledger, lineage, release, score_file
 from shepherd.run.answerer import adapter_of, own_adapter_of, own_adapters
-from shepherd.run.loading import load_base
+from shepherd.run.loading import identity, load_base
 from shepherd.run.log import read_rows
 
 CARD = "README.md"
@@ -67,6 +67,7 @@ def export(
     path, output = Path(path), Path(output)
     settings = folder.read_settings(path)
     exporter = _exporter(to, keys, consent)
+    results = list(results)
     measured = [_read_results(Path(file)) for file in results]
     folder.require_free(output)
     verdict = release.require_released(path, _released(path, round, client), unreleased)
@@ -76,6 +77,12 @@ def export(
         if client is None
         else own_adapter_of(path, base, client, round, consent)
     )
+    for file, result in zip(results, measured, strict=True):
+        if result["adapter"] != identity(adapter):
+            raise DataError(
+                f"{file} is the result of another adapter than the one that is written; evaluate this one"
+                " with `shepherd evaluate`, and name that result"
+            )
     return _write(
         exporter,
         output,
@@ -213,6 +220,8 @@ def _read_results(file: Path) -> Mapping[str, Any]:
     """The result of an evaluation, as `shepherd evaluate --json` prints it."""
     try:
         row = json.loads(file.read_text(encoding="utf8"))
+        if not isinstance(row["adapter"], str):
+            raise ValueError("adapter")
         for measure in row["measures"]:
             numbers = [measure["run"][key] for key in ("value", "low", "high")] + [measure["base"]["value"]]
             texts = [row["data"], measure["name"], measure["label"]]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from pathlib import Path
+
+import numpy as np
 
 from shepherd import world
 from shepherd.consent import NOTHING, Consent
@@ -98,6 +101,15 @@ def load_checkpoint(path: Path, base: bases.Base) -> Checkpoint:
     except AdapterError as error:
         raise CheckpointError(f"checkpoint {path} belongs to another adapter: {error}") from error
     return saved
+
+
+def identity(adapter: Adapter) -> str:
+    """The SHA-256 of an adapter's tensors, by name, whatever file they are read from."""
+    found = hashlib.sha256()
+    for name in sorted(adapter):
+        found.update(f"{name} {adapter[name].shape} {adapter[name].dtype}\n".encode())
+        found.update(np.ascontiguousarray(adapter[name]).tobytes())
+    return found.hexdigest()
 
 
 def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
