@@ -60,7 +60,7 @@ def export(
     Raises:
         FolderError: there is no run, it has no such round or client, or `output` is not empty.
         SettingsError: there is no such format, or a key of it is wrong.
-        DataError: a file of results is none.
+        DataError: a file of results is none, or is of another adapter.
         NotReleased: the run's gate speaks against the adapter.
         ShepherdError: the base cannot be loaded, or its adapter cannot be written in this format.
     """
