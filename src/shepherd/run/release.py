@@ -182,8 +182,8 @@ def _score(run: Path, name: str) -> _Score | None:
     """The score of this name; a task's name alone is its first metric."""
     rows = score_file.current(run)
     of_task = [row for row in rows if row.get("kind") == "task" and row.get("task") == name]
-    for row in (*(row for row in rows if row["name"] == name), *of_task):
-        return _of_row(row)
+    if found := [*(row for row in rows if row["name"] == name), *of_task]:
+        return _of_row(found[0])
     return _compared(run, name) or (_held_out(run) if name == "loss" else None)
 
 

@@ -169,14 +169,11 @@ class SilosRun(HeldRun):
             )
             return
         self.follower.job, self.follower.outdated = None, False
-        state = state_file.text(self.follower.kit, self.follower.order, None)
-        self.holder.write(folder.SILOS, state)
+        self._write_state(None)
 
-    def _keep_settings(self) -> None:
-        """Have the folder say that the run has more rounds: they go on, so nobody has refused them."""
-        if self.before_more is not None:
-            changes.keep(self.holder, self.settings)
-            self.before_more = None
+    def _write_state(self, job: str | None) -> None:
+        """Write silos.json with the order as it is now."""
+        self.holder.write(folder.SILOS, state_file.text(self.follower.kit, self.follower.order, job))
 
     def finish(self, answer: bool = True) -> Row:
         """Write the final adapter with its model card, and score answers if the run file asks for it.
@@ -281,8 +278,7 @@ class SilosRun(HeldRun):
                     last_lost=at.last_lost,
                 )
         self.follower.order = replace(self.follower.order, again=again)
-        state = state_file.text(self.follower.kit, self.follower.order, self.follower.job)
-        self.holder.write(folder.SILOS, state)
+        self._write_state(self.follower.job)
 
     def _counted(self, row: Row) -> Row:
         """A row with what is counted besides for rounds that were made again: the more of what both know."""
@@ -321,10 +317,9 @@ class SilosRun(HeldRun):
         if row["round"]:
             rate = stack.round_rate(table, row["round"] - 1, federation.rounds)
             row = {**self._never_less(self._counted(row)), "learning_rate": rate}
-        if (
-            row["round"] > folder.read_settings(self.folder).federation.rounds
-        ):  # one of the rounds that are more
-            self._keep_settings()
+        if self.before_more is not None and row["round"] > changes.rounds_before(self.folder):
+            changes.keep(self.holder, self.settings)  # more rounds go on, so nobody has refused them
+            self.before_more = None
         self._keep_ledger(row)  # first: a log may not say that a round was released of which no ledger knows
         self.holder.append(row)
         self.follower.rows = row["round"] + 1
@@ -352,8 +347,7 @@ class SilosRun(HeldRun):
 
     def _record_job(self, news: StatusUpdate) -> None:
         if news.restart:
-            kept = state_file.text(self.follower.kit, self.follower.order, news.job)
-            self.holder.write(folder.SILOS, kept)
+            self._write_state(news.job)
 
     def _state(self) -> ServerState:
         last = _last_checkpoint(self.holder)
