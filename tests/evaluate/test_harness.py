@@ -180,10 +180,25 @@ def test_a_group_is_the_mean_of_its_tasks(llama, adapter, folder, measured) -> N
     assert found.strata == ("choices",) * 14 + ("shots",) * 8
 
 
-def test_a_group_without_a_common_metric_is_named(llama, folder) -> None:
+def test_a_group_without_a_common_metric_is_named(folder) -> None:
     (folder / "mix.yaml").write_text("group: mix\ntask: [choices, write]\n")
     with pytest.raises(DataError, match="group mix has no metric that all its tasks have"):
-        opened(Asked(tasks=("mix",), include=(folder,))).measure(llama, [None], 256)
+        opened(Asked(tasks=("mix",), include=(folder,)))  # before anything is evaluated
+
+
+@pytest.mark.parametrize("order", ["[choices, lower]", "[lower, choices]"])
+def test_a_group_whose_tasks_disagree_on_what_is_better_is_not_averaged(folder, order) -> None:
+    metrics = [
+        {"metric": metric, "aggregation": "mean", "higher_is_better": metric == "acc_norm"}
+        for metric in ("acc", "acc_norm")
+    ]
+    task_folder.task(folder, "lower", task_folder.questions(3), metric_list=metrics)
+    (folder / "torn.yaml").write_text(f"group: torn\ntask: {order}\n")
+    said = "group torn has no one score by acc, which is better when it is higher in choices and when"
+    with pytest.raises(DataError, match=said):
+        opened(Asked(tasks=("torn",), include=(folder,)))
+    apart = opened(Asked(tasks=("choices", "lower"), include=(folder,))).tasks
+    assert list(apart) == ["choices", "lower"]
 
 
 def test_a_limit_takes_the_first_documents(llama, folder, measured) -> None:

@@ -47,6 +47,7 @@ MAX_ANSWER_TOKENS = 256
 """Longest answer of a task that names none, as lm-eval's models have it."""
 READ_AT_ONCE = 2048
 """Tokens of a window of running text, for a base that has no longest length; lm-eval's own default."""
+NO_COMMON_METRIC = "group {name} has no metric that all its tasks have; name its tasks one by one"
 _DROPPED = ("tag", "group", "task_list", "dataset_path", "dataset_name", "dataset_kwargs")
 
 
@@ -155,7 +156,8 @@ def opened(asked: Asked, consent: Consent = NOTHING) -> Harness:
     lm-eval's own.
 
     Raises:
-        DataError: a task is unknown or cannot be read, or would run code or fetch something without consent.
+        DataError: a task is unknown or cannot be read, or would run code or fetch something without consent;
+            or a group cannot be one score.
     """
     if not asked.tasks:
         raise DataError("no task is named; give --tasks NAME or --tasks FILE.yaml")
@@ -167,6 +169,7 @@ def opened(asked: Asked, consent: Consent = NOTHING) -> Harness:
             label = Path(name).stem if name.endswith(".yaml") else name
             with _errors(label), _templates(consent):
                 found[label] = _of_files(files, consent) if files else _own(name, consent)
+            _require_alike(label, found[label])
     for tasks in found.values():
         for task in tasks.values():
             _set_fewshot(task, asked.fewshot)
@@ -174,6 +177,34 @@ def opened(asked: Asked, consent: Consent = NOTHING) -> Harness:
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise DataError(f"task {twice[0]} is asked for twice; name it once")
     return Harness(asked=asked, tasks=found, consent=consent)
+
+
+def _require_alike(name: str, tasks: Mapping[str, Task]) -> None:
+    """Raise DataError where the metrics that tasks declare cannot be one score of their group."""
+    declared = {task: each.higher_is_better() for task, each in tasks.items()}
+    common = set.intersection(*(set(each) for each in declared.values()))
+    own = any(each.get_config("process_results") for each in tasks.values())  # may give others than declared
+    if not common and not own:
+        raise DataError(NO_COMMON_METRIC.format(name=name))
+    for metric in sorted(common):
+        _higher_is_better(name, metric, tasks)
+
+
+def _higher_is_better(name: str, metric: str, tasks: Mapping[str, Task]) -> bool:
+    """Whether more of a metric is better, in all tasks of a name; lm-eval's tasks need not say.
+
+    Raises:
+        DataError: some say so and some the opposite, and the mean over them would say nothing.
+    """
+    said = {task: each.higher_is_better().get(metric) for task, each in tasks.items()}
+    down = [task for task, higher in said.items() if higher is not None and not higher]
+    up = [task for task in said if task not in down]
+    if up and down:
+        raise DataError(
+            f"group {name} has no one score by {metric}, which is better when it is higher in {up[0]} and"
+            f" when it is lower in {down[0]}; name its tasks one by one"
+        )
+    return not down
 
 
 def _file_of(name: str) -> tuple[TaskFile, ...]:
@@ -286,7 +317,7 @@ def _measured(name: str, models: Sequence[Mapping[str, Any]]) -> Iterator[Measur
     )
     shared = [each for each in order if all(each in of_task for of_task in keys)]
     if not shared:
-        raise DataError(f"group {name} has no metric that all its tasks have; name its tasks one by one")
+        raise DataError(NO_COMMON_METRIC.format(name=name))
     for metric, filtered in shared:
         means = [
             float(np.mean([model["results"][task][f"{metric},{filtered}"] for task in tasks]))
@@ -308,7 +339,7 @@ def _measured(name: str, models: Sequence[Mapping[str, Any]]) -> Iterator[Measur
             ),
             weights=np.concatenate(heavy) if heavy and any((w != 1).any() for w in heavy) else None,
             means=np.array(means),
-            higher_is_better=bool(tasks[next(iter(tasks))].higher_is_better().get(metric, True)),
+            higher_is_better=_higher_is_better(name, metric, tasks),
             documents=count,
         )
 
