@@ -80,6 +80,7 @@ def test_a_real_base_goes_from_the_index_to_table_report_and_chat(
     output = Path("runs/demo-smollm2")
     assert (output / "report.html").is_file()
     assert opened == [output]
+    assert f"shepherd chat {output} --open" in said  # the page ends with this command
     assert folder.read_settings(output).model.base == str(here / "cache" / "shepherd" / "standin")
 
 
@@ -95,6 +96,20 @@ def test_the_plain_demo_asks_no_index_and_takes_a_free_name(
     again = demo(*SMALL, "output=runs/demo-2")  # what is finished is kept
     assert "federated" in again
     assert not (here / "runs" / "demo-3").exists()
+
+
+@pytest.mark.parametrize("chat", [("--chat",), ()])
+def test_a_stopped_demo_says_the_whole_command_that_continues_it(
+    here: Path, standin: packaged_base.PackagedBase, monkeypatch: pytest.MonkeyPatch, chat: tuple[str, ...]
+) -> None:
+    def stop(settings: object, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packaged_base, "obtained", lambda *_: here / "base")
+    monkeypatch.setattr("shepherd.compare.comparison.compare", stop)
+    done = CliRunner().invoke(main, ["demo", "--base", "smollm2", "data.limit=20", *chat])
+    again = " ".join((*chat, "data.limit=20", "output=runs/demo-smollm2"))
+    assert f"continue with: shepherd demo --base smollm2 {again}\n" in done.output
 
 
 def test_what_is_missing_is_said_before_anything_is_made(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

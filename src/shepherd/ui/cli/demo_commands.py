@@ -53,7 +53,8 @@ def demo(overrides: tuple[str, ...], base: str, chats: bool) -> None:
     settings = _settings(base, overrides)
     output = Path(settings.output)
     own = [each for each in overrides if not each.startswith("output=")]
-    again = f"shepherd demo --base {base} {shlex.join((*own, f'output={output}'))}"
+    chat = ("--chat",) if chats else ()
+    again = shlex.join(("shepherd", "demo", "--base", base, *chat, *own, f"output={output}"))
     try:
         with plain_lines():
             found = compare(settings, CompareSpec(locals=LOCALS), train=train_arm)
@@ -62,11 +63,12 @@ def demo(overrides: tuple[str, ...], base: str, chats: bool) -> None:
         raise KeyboardInterrupt(f"stopped; what is finished is kept, continue with: {again}") from None
     name = shlex.quote(str(output))
     echo(f"\nwrote {report.write(output)}")
-    if not chats:
-        return echo(f"ask all arms side by side: shepherd chat {name} --open")
-    from shepherd.ui.chat.page import launch
+    later = ", also after you have closed it here" if chats else ""
+    echo(f"ask all arms side by side{later}: shepherd chat {name} --open")
+    if chats:
+        from shepherd.ui.chat.page import launch
 
-    launch(output, show=True, echo=echo)
+        launch(output, show=True, echo=echo)
 
 
 def _settings(base: str, overrides: tuple[str, ...]) -> RunSettings:
