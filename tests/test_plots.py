@@ -77,6 +77,39 @@ def test_fairness_has_the_worst_client_and_the_spread(tmp_path: Path) -> None:
     assert list(drawn(spread).values()) == [[(0, 0.5), (2, 2.5)]]
 
 
+@pytest.mark.parametrize("common", [True, False], ids=["with common", "own alone"])
+def test_fairness_has_the_clients_own_models(tmp_path: Path, common: bool) -> None:
+    """As `local_adapter` records them: the common model may say nothing by client."""
+    run = folders.write(tmp_path / "run", rounds=2, clients=3)
+    rows = read_rows(run)
+    for place, row in enumerate(rows):
+        if "heldout" in row:
+            row["personal"] = {"loss": 1.0 + place, "worst_client": 2.0 + place, "spread": 0.25 + place}
+            row["heldout"] |= {"worst_client": 4.0, "spread": 0.5} if common else {}
+    (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    *shared, losses, spread = plots.fairness(run).axes
+    assert len(shared) == 2 * common
+    assert drawn(losses) == {
+        "mean of the clients": [(0, 1.0), (2, 3.0)],
+        "worst client": [(0, 2.0), (2, 4.0)],
+    }
+    assert list(drawn(spread).values()) == [[(0, 0.25), (2, 2.25)]]
+    assert losses.get_ylabel() == "held-out loss, own models, nats a token"
+
+
+def test_the_loss_of_each_client_by_its_own_model_needs_no_comparison(tmp_path: Path) -> None:
+    run = folders.write(tmp_path / "run", rounds=2, clients=["a", "b"])
+    rows = read_rows(run)
+    for row in rows[1:]:
+        row["personal"] = {"loss": 1.0, "client": {"a": 1.0 + row["round"], "b": None}}
+    (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (axes,) = plots.losses_by_client(run).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["base", "federated", "own model"]
+    assert axes.get_lines()[2].get_xydata().tolist() == [[3.0, 0.0]]
+    by_client = rows[-1]["heldout"]["client"]
+    assert axes.get_lines()[1].get_xdata().tolist() == [by_client["a"], by_client["b"]]
+
+
 def test_clients_by_category_are_those_of_the_data(run: Path) -> None:
     mixes = json.loads((run / "data" / "index.json").read_text())["mixes"]
     axes = plots.clients(run).axes[0]

@@ -6,6 +6,7 @@ A figure belongs to no window: show it in a notebook, or write it with its `save
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_ANNOTATED_ROWS = 24
 """Most rows for which each cell of a heat map shows its number."""
+MAX_NAMED_ROWS = 60
+"""More rows of dots than this are sorted, and only some of them named."""
+NAMED_OF_MANY = 30
 DPI = 120
 _COLOURS = ("#0b5c7a", "#b5551d", "#4a7c2c", "#7b4b94", "#8a6d00", "#555e67")
 _MARKERS = "os^Dvx"
@@ -155,34 +159,61 @@ def heat_map(
 
 
 def dots(
-    rows: Sequence[str], columns: Mapping[str, Sequence[float | None]], *, title: str, label: str
+    rows: Sequence[str],
+    columns: Mapping[str, Sequence[float | None]],
+    *,
+    title: str,
+    label: str,
+    what: str = "rows",
+    by: str = "",
 ) -> Figure:
     """Draw a value of each row under several columns, as dots on one scale; None is left out.
+
+    More rows than `MAX_NAMED_ROWS` are sorted, the highest first, so that the figure shows how the values are
+    spread; some are named, evenly over the order.
 
     Args:
         columns: the values of the rows, in their order, by the column's name.
         label: of the scale.
+        what: what the rows are, where they are too many to be named.
+        by: the column that many rows are sorted by; the last by default.
     """
-    with fonts_for("".join((title, *rows, *columns)), title):
-        figure = _empty(7.0, min(1.6 + 0.3 * len(rows), 40.0))
+    many = len(rows) > MAX_NAMED_ROWS
+    by = by or [*columns][-1]
+    order = (
+        sorted(range(len(rows)), key=lambda place: _falling(columns[by][place]))
+        if many
+        else [*range(len(rows))]
+    )
+    named = range(0, len(rows), math.ceil(len(rows) / NAMED_OF_MANY) if many else 1)
+    with fonts_for("".join((title, *(rows[order[place]] for place in named), *columns)), title):
+        figure = _empty(7.0, 10.0 if many else 1.6 + 0.3 * len(rows))
         axes = figure.add_subplot()
         for style, (name, values) in enumerate(columns.items()):
-            known = [(x, place) for place, x in enumerate(values) if x is not None]
+            known = [(x, place) for place, row in enumerate(order) if (x := values[row]) is not None]
             axes.plot(
                 [x for x, _ in known],
                 [place for _, place in known],
                 label=_short(name),
                 color=_COLOURS[style % len(_COLOURS)],
                 marker=_MARKERS[style % len(_MARKERS)],
+                markersize=2 if many else None,
                 linestyle="none",
             )
-        axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
-        axes.invert_yaxis()
+        axes.set_yticks(named, [_short(rows[order[place]]) for place in named])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        if many:
+            axes.set_ylabel(f"{len(rows):,} {_plain(what)}, {len(named)} of them named, by {_short(by)}")
         axes.set_xlabel(_plain(label))
         axes.set_title(_plain(title))
         axes.grid(alpha=0.3)
-        _add_legend(axes, columns)
+        _add_legend(axes, columns, "lower right" if many else "best")  # which is slow over many dots
         return figure
+
+
+def _falling(value: float | None) -> tuple[bool, float]:
+    """Sort key: the highest first, and what is not known last."""
+    return (value is None, -(value or 0.0))
 
 
 def _empty(width: float, height: float) -> Figure:
@@ -203,10 +234,10 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _add_legend(axes: Any, names: Iterable[str]) -> None:
+def _add_legend(axes: Any, names: Iterable[str], place: str = "best") -> None:
     """A legend of the lines, in order; matplotlib leaves out lines whose own label begins with `_`."""
     lines = axes.get_lines()
-    legend = axes.legend(lines, [str(place) for place in range(len(lines))])
+    legend = axes.legend(lines, [str(number) for number in range(len(lines))], loc=place)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(_short(name))
 

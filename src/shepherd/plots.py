@@ -18,8 +18,9 @@ import numpy as np
 
 from shepherd import drawing
 from shepherd.errors import DataError
+from shepherd.run.score_file import FEDERATED
 from shepherd.ui.report.figures import FIGURES, points
-from shepherd.ui.report.gather import OWN_ARM, collect
+from shepherd.ui.report.gather import OWN_ARM, OWN_MODEL, collect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["bytes_moved", "clients", "fairness", "gap", "loss", "losses_by_client"]
 
 _NATS = "nats a token"
+_SPREAD = "spread over clients"
+_COLUMNS = {OWN_ARM: "local", OWN_MODEL: "own model"}
+"""How columns of the report's table by client are called beside arms."""
 
 
 def loss(folder: str | Path) -> Figure:
@@ -60,19 +64,28 @@ def gap(folder: str | Path) -> Figure:
 def fairness(folder: str | Path) -> Figure:
     """Draw the worst client's held-out loss and the spread over the clients, in nats a token, over rounds.
 
+    Where clients keep a part of the model, that of their own models is drawn below.
+
     Raises:
         FolderError: there is no run in the folder, or a file of it is damaged.
         DataError: no round has such a figure, as where noise hides the clients.
     """
     report = collect(folder)
-    mean = {"mean": points(report["rounds"], "heldout_loss")}
-    (label, series), *own = _panels(report, ("clients", "personal"))
-    worst = {name: drawn for name, drawn in series.items() if name == "worst client"}
-    spread = {name: drawn for name, drawn in series.items() if name not in worst}
-    if not any(series.values()):
-        raise DataError(_nothing(report, label, by_client=True))
-    panels = [(f"held-out loss, {_NATS}", {**mean, **worst}), (f"spread, {_NATS}", spread), *own]
-    return _lines(report, label, panels)
+    title = "Held-out loss by client"
+    (_, common), (_, own) = _panels(report, ("clients", "personal"))
+    if not any([*common.values(), *own.values()]):
+        raise DataError(_nothing(report, title, by_client=True))
+    if any(common.values()):
+        common = {"mean": points(report["rounds"], "heldout_loss"), **common}
+    panels = [
+        (label, series)
+        for model, lines in (("", common), (", own models", own))
+        for label, series in (
+            (f"held-out loss{model}, {_NATS}", {name: at for name, at in lines.items() if name != _SPREAD}),
+            (f"spread{model}, {_NATS}", {_SPREAD: lines[_SPREAD]}),
+        )
+    ]
+    return _lines(report, title, panels)
 
 
 def bytes_moved(folder: str | Path) -> Figure:
@@ -110,19 +123,22 @@ def clients(folder: str | Path) -> Figure:
 def losses_by_client(folder: str | Path) -> Figure:
     """Draw the held-out loss on data like each client's under every arm, in nats a token.
 
+    A run that is not compared has its base and its last round; where clients keep a part of the model, each
+    has a dot for its own. More clients than can be named are sorted, those with the highest loss on top.
+
     Raises:
         FolderError: there is no run in the folder, or a file of it is damaged.
-        DataError: nothing is scored by client.
+        DataError: nothing is scored by client, as where noise hides the clients.
     """
     report = collect(folder)
     found = report["client_loss"]
     if not found["columns"]:
         raise DataError(_nothing(report, "Held-out loss by client", by_client=True))
-    arms = {
-        ("local" if arm == OWN_ARM else arm): [row[arm] for row in found["rows"].values()]
-        for arm in found["columns"]
-    }
-    return drawing.dots(list(found["rows"]), arms, title="Held-out loss by client", label=_NATS)
+    arms = {_COLUMNS.get(arm, arm): [row[arm] for row in found["rows"].values()] for arm in found["columns"]}
+    by = next((name for name in (_COLUMNS[OWN_MODEL], FEDERATED) if name in arms), "")
+    return drawing.dots(
+        list(found["rows"]), arms, title="Held-out loss by client", label=_NATS, what="clients", by=by
+    )
 
 
 def _panels(report: dict[str, Any], names: Sequence[str]) -> list[drawing.Panel]:

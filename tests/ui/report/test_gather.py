@@ -95,6 +95,7 @@ def test_the_rounds_and_their_sums(run: Path) -> None:
         "client_spread": None,
         "personal_loss": None,
         "worst_personal": None,
+        "personal_spread": None,
         "bytes_down": 10,
         "bytes_up": 7,
         "gap": 0.125,
@@ -132,15 +133,19 @@ def test_the_rounds_and_their_sums(run: Path) -> None:
 def test_what_clients_have_of_it_round_by_round(run: Path) -> None:
     more = {
         "heldout": {"loss": 2.0, "client": {"a": 1.5, "b": 2.5}, "worst_client": 2.5, "spread": 0.5},
-        "personal": {"loss": 1.25, "worst_client": 1.5},
+        "personal": {"loss": 1.25, "worst_client": 1.5, "spread": 0.25, "client": {"a": 1.0, "b": 1.5}},
         "contribution": {"leave_one_out": {"a": 0.25, "b": -0.5}, "projection": {"a": 0.125, "b": 0.375}},
     }
     alone = {"contribution": {"leave_one_out": {}, "projection": {"a": 0.5, "b": float("nan")}}}
     rows = [ROWS[0], {**ROWS[1], **alone}, {**ROWS[2], **more}]
     (run / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = collect(run)
-    names = ("worst_client", "client_spread", "personal_loss", "worst_personal")
-    assert [found["rounds"][2][name] for name in names] == [2.5, 0.5, 1.25, 1.5]
+    names = ("worst_client", "client_spread", "personal_loss", "worst_personal", "personal_spread")
+    assert [found["rounds"][2][name] for name in names] == [2.5, 0.5, 1.25, 1.5, 0.25]
+    assert {client: row["its own model"] for client, row in found["client_loss"]["rows"].items()} == {
+        "a": 1.0,
+        "b": 1.5,
+    }
     assert found["contribution"] == [
         {"client": "a", "rounds": 2, "leave_one_out": 0.25, "projection": 0.625},
         {"client": "b", "rounds": 2, "leave_one_out": -0.5, "projection": 0.375},
@@ -149,6 +154,7 @@ def test_what_clients_have_of_it_round_by_round(run: Path) -> None:
     for name in ("clients", "personal"):
         assert f"chart-{name}-t" in inside
     assert "Leaving it out" in inside
+    assert "of which the client keeps a part" in inside
     plain = page.main({key: value for key, value in found.items() if key != "contribution"})
     assert "Leaving it out" not in plain
 

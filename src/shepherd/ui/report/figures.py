@@ -35,7 +35,11 @@ FIGURES = (
     Figure(
         "personal",
         "Held-out loss of the clients' own models by round",
-        (("mean of the clients", "personal_loss"), ("worst client", "worst_personal")),
+        (
+            ("mean of the clients", "personal_loss"),
+            ("worst client", "worst_personal"),
+            ("spread over clients", "personal_spread"),
+        ),
     ),
     Figure("learning_rate", "Learning rate by round", (("learning rate", "learning_rate"),)),
     Figure(

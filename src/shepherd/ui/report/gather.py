@@ -46,6 +46,8 @@ _FIGURES = ("bytes_down", "bytes_up", "gap", "energy_kept", "spread", "cosine", 
 """Figures of a round that are taken as they are in the log."""
 OWN_ARM = "its own arm"
 """Column of `client_loss` for the local arm that trained on that client's data alone."""
+OWN_MODEL = "its own model"
+"""Column of `client_loss` for the model of which the client keeps a part."""
 
 
 def collect(folder: str | Path) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "holdings": holdings,
         "held": {client: sum(count or 0 for count in mix.values()) for client, mix in holdings.items()},
         "coverage": _last(rows, "coverage"),
-        "client_loss": _client_loss(compared, arms),
+        "client_loss": _client_loss(arms, rows),
         "hides": {"clients": hides.clients, "examples": hides.examples},
         "caveats": lineage.caveats(lineage.source(path), lineage.before(path)),
         ledger.CLIENTS: _privacy(spent.get(ledger.CLIENTS)),
@@ -161,7 +163,7 @@ def collect_runs(paths: Sequence[Path], compared: Mapping[str, Any]) -> dict[str
         "clients": [],
         "categories": _categories({}, arms),
         "holdings": {},
-        "client_loss": _client_loss({}, []),
+        "client_loss": _client_loss([], []),
         "rounds": [],
         "curves": [{**curve, "name": curve["arm"]} for curve in curves if curve["points"]],
         "judge": None,
@@ -333,15 +335,20 @@ def _last(rows: Sequence[Row], key: str) -> dict[str, float | int | None]:
     return next(found, {})
 
 
-def _client_loss(compared: Mapping[str, Any], arms: Sequence[Row]) -> Row:
-    """Loss in nats on data like each client's, of every arm that all clients share and of its own arm."""
+def _client_loss(arms: Sequence[Row], rows: Sequence[Row]) -> Row:
+    """Loss in nats on data like each client's, of every arm that all clients share and of its own arm.
+
+    Where clients keep a part of the model, also the loss of each one's own model after the last round.
+    """
     shared = {arm["name"]: arm["client_loss"] for arm in arms if arm["kind"] != "local"}
     own = {
         arm["client"]: arm["client_loss"].get(arm["client"])
         for arm in arms
         if arm["kind"] == "local" and arm["client"] is not None
     }
-    columns = {**({OWN_ARM: own} if own else {}), **{name: by for name, by in shared.items() if by}}
+    kept = (numbers(table(row["personal"]).get("client")) for row in reversed(rows) if "personal" in row)
+    columns = {OWN_ARM: own, **shared, OWN_MODEL: next(kept, {})}
+    columns = {name: by for name, by in columns.items() if by}
     clients = list(dict.fromkeys(client for by in columns.values() for client in by))
     return {
         "columns": list(columns),
@@ -362,6 +369,7 @@ def _round(row: Row) -> Row:
         "client_spread": number(heldout.get("spread")),
         "personal_loss": number(personal.get("loss")),
         "worst_personal": number(personal.get("worst_client")),
+        "personal_spread": number(personal.get("spread")),
         **{key: number(row.get(key)) for key in _FIGURES},
         "lowest_cosine": min(cosines, default=None),
         "clients": len(items(row.get("cohort"))) if "cohort" in row else None,
