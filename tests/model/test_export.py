@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import safetensors.torch
@@ -114,6 +115,32 @@ def test_what_peft_wrote_has_pefts_logits_here_or_is_refused(kind, folders, tmp_
                 files.read(tmp_path / "theirs", ours)
         else:
             close(model(IDS).logits, trained_logits(ours, files.read(tmp_path / "theirs", ours)))
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_an_alpha_of_their_own_for_some_modules_scales_as_in_peft(llama_folder, tmp_path, stabilised) -> None:
+    network = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    alphas = {"layers.0.self_attn.q_proj": 5, "q_proj": 1, "down_proj": 24}  # the first that fits counts
+    leaves = ["q_proj", "v_proj", "down_proj"]
+    config = LoraConfig(
+        r=3, lora_alpha=6, alpha_pattern=alphas, target_modules=leaves,
+        use_rslora=stabilised, init_lora_weights=False,
+    )  # fmt: skip
+    model = peft.get_peft_model(network, config).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    base = bases.load(llama_folder, targets=leaves, rank=3, alpha=6, rank_stabilised=stabilised)
+    adapter = files.read(tmp_path / "theirs", base)
+    expected = model(IDS).logits
+    close(expected, trained_logits(base, adapter))
+    files.write(tmp_path / "ours", adapter, base)  # with one scale for all
+    assert "alpha_pattern" not in written_config(tmp_path / "ours")
+    close(expected, in_peft(base, adapter, tmp_path / "again")(IDS).logits)
+    whole = safetensors.torch.load_file(tmp_path / "theirs" / files.WEIGHTS)
+    same = [name for name in whole if "v_proj" in name or ".lora_A." in name]
+    assert len(same) == 2 * 4  # of 2 layers: A of three targets, and B of the one that has no alpha
+    for name in same:
+        np.testing.assert_array_equal(adapter[name], whole[name].numpy())
 
 
 def test_a_rewritten_target_without_its_partner_arrives_too(folders, tmp_path) -> None:

@@ -317,12 +317,16 @@ def named(base: Base) -> tuple[str, str | None]:
 def read(folder: str | Path, base: Base) -> Adapter:
     """Read an adapter that was made for this base; its rank may be another than the base's.
 
+    Where PEFT's configuration gives some modules an alpha of their own, their B is multiplied by its share of
+    the others' alpha, so that all have one scale.
+
     Raises:
         AdapterError: a file is missing or unreadable, a tensor is missing, extra or misshapen, the scaling
             differs, or the adapter belongs to another base.
     """
     folder = Path(folder)
-    config, patterns = read_config(folder), _read_json(folder).get("rank_pattern") or {}
+    config, keys = read_config(folder), _read_json(folder)
+    ranks, alphas = keys.get("rank_pattern") or {}, keys.get("alpha_pattern") or {}
     found = scaling(config)
     if abs(found - scaling(base.adapter)) > 1e-9:
         raise AdapterError(
@@ -332,8 +336,8 @@ def read(folder: str | Path, base: Base) -> Adapter:
     tensors, metadata = _tensors(folder / WEIGHTS)
     expected: dict[str, tuple[int, ...]] = {}
     for target in base.targets:
-        rank = next((each for name, each in patterns.items() if lora.matches(target.module, name)), None)
-        expected |= lora.shapes([target], config.rank if rank is None else rank)
+        rank = _own(ranks, target, config.rank)
+        expected |= lora.shapes([target], rank)
     require_shapes(expected, shapes_of(tensors), f"adapter {folder}")
     made_for = metadata.get(BASE_KEY, base.fingerprint)
     if not fingerprint.is_of(made_for, base):
@@ -341,7 +345,16 @@ def read(folder: str | Path, base: Base) -> Adapter:
             f"adapter {folder} was made for another base ({made_for}) than {base.name}"
             f" ({base.fingerprint}); load it with its own base"
         )
+    for target in base.targets if not ranks else ():  # with a rank of its own, alpha keeps the scale
+        share = np.float32(_own(alphas, target, config.alpha) / config.alpha)
+        if share != 1:
+            tensors[target.name_b] = tensors[target.name_b] * share
     return Adapter(tensors)
+
+
+def _own(pattern: Mapping[str, Any], target: lora.Target, otherwise: Any) -> Any:
+    """What a pattern of PEFT's configuration says of a target: its first name that fits."""
+    return next((each for name, each in pattern.items() if lora.matches(target.module, name)), otherwise)
 
 
 def base_of(folder: Path) -> str:
@@ -424,7 +437,7 @@ def _is_supported(key: str, value: Any, config: Mapping[str, Any]) -> bool:
         case "rank_pattern" | "alpha_pattern":
             everywhere = config.get("r" if key == "rank_pattern" else "lora_alpha")
             same = isinstance(value, dict) and all(each == everywhere for each in value.values())
-            return same or not value or _scale_alike(config)
+            return same or not value or _scale_alike(config) or _scales_alone(config)
         case _:
             return key in SUPPORTED_KEYS or not value or value == _defaults().get(key)
 
@@ -443,6 +456,20 @@ def _scale_alike(config: Mapping[str, Any]) -> bool:
     scales = [scaling(table.model_copy(update={"rank_stabilised": stabilised})) for table in each]
     return all(abs(scale - scales[0]) < 1e-9 for scale in scales) and all(
         re.fullmatch(r"[\w.-]+", name) for name in ranks
+    )
+
+
+def _scales_alone(config: Mapping[str, Any]) -> bool:
+    """Whether some modules have another alpha, and nothing else of their own."""
+    alphas = config.get("alpha_pattern")
+    if config.get("rank_pattern") or config.get("target_parameters") or not isinstance(alphas, dict):
+        return False
+    return all(
+        re.fullmatch(r"[\w.-]+", name)
+        and isinstance(alpha, int | float)
+        and not isinstance(alpha, bool)
+        and 0 < alpha < math.inf
+        for name, alpha in alphas.items()
     )
 
 
