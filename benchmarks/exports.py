@@ -3,7 +3,7 @@
 A tiny random model of each architecture that is written as GGUF gets an adapter of two ranks,
 rank-stabilised, and each format is read by a library that this project did not write: PEFT, transformers (its
 own reader of GGUF as well), and llama.cpp through llama-cpp-python, where that is installed. The reference is
-PEFT's.
+PEFT's. In one more row all have one rank, and the PEFT folder gives some modules an alpha of their own.
 
     python -m benchmarks.exports
     python -m benchmarks.exports --json exports.json
@@ -12,11 +12,12 @@ PEFT's.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from shepherd.settings import AdapterTable, ModelTable
 
 TOKENS = 24
 PLAIN = AdapterTable(rank=4, alpha=8, rank_stabilised=True)
+ALPHAS = {"layers.0.self_attn.q_proj": 3, "q_proj": 24, "k_proj": 2, "down_proj": 16}
+"""Alphas of a PEFT folder's `alpha_pattern`; the first name that fits a module counts, the others have 8."""
 WITHIN = {
     "merged, float32": 1e-4,
     "merged, bfloat16": 0.1,
@@ -58,6 +61,9 @@ def main(options: Namespace) -> Figures:
         for place, kind in enumerate(kinds):
             folder = gguf_bases.save(gguf_bases.CONFIGS[kind], Path(scratch) / f"base-{place}")
             rows.append(_measured(kind, folder, Path(scratch) / f"{place}", 0.1, options.seed))
+            if kind == "llama":
+                out = Path(scratch) / f"{place}-alphas"
+                rows.append(_measured(f"{kind}, alpha pattern", folder, out, 0.1, options.seed, ALPHAS))
         for place, folder in enumerate(options.base):
             rows.append(_measured(folder.name, folder, Path(scratch) / f"own-{place}", 0.02, options.seed))
     return {
@@ -70,17 +76,28 @@ def main(options: Namespace) -> Figures:
     }
 
 
-def _measured(kind: str, folder: Path, out: Path, size: float, seed: int) -> dict[str, Any]:
-    """One row: a base with random factors of this standard deviation, in each format."""
+def _measured(
+    kind: str, folder: Path, out: Path, size: float, seed: int, alphas: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """One row: a base with random factors of this standard deviation, in each format.
+
+    Args:
+        alphas: what some modules have as alpha in the PEFT folder that the adapter is read from; then all
+            have one rank.
+    """
     base = bases.load(ModelTable(base=str(folder), dtype="float32"), PLAIN, device="cpu")
-    adapter = _adapter(base, size, seed)
+    out.mkdir()
+    files.write(out / "peft", _adapter(base, size, seed, more_ranks=not alphas), base)
+    if alphas:
+        config = json.loads((out / "peft" / files.CONFIG).read_text())
+        (out / "peft" / files.CONFIG).write_text(json.dumps({**config, "alpha_pattern": alphas}))
+    adapter = files.read(out / "peft", base)
     stop, template = [base.tokenizer.eos_token_id], Template("alpaca")
     trained = Trained(base=base, adapter=adapter, stop=stop, template=template)
     alone = Trained(base=base, adapter=base.zero, stop=stop, template=template)
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, base.model.config.get_text_config().vocab_size, TOKENS).tolist()
-    out.mkdir()
-    expected = _in_peft(base, adapter, out / "peft", ids)
+    expected = _in_peft(base, out / "peft", ids)
     largest = float(expected.abs().max())
     gguf_export.write_model(out / "model.gguf", trained, "float32")
     gguf_export.write_model(out / "small.gguf", trained, "q8_0")
@@ -97,7 +114,8 @@ def _measured(kind: str, folder: Path, out: Path, size: float, seed: int) -> dic
         ),
     }
     found = {name: read() for name, read in readers.items()}
-    unmerged = _in_peft(base, base.zero, out / "zero", ids)
+    files.write(out / "zero", base.zero, base)
+    unmerged = _in_peft(base, out / "zero", ids)
     return {
         "architecture": kind,
         "largest_logit": largest,
@@ -109,10 +127,13 @@ def _measured(kind: str, folder: Path, out: Path, size: float, seed: int) -> dic
     }
 
 
-def _adapter(base: Base, size: float, seed: int) -> Adapter:
-    """Random factors, with more ranks at every third target."""
+def _adapter(base: Base, size: float, seed: int, *, more_ranks: bool) -> Adapter:
+    """Random factors; with more ranks, every third target has some."""
     rng = np.random.default_rng(seed)
-    ranks = {target.name_a: PLAIN.rank + 2 * (place % 3 == 0) for place, target in enumerate(base.targets)}
+    ranks = {
+        target.name_a: PLAIN.rank + 2 * (more_ranks and place % 3 == 0)
+        for place, target in enumerate(base.targets)
+    }
     wide = lora.at_ranks(base.targets, base.zero, ranks)
     return Adapter({name: rng.normal(0, size, values.shape) for name, values in wide.items()})
 
@@ -123,10 +144,9 @@ def _logits(model: Any, ids: list[int]) -> Tensor:
     return found
 
 
-def _in_peft(base: Base, adapter: Adapter, folder: Path, ids: list[int]) -> Tensor:
+def _in_peft(base: Base, folder: Path, ids: list[int]) -> Tensor:
     from peft import PeftModel
 
-    files.write(folder, adapter, base)
     network = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32)
     return _logits(PeftModel.from_pretrained(network, folder), ids)
 
