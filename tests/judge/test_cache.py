@@ -30,6 +30,17 @@ def test_what_is_added_is_there_for_the_next_process(tmp_path: Path) -> None:
     assert cache.read(folder)["a"] == Reply(text="said of a\n", cut=True, prompt_tokens=3)
 
 
+def test_a_folder_knows_which_arms_its_replies_are_about(tmp_path: Path) -> None:
+    assert not cache.has_pair(tmp_path / "none", "a", "b")
+    kept(tmp_path, "of an earlier version")
+    with cache.opened(tmp_path) as verdicts:
+        verdicts.add("k", Reply(text="So."), {**ABOUT, "first": "a", "second": "b"})
+    with (tmp_path / cache.FILE).open("a") as file:
+        file.write('[]\n{"about": 3}\n{"about": {"first"')
+    assert cache.has_pair(tmp_path, "a", "b")
+    assert not cache.has_pair(tmp_path, "a", "c")
+
+
 def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path) -> None:
     kept(tmp_path, "a", "b")
     whole = (tmp_path / cache.FILE).read_bytes()

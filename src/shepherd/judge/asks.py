@@ -67,6 +67,12 @@ class Plan:
         )
 
 
+def require_model(table: JudgeTable) -> None:
+    """Raise SettingsError unless the table names a model to ask."""
+    if not table.model:
+        raise SettingsError("key judge.model is empty; set it to the model to ask")
+
+
 def asks(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTable) -> tuple[Ask, ...]:
     """All requests in the order of the questions, so that an interruption leaves whole questions answered.
 
@@ -75,8 +81,7 @@ def asks(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTable
     Raises:
         SettingsError: no model is named.
     """
-    if not table.model:
-        raise SettingsError("key judge.model is empty; set it to the model to ask")
+    require_model(table)
     return tuple(
         ask
         for question in questions

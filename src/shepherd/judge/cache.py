@@ -90,6 +90,22 @@ def read(folder: Path) -> dict[str, Reply]:
         return dict(_lines(path.read_bytes())) if path.exists() else {}
 
 
+def has_pair(folder: Path, first: str, second: str) -> bool:
+    """Whether the folder has a reply about two arms of these names."""
+    path = folder / FILE
+    with _os_errors(path):
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return any(_pair(line) == (first, second) for line in lines)
+
+
+def _pair(line: bytes) -> tuple[str, str] | None:
+    try:
+        about = json.loads(line)["about"]
+        return str(about["first"]), str(about["second"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def key(model: str, base_url: str, prompt: str, temperature: float, max_tokens: int, repeat: int) -> str:
     """Hash of everything that a reply depends on; `repeat` tells the repeats of one question apart."""
     parts = [model, base_url.rstrip("/"), prompt, float(temperature), max_tokens, repeat]

@@ -7,12 +7,15 @@ says how to continue.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shepherd.consent import Consent
 from shepherd.errors import JudgeError, ShepherdError
-from shepherd.judge.asks import Ask
+from shepherd.judge.agreed import require_agreed
+from shepherd.judge.asks import Ask, require_model
 from shepherd.judge.cache import Cache, Reply
 from shepherd.settings import JudgeTable
 from shepherd.version import install
@@ -104,12 +107,46 @@ def gather(
     return Unanswered(refused=work.refused, wordless=frozenset(work.wordless))
 
 
-async def _all(work: _Work) -> None:
+def require_ready(table: JudgeTable, consent: Consent, max_calls: int | None = None) -> None:
+    """Check before long work that the judge could be asked after it; nothing is sent.
+
+    Args:
+        max_calls: most requests that will be sent; with 0 neither the package nor the key is needed.
+
+    Raises:
+        SettingsError: no model is named.
+        JudgeError: nobody agreed to the address or the key's variable, the package or the key is missing, or
+            a proxy or certificate of the environment cannot be used.
+    """
+    require_model(table)
+    require_agreed(table, consent)
+    if max_calls == 0:
+        return
+    try:
+        asyncio.run(_open(table))
+    except JudgeError as error:
+        raise JudgeError(
+            f"{error}; or give --max-calls 0, which asks nothing and takes the verdicts that are kept"
+        ) from error
+
+
+async def _open(table: JudgeTable) -> None:
+    async with _endpoint(table):
+        pass
+
+
+@asynccontextmanager
+async def _endpoint(table: JudgeTable) -> AsyncIterator[Endpoint]:
     try:
         from shepherd.judge import client
     except ModuleNotFoundError as error:
         raise JudgeError(f"the judge needs the package {error.name}; run {install('judge')}") from None
-    async with client.opened(work.table) as endpoint:
+    async with client.opened(table) as endpoint:
+        yield endpoint
+
+
+async def _all(work: _Work) -> None:
+    async with _endpoint(work.table) as endpoint:
         workers = min(work.table.concurrency, work.total)
         await asyncio.gather(*(_worker(work, endpoint) for _ in range(workers)))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from shepherd.errors import SettingsError
 from shepherd.judge import cache, prompts
-from shepherd.judge.asks import Ask, pending, plan
+from shepherd.judge.asks import Ask, pending, plan, require_model
 from shepherd.judge.cache import Reply
 from shepherd.judge.gather import gather, no_verdict_error
 from shepherd.settings import JudgeTable
@@ -35,8 +34,7 @@ def refusals(
         SettingsError: no model is named.
         JudgeError: the endpoint cannot be used, or no reply has a verdict; what was paid for is kept.
     """
-    if not table.model:
-        raise SettingsError("key judge.model is empty; set it to the model to ask")
+    require_model(table)
     requests = {
         (arm, place): _ask(arm, place, asked[place], text, table)
         for arm, texts in answers.items()
