@@ -15,7 +15,7 @@ from shepherd.compare import evaluating
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.evaluating import evaluate_folder, models, row
 from shepherd.consent import Consent
-from shepherd.errors import DataError, FolderError, JudgeError, SettingsError
+from shepherd.errors import BaseError, DataError, FolderError, JudgeError, SettingsError
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.sentences import Measure
 from shepherd.evaluate.statistics import difference, score
@@ -165,9 +165,13 @@ def test_tasks_are_kept_when_what_follows_them_fails(run, tasks, harmful, tmp_pa
     assert {row["task"] for row in score_file.current(copy)} == {"choices"}
 
 
-def test_what_is_unknown_is_said(run, tasks, harmful, tmp_path) -> None:
+def test_what_is_unknown_is_said(run, tasks, harmful, tmp_path, monkeypatch) -> None:
     with pytest.raises(SettingsError, match="there is no arm 'mine'; the arms are base, federated"):
         evaluate_folder(run, harmful=harmful, only=["mine"])
+    with monkeypatch.context() as patched:  # neither an arm nor a prompt waits for the base
+        patched.setattr(evaluating, "load_base", lambda *_: pytest.fail("the base was loaded"))
+        with pytest.raises(SettingsError, match="there is no arm 'mine'"):
+            evaluate_folder(run, harmful=harmful, only=["mine"])
     with pytest.raises(SettingsError, match="there is no format 'law'"):
         evaluate_folder(run, formats=["law"])
     (tmp_path / "no.jsonl").write_text('{"title": "x"}\n')
@@ -227,6 +231,121 @@ def test_harmful_prompts_and_the_judge_are_asked_for_before_any_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_judge_that_cannot_be_asked_is_said_before_any_training(
+    llama_folder, harmful, tmp_path, monkeypatch
+) -> None:
+    from shepherd.compare.comparison import compare
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    source = runs.written(tmp_path / "rows.jsonl")
+    tables = {"evaluation": {"harmful": str(harmful)}, "judge": {"model": "m"}}
+    with pytest.raises(JudgeError, match=r"variable OPENAI_API_KEY.*--max-calls 0"):
+        compare(runs.settings(llama_folder, source, tmp_path / "run", **tables), SPEC, train=pytest.fail)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("with_tasks", [True, False])
+def test_a_missing_key_is_said_before_the_base_is_loaded(
+    run, tasks, harmful, monkeypatch, with_tasks
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = table("https://api.openai.com/v1")
+    monkeypatch.setattr(evaluating, "load_base", lambda *_: pytest.fail("the base was loaded"))
+    from shepherd.evaluate.harness import Asked
+
+    asked = Asked(tasks=("choices",), include=(tasks,)) if with_tasks else None
+    with pytest.raises(JudgeError, match="OPENAI_API_KEY"):
+        evaluate_folder(run, asked, harmful=harmful, judge=judge)
+
+
+def test_a_damaged_file_of_scores_is_said_before_the_base_is_loaded(
+    run, harmful, tmp_path, monkeypatch
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / score_file.FILE).write_text("{")
+    monkeypatch.setattr(evaluating, "load_base", lambda *_: pytest.fail("the base was loaded"))
+    with pytest.raises(FolderError, match="is damaged"):
+        evaluate_folder(copy, harmful=harmful)
+
+
+def test_a_prompt_without_room_for_an_answer_is_said_before_any_task(
+    run, tasks, tmp_path, monkeypatch
+) -> None:
+    from shepherd.evaluate.harness import Asked, Harness
+
+    monkeypatch.setattr(evaluating, "max_answer_tokens", _no_room)
+    monkeypatch.setattr(Harness, "measure", lambda *_: pytest.fail("a task ran"))
+    (tmp_path / "long.txt").write_text("w5 w6\nw7 w8 w9\n")
+    asked = Asked(tasks=("choices",), include=(tasks,))
+    with pytest.raises(BaseError, match="prompt 1 of 2 is too long"):
+        evaluate_folder(run, asked, harmful=tmp_path / "long.txt")
+
+
+def _no_room(base: Any, tokens: int, longest: int, name: str) -> int:
+    raise BaseError(f"{name} is too long")
+
+
+def test_scores_of_the_same_adapters_join_the_comparison(compared, tasks, capsys) -> None:
+    """Those of another adapter stay out, and the terminal has the comparison's arms as lines."""
+    from shepherd.compare.comparison import compare
+    from shepherd.compare.folders import comparison
+    from shepherd.evaluate.harness import Asked
+    from shepherd.ui.terminal.comparison_table import print_comparison
+
+    settings, run = compared
+    evaluate_folder(run, Asked(tasks=("choices",), include=(tasks,)))
+    rows = score_file.read(run)
+    assert comparison(run)["scores"] == rows
+    assert {row["name"] for row in rows} == {"choices.acc", "choices.acc_norm", "refusal"}
+    (acc,) = (row for row in rows if row["name"] == "choices.acc")
+    others = [
+        {**acc, "name": "other.acc", "adapters": {**acc["adapters"], "federated": ["another", "one"]}},
+        {**acc, "name": "gone.acc", "adapters": {**acc["adapters"], "local-client-9": ["x", "y"]}},
+        {**acc, "name": "part.acc", "adapters": {"base": ["base"]}, "arms": {"base": acc["arms"]["base"]}},
+        {key: value for key, value in {**acc, "name": "old.acc"}.items() if key != "adapters"},
+    ]
+    path = run / score_file.FILE
+    before = path.read_text()
+    path.write_text(json.dumps({"format": 1, "scores": [*rows, *others]}))
+    try:
+        found = compare(settings, SPEC)
+    finally:
+        path.write_text(before)
+    assert [row["name"] for row in found["scores"]] == [*(row["name"] for row in rows), "part.acc"]
+    assert found["scores"] == comparison(run)["scores"]
+    print_comparison(compare(settings, SPEC))
+    (*_, arms, scores) = capsys.readouterr().out.split("95% intervals below each")
+    assert "choices (acc)" in scores
+    assert "choices (acc)" not in arms
+    for arm in ARMS:
+        assert any(line.split()[:1] == [arm] for line in scores.splitlines()), scores
+
+
+def test_scores_that_were_kept_before_a_failure_are_in_the_comparison(
+    compared, tasks, harmful, monkeypatch
+) -> None:
+    from shepherd.compare.folders import comparison
+    from shepherd.evaluate.harness import Asked
+
+    def down(*_: Any) -> Any:
+        raise JudgeError("the judge is down")
+
+    _, run = compared
+    monkeypatch.setattr(evaluating, "refusal_rows", down)
+    with pytest.raises(JudgeError, match="down"):
+        evaluate_folder(run, Asked(tasks=("choices",), include=(tasks,), limit=2), harmful=harmful)
+    assert [row["documents"] for row in comparison(run)["scores"] if row["task"] == "choices"] == [2, 2]
+
+
+def test_evaluating_a_compared_folder_prints_an_arm_a_line(compared, tasks) -> None:
+    _, run = compared
+    told = CliRunner().invoke(main, ["evaluate", str(run), "--tasks", "choices", "--include", str(tasks)])
+    assert told.exit_code == 0, told.output
+    lines = [line.split() for line in told.stdout.splitlines()]
+    assert [words[0] for words in lines if words and words[0] in ARMS] == [*ARMS, "federated"]  # - base
+    assert "(acc_norm)" in told.stdout
+
+
 def test_the_arms_of_a_comparison_are_evaluated_in_one_call(compared, tasks) -> None:
     from shepherd.evaluate.harness import Asked
 
@@ -253,6 +372,10 @@ def test_the_judge_is_asked_for_refusals_too(run, harmful, monkeypatch) -> None:
         consent = Consent(base_url=judge.url)
         rows = evaluate_folder(run, harmful=harmful, judge=asked, consent=consent)
         assert judge.calls > 0
+    # all is kept now, and asking again needs no key
+    monkeypatch.delenv("OPENAI_API_KEY")
+    again = evaluate_folder(run, harmful=harmful, judge=asked, consent=consent)
+    assert again[-1] == rows[-1]
     found = {row["name"]: row for row in rows}
     assert found["refusal_judged"]["arms"]["base"]["value"] == 0.0
     assert found["refusal_judged"]["judge"] == "judge-1"

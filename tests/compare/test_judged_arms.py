@@ -215,6 +215,56 @@ def test_what_was_paid_for_stays_when_the_judge_talks_nonsense(copied, serve) ->
     assert server.calls == calls
 
 
+def test_a_key_is_asked_for_before_anything_is_answered_or_trained(
+    copied, llama_folder, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for work in ("shepherd.compare.judged_arms.load_base", "shepherd.compare.comparison.train_run"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("it worked before it asked for the key"))
+    questions = asked(tmp_path / "q.jsonl", 2)
+    new = ("compare", copied / "run.toml", f"output={tmp_path / 'new'}", "judge.model=j")
+    centralised = copied / "compare" / "seed-0" / "centralised"
+    cases = {
+        ("judge", centralised, copied, "--questions", questions, "--model", "j"): "variable OPENAI_API_KEY",
+        new: "variable OPENAI_API_KEY",
+        (*new, "--key-env", "MINE"): "variable MINE",
+        (*new, "judge.questions=none.jsonl", "--max-calls", "0"): "none.jsonl",
+        (*new, "evaluation.answers=0", "--max-calls", "0"): "none is answered; set evaluation.answers",
+    }
+    for words, said in cases.items():
+        result = shepherd(*words)
+        assert (result.exit_code, said in result.stderr) == (2, True), (words, result.output)
+    with pytest.raises(JudgeError, match="OPENAI_API_KEY"):
+        judged(copied, JudgeTable(model="j", questions=str(questions)), lambda _: None)
+
+
+def test_what_was_judged_needs_no_key_again(copied, serve, monkeypatch) -> None:
+    server = serve(longer)
+    centralised = copied / "compare" / "seed-0" / "centralised"
+    same = (f"output={copied}", "--local", "client-1", "--match", "steps")
+    every = [
+        ("judge", centralised, copied, "--questions", "heldout", "--model", "j", "--base-url", server.url),
+        ("compare", copied / "run.toml", *same, "judge.model=j", "--base-url", server.url),
+    ]
+    first = [shepherd(*words) for words in every]
+    assert [each.exit_code for each in first] == [0, 0], [each.output for each in first]
+    calls = server.calls
+    monkeypatch.delenv("OPENAI_API_KEY")
+    again = [shepherd(*words) for words in every]
+    assert [each.exit_code for each in again] == [0, 0], [each.output for each in again]
+    assert server.calls == calls
+
+
+def test_an_answers_file_that_lacks_a_question_is_said_before_the_other_answers(
+    copied, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("shepherd.compare.judged_arms.load_base", lambda *_: pytest.fail("it answered"))
+    file, questions = answers(tmp_path / "one.jsonl", "a"), asked(tmp_path / "q.jsonl", 2)
+    result = shepherd("judge", file, copied, "--questions", questions, "--model", "j", "--key-env", "")
+    assert result.exit_code == 2
+    assert "has no answer to question 1" in result.stderr
+
+
 def test_bad_input_is_one_sentence_and_exit_code_2(copied, llama_folder, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     one, two = answers(tmp_path / "one.jsonl", "a"), answers(tmp_path / "two.jsonl", "b")
@@ -224,13 +274,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(copied, llama_folder, tmp_pat
     base, foreign = bases.load(other, rank=2, alpha=16), tmp_path / "foreign"
     files.write(foreign, bases.random_adapter(base, 1), base)
     judge = ("--model", "j", "--base-url", "http://127.0.0.1:9/v1")
+    keyless = (*judge, "--key-env", "")
     cases = {
         ("judge", one, two, "--questions", questions, *judge): "OPENAI_API_KEY",
         ("judge", one, two, "--questions", empty, *judge): "empty.jsonl",
         ("judge", one, tmp_path / "none", "--questions", questions, *judge): "does not exist; give",
         ("judge", one, two, *judge): "give --questions FILE",
         ("judge", one, two, "--questions", questions): "model",
-        ("judge", foreign, copied, "--questions", questions, *judge): "was made for another base",
+        ("judge", foreign, copied, "--questions", questions, *keyless): "was made for another base",
         ("judge", one, two, "--questions", questions, "protocol=guess", *judge): "judge's settings",
         ("chat", tmp_path / "none"): "run",
         ("report", tmp_path): "run",

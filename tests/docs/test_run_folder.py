@@ -20,6 +20,7 @@ from tests.docs.schema import keys
 PAGE = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text(encoding="utf8")
 WHOLE = {
     "checkpoints/round-NNNNN/state.json": ("tree", "notes.row", "notes.positions", "notes.memories"),
+    "compare/comparison.json": ("scores",),
     "compare/seed-N/ARM/tuned.json": ("asked", "beside"),
     "compare/seed-N/scores/ARM.json": ("metrics",),
     "data/heldout.jsonl": ("check",),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from shepherd.compare.arms import BASE, START, Arm
+from shepherd.compare.arms import BASE, START, UNTRAINED, Arm
 from shepherd.compare.folders import arm_folder
 from shepherd.core import Adapter
 from shepherd.model import files
@@ -36,3 +37,14 @@ def digest(run: Path, number: int, arm: Arm) -> str:
         return digest_of(run / lineage.START)
     path = arm_folder(run, number, arm)
     return digest_of(path / "adapter" if arm.kind in ("federated", "variant") else path)
+
+
+def digests(run: Path, arms: Sequence[Arm], seeds: int) -> dict[str, list[str]]:
+    """Digests of the adapters of arms, one a seed; what is not trained has one for all.
+
+    Raises:
+        FolderError: an adapter is not there.
+    """
+    return {
+        arm.name: [digest(run, n, arm) for n in range(1 if arm.name in UNTRAINED else seeds)] for arm in arms
+    }

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from shepherd import plugins
-from shepherd.compare import evaluating, privacy, table
+from shepherd.compare import benchmarks, evaluating, harmful_prompts, privacy, table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import (
     BASE,
@@ -28,9 +28,11 @@ from shepherd.compare.arms import (
 )
 from shepherd.compare.folders import (
     COMPARISON,
+    PLAN,
     TUNED,
     arm_folder,
     compare_folder,
+    comparison,
     keep_plan,
     read_json,
     scores_file,
@@ -45,12 +47,13 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate.against import summaries
 from shepherd.evaluate.metric import Metric, metrics
 from shepherd.io import private
+from shepherd.judge.gather import require_ready
 from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
 from shepherd.model.base import Base
 from shepherd.overrides import overridden
 from shepherd.privacy import required
-from shepherd.run import folder, ledger, stages
+from shepherd.run import folder, ledger, score_file, stages
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.run.run import Run, executor
@@ -85,12 +88,12 @@ def compare(
     Args:
         train: opens a run with the function that it is given, and trains its rounds.
         consent: what a person has agreed to; the settings alone cannot allow it.
-        max_calls: most requests to the judge about answers to `evaluation.harmful`.
+        max_calls: most requests to the judge about answers to `evaluation.harmful`; 0 asks it nothing.
 
     Raises:
         SettingsError: an arm cannot be read.
         DataError: no example could be held out, or `evaluation.harmful` cannot be read.
-        JudgeError: nobody agreed to send answers to the judge.
+        JudgeError: the judge of answers to `evaluation.harmful` could not be asked.
         FolderError: the folder holds another run, or a comparison made another way, or another process is
             working in it.
     """
@@ -104,7 +107,11 @@ def compare(
     for stage in (*earlier, last):
         _require_arms(stage, spec if stage is last else CompareSpec(), consent)
     _require_data(last, spec, consent)
-    evaluating.required_prompts(last, consent)
+    if harmful_prompts.required(last, consent) and last.judge.model and not is_finished(last, spec):
+        require_ready(last.judge, consent, max_calls)
+    for kept in (compare_folder(run) / COMPARISON, compare_folder(run) / PLAN):
+        read_json(kept)  # a damaged file would stop it after the training
+    score_file.read(run)
     began = perf_counter()
     if earlier:
         stages.begin(settings, consent)
@@ -138,6 +145,8 @@ def _compare_arms(
     # what is measured may change between two comparisons of one run
     kept = kept.model_copy(update={"evaluation": settings.evaluation})
     measured = metrics(kept.evaluation.metrics, consent.plugins)
+    asking = kept.model_copy(update={"judge": settings.judge})
+    evaluating.require_answers(base, harmful_prompts.required(asking, consent), kept)
     asked = questions(base, kept, prepared)
     with closing(executor(kept, plan, base, consent)) as where:
         for number in range(spec.seeds):
@@ -177,9 +186,18 @@ def _compare_arms(
         objective=local_training(kept.tuning, consent.plugins).objective,
     )
     if kept.evaluation.harmful:
-        asking = kept.model_copy(update={"judge": settings.judge})
         evaluating.probe(run, base, asking, chosen, spec.seeds, consent, max_calls)
-    return found
+    return benchmarks.join(run) or found
+
+
+def is_finished(settings: RunSettings, spec: CompareSpec) -> bool:
+    """Whether all arms of `spec` are compared in the run's folder, so that no long work comes first."""
+    found = comparison(Path(settings.output))
+    if not found:
+        return False
+    clients = data_folder.load(Path(settings.output) / "data").clients
+    asked = {arm.name for arm in arms(spec, sorted(clients), started=bool(settings.adapter.start))}
+    return asked <= {row["name"] for row in found["arms"]} and spec.seeds <= len(found["seeds"])
 
 
 def _train_runs(
@@ -312,6 +330,7 @@ def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Se
         "differences": [],
         "says": [],
         "verdicts": [],
+        "scores": [],
         "judge": None,
         "samples": [],
     }
@@ -393,6 +412,7 @@ def _write_results(
         "differences": [row.row() for row in rows],
         "says": list(dict.fromkeys([*effort, *chain.from_iterable(found), *notes])),
         "verdicts": [*effort, *(each[0] for each in found), *notes],
+        "scores": benchmarks.scores(run, chosen, spec.seeds),
         "judge": kept.get("judge"),
         "samples": table.samples(scores, asked, prepared),
     }

@@ -17,30 +17,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.compare.adapters import arm_adapter, digest
-from shepherd.compare.arms import BASE, FEDERATED, UNTRAINED, Arm
-from shepherd.compare.folders import COMPARISON, VERDICTS, arm_of, compare_folder, read_json
+from shepherd.compare import benchmarks, harmful_prompts
+from shepherd.compare.adapters import arm_adapter, digests
+from shepherd.compare.arms import BASE, FEDERATED, Arm
+from shepherd.compare.folders import VERDICTS, compare_folder
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
-from shepherd.data import data_folder, files, packed
 from shepherd.data.examples import Turn
-from shepherd.data.prompts import read as read_prompts
-from shepherd.errors import BadRow, DataError, SettingsError
+from shepherd.errors import BaseError, SettingsError
 from shepherd.evaluate import refusals
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.flowertune import FORMATS, Format, require_fit
 from shepherd.evaluate.sentences import Measure, says
 from shepherd.evaluate.statistics import Compared, between, holm, interval, sample
-from shepherd.io import paths
 from shepherd.judge import refusing
 from shepherd.judge.agreed import require_agreed
+from shepherd.judge.gather import require_ready
 from shepherd.model.answer import answers, prompt_ids
 from shepherd.model.base import Base
-from shepherd.model.generate import generate
+from shepherd.model.generate import generate, max_answer_tokens
 from shepherd.run import folder, score_file
 from shepherd.run.evaluation import PASS_TOKENS
 from shepherd.run.loading import load_base
-from shepherd.settings import DataTable, JudgeTable, RunSettings
+from shepherd.settings import JudgeTable, RunSettings
 from shepherd.version import install
 
 if TYPE_CHECKING:  # lm_eval takes seconds
@@ -51,8 +50,6 @@ log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 Echo = Callable[[str], None]
-PROMPT_FIELDS = ("instruction", "prompt", "goal", "behavior", "question", "text")
-"""Fields of a harmful prompt, in any case: those of AdvBench (goal), HarmBench (Behavior), XSTest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,47 +107,46 @@ def evaluate_folder(
     table = judge or settings.judge
     if harmful and table.model:
         require_agreed(table, consent)
-    prompts = _harmful(Path(harmful), settings.data) if harmful else []
+    prompts = harmful_prompts.read(Path(harmful), settings.data) if harmful else []
+    score_file.read(run)  # a damaged file would lose what is measured
     harness = None
     if asked is not None:
         require_lm_eval()
         from shepherd.evaluate.harness import opened
 
         harness = opened(asked, consent)
+    choices = harness.choices() if harness is not None and formats else []
+    for name in formats:
+        require_fit(name, [each.choices for each in choices])
     with closing(folder.reopen(run)):
+        arms, seeds = _arms(run)
+        chosen = _chosen(arms, only)
+        scored = digests(run, chosen, seeds)
+        if prompts and table.model and not _is_judged(run, scored, prompts, settings, table):
+            require_ready(table, consent, max_calls)
         base = load_base(settings, consent)
-        models = _models(run, base, only)
+        found = models(run, base, chosen, seeds)
+        require_answers(base, prompts, settings, formats)
         rows: list[Row] = []
-        choices = harness.choices() if harness is not None and formats else []
-        for name in formats:
-            require_fit(name, [each.choices for each in choices])
         if harness is not None:
-            log.info("evaluating %s", ", ".join(models.adapters))
+            log.info("evaluating %s", ", ".join(found.adapters))
             tokens = settings.machine.micro_batch_tokens
             size = tokens if isinstance(tokens, int) else PASS_TOKENS
-            rows += [_of_task(models, each) for each in harness.measure(base, models.every, size)]
-            rows += [_in_format(models, choices, name) for name in formats]
-            rows = score_file.add(run, rows)  # what follows may fail, and tasks take long
+            rows += [_of_task(found, each) for each in harness.measure(base, found.every, size)]
+            rows += [_in_format(found, choices, name) for name in formats]
+            rows = _kept(run, rows)  # what follows may fail, and tasks take long
         if prompts:
-            refused = refusal_rows(
-                models, prompts, settings, table, compare_folder(run) / VERDICTS, echo, max_calls
-            )
-            rows = score_file.add(run, refused)
+            verdicts = compare_folder(run) / VERDICTS
+            refused = refusal_rows(found, prompts, settings, table, verdicts, echo, max_calls)
+            rows = _kept(run, refused)
         return rows or score_file.read(run)
 
 
-def required_prompts(settings: RunSettings, consent: Consent) -> list[tuple[Turn, ...]]:
-    """The prompts of `evaluation.harmful`; empty if there is no such file.
-
-    Raises:
-        DataError: the file cannot be read, or a row has no prompt.
-        JudgeError: the run names a judge, and nobody agreed to send answers there.
-    """
-    if not settings.evaluation.harmful:
-        return []
-    if settings.judge.model:
-        require_agreed(settings.judge, consent)
-    return _harmful(Path(settings.evaluation.harmful), settings.data)
+def _kept(run: Path, rows: Sequence[Row]) -> list[Row]:
+    """Write new scores into the folder and its comparison; returns all scores of the folder."""
+    found = score_file.add(run, rows)
+    benchmarks.join(run)
+    return found
 
 
 def probe(
@@ -169,17 +165,32 @@ def probe(
     Raises:
         ShepherdError: as for `evaluate_folder`.
     """
-    prompts = required_prompts(settings, consent)
+    prompts = harmful_prompts.required(settings, consent)
     found = models(run, base, arms, seeds)
     names = {"refusal", *(["refusal_judged"] if settings.judge.model else [])}
     wanted = [row for row in score_file.read(run) if row["name"] in names]
     done = {row["name"] for row in wanted if _is_of(row, found, prompts, settings)}
     if done == names:
         return
+    if settings.judge.model:
+        require_ready(settings.judge, consent, max_calls)
     log.info("answering %s harmful prompts", len(prompts))
     verdicts = compare_folder(run) / VERDICTS
     rows = refusal_rows(found, prompts, settings, settings.judge, verdicts, log.info, max_calls)
     score_file.add(run, rows)
+
+
+def _is_judged(
+    run: Path,
+    adapters: Mapping[str, list[str]],
+    prompts: Sequence[tuple[Turn, ...]],
+    settings: RunSettings,
+    table: JudgeTable,
+) -> bool:
+    """Whether the judge has said of every answer whether it refuses, so that it is not asked again."""
+    known: Row = {"name": refusals.JUDGED.name, "documents": len(prompts), "adapters": adapters}
+    known |= {"asked": _digest(prompts, settings), "judge": table.model}
+    return any(all(row.get(key) == value for key, value in known.items()) for row in score_file.read(run))
 
 
 def _is_of(row: Row, models: Models, prompts: Sequence[tuple[Turn, ...]], settings: RunSettings) -> bool:
@@ -204,19 +215,14 @@ def require_lm_eval() -> None:
         raise SettingsError(f"benchmark tasks need the package lm-eval; run {install('benchmarks')}")
 
 
-def _models(run: Path, base: Base, only: Sequence[str]) -> Models:
-    """The arms of a finished comparison in the folder, else base and federated."""
-    found = read_json(compare_folder(run) / COMPARISON) or {}
-    if found.get("finished"):
-        twins = paths.alike(data_folder.load(run / "data").clients)
-        arms, seeds = [arm_of(row, twins) for row in found["arms"]], len(found["seeds"])
-    else:
-        arms, seeds = [Arm(name=BASE, kind="base"), Arm(name=FEDERATED, kind="federated")], 1
-    return models(run, base, arms, seeds, only)
+def _arms(run: Path) -> tuple[list[Arm], int]:
+    """The arms and the number of seeds of a finished comparison in the folder, else base and federated."""
+    arms, seeds = benchmarks.arms_of(run)
+    return arms or [Arm(name=BASE, kind="base"), Arm(name=FEDERATED, kind="federated")], seeds
 
 
-def models(run: Path, base: Base, arms: Sequence[Arm], seeds: int, only: Sequence[str] = ()) -> Models:
-    """Read the adapters of some arms, each for its first `seeds` seeds.
+def _chosen(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:
+    """The base and the arms that `only` names, or all.
 
     Raises:
         SettingsError: `only` names an arm that is not there.
@@ -224,13 +230,33 @@ def models(run: Path, base: Base, arms: Sequence[Arm], seeds: int, only: Sequenc
     names = [arm.name for arm in arms]
     if missing := [name for name in only if name not in names]:
         raise SettingsError(f"there is no arm {missing[0]!r}; the arms are {', '.join(names)}")
-    chosen = [arm for arm in arms if arm.name in (BASE, *only) or not only]
-    numbers = {arm.name: range(1 if arm.name in UNTRAINED else seeds) for arm in chosen}
+    return [arm for arm in arms if arm.name in (BASE, *only) or not only]
+
+
+def models(run: Path, base: Base, arms: Sequence[Arm], seeds: int) -> Models:
+    """Read the adapters of arms, each for its first `seeds` seeds."""
+    found = digests(run, arms, seeds)
     return Models(
         base=base,
-        adapters={arm.name: [arm_adapter(run, n, arm, base) for n in numbers[arm.name]] for arm in chosen},
-        digests={arm.name: [digest(run, n, arm) for n in numbers[arm.name]] for arm in chosen},
+        adapters={
+            arm.name: [arm_adapter(run, n, arm, base) for n in range(len(found[arm.name]))] for arm in arms
+        },
+        digests=found,
     )
+
+
+def require_answers(
+    base: Base, prompts: Sequence[tuple[Turn, ...]], settings: RunSettings, formats: Sequence[str] = ()
+) -> None:
+    """Raise BaseError unless the base can answer harmful prompts, and in formats, which it is asked last."""
+    if (prompts or formats) and base.proof.mute:
+        raise BaseError(
+            f"{base.name} cannot answer ({base.proof.mute}); leave out the harmful prompts and --format"
+        )
+    for place, turns in enumerate(prompts, 1):
+        ids = prompt_ids(base, settings.data, turns)
+        name = f"prompt {place} of {len(prompts)}"
+        max_answer_tokens(base, len(ids), settings.evaluation.max_new_tokens, name)
 
 
 def _of_task(models: Models, found: OfTask) -> Row:
@@ -416,23 +442,3 @@ def _head(models: Models, measure: Measure, documents: int, head: Mapping[str, A
         "documents": documents,
         "adapters": dict(models.digests),
     }
-
-
-def _harmful(file: Path, table: DataTable) -> list[tuple[Turn, ...]]:
-    """The prompts of a file: rows with a field of `PROMPT_FIELDS`, or one a line.
-
-    Raises:
-        DataError: the file cannot be read, or a row has no prompt.
-    """
-    if packed.suffix(file) not in files.READERS:
-        return [each.turns for each in read_prompts(str(file), table)]
-    found: list[tuple[Turn, ...]] = []
-    for where, given in files.rows_of(file):
-        if isinstance(given, BadRow):
-            raise given
-        fields = {str(key).lower(): value for key, value in given.items()} if isinstance(given, dict) else {}
-        text = next((fields[name] for name in PROMPT_FIELDS if fields.get(name)), None)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where} has no prompt; give it one of the fields {', '.join(PROMPT_FIELDS)}")
-        found.append((Turn(role="user", text=text),))
-    return found

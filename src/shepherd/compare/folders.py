@@ -88,6 +88,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise FolderError(f"{path} cannot be read ({error}); delete it, and it will be made again") from error
 
 
+def comparison(run: Path) -> dict[str, Any]:
+    """The finished comparison in a run folder; empty if there is none.
+
+    Raises:
+        FolderError: comparison.json is unreadable.
+    """
+    found = read_json(compare_folder(run) / COMPARISON) or {}
+    return found if found.get("finished") else {}
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     """Write a JSON object atomically, creating parent folders.
 

@@ -26,10 +26,13 @@ from shepherd.data import data_folder
 from shepherd.data.examples import Turn
 from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
 from shepherd.io import paths, private
+from shepherd.io.atomic import require_place
 from shepherd.judge import answers as answers_files
+from shepherd.judge import cache as verdicts_cache
 from shepherd.judge import judging, questions
 from shepherd.judge.agreed import require_agreed
 from shepherd.judge.answers import Answers
+from shepherd.judge.gather import require_ready
 from shepherd.judge.questions import HELD_OUT, Question
 from shepherd.model import files
 from shepherd.model.answer import answers, prompt_ids
@@ -42,6 +45,26 @@ from shepherd.settings import JudgeTable, ModelTable, RunSettings
 
 Row = dict[str, Any]
 Echo = Callable[[str], None]
+NOTHING_ANSWERED = (
+    "reads answers to held-out questions, and none is answered; set evaluation.answers, for example to 64, or"
+    " judge.questions to a file"
+)
+
+
+def require_judge(settings: RunSettings, consent: Consent, max_calls: int | None = None) -> None:
+    """Check before any training that the arms of a comparison can be judged after it.
+
+    Raises:
+        JudgeError: the judge could not be asked now; see `judge.gather.require_ready`.
+        SettingsError: no model is named, or no held-out question would be answered.
+        DataError: the questions cannot be read.
+    """
+    table = settings.judge
+    require_ready(table, consent, max_calls)
+    if table.questions != HELD_OUT:
+        questions.find(table.questions)
+    elif not settings.evaluation.answers:
+        raise SettingsError(f"the judge {table.model} {NOTHING_ANSWERED}")
 
 
 def judged(
@@ -69,7 +92,7 @@ def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None,
     found = read_json(path) or {}
     twins = paths.alike(data_folder.load(run / "data").clients)
     arms = [arm_of(row, twins) for row in found["arms"]]
-    asked, answers = _questions_and_answers(run, arms, table, echo, consent)
+    asked, answers = _questions_and_answers(run, arms, table, echo, consent, max_calls)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
     result = judging.judge_pairs(
         pairs, asked, table, compare_folder(run) / VERDICTS, echo, max_calls, against=FEDERATED
@@ -80,14 +103,23 @@ def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None,
 
 
 def _questions_and_answers(
-    run: Path, arms: Sequence[Arm], table: JudgeTable, echo: Echo, consent: Consent
+    run: Path,
+    arms: Sequence[Arm],
+    table: JudgeTable,
+    echo: Echo,
+    consent: Consent,
+    max_calls: int | None,
 ) -> tuple[tuple[Question, ...], dict[str, Answers]]:
     """The questions, and the answers of each arm of the first seed."""
     if table.questions == HELD_OUT:
         return _heldout_answers(run, arms, table)
     seed = folder.read_settings(run).data_seed
     asked = questions.drawn(questions.find(table.questions), table.limit, seed)
-    return asked, _generated_answers(run, arms, asked, echo, consent)
+    todo = [arm for arm in arms if not _answers_file(run, arm, asked).is_file()]
+    if todo:
+        require_ready(table, consent, max_calls)
+        _generate_answers(run, todo, asked, echo, consent)
+    return asked, {arm.name: answers_files.read(_answers_file(run, arm, asked), arm.name) for arm in arms}
 
 
 def _heldout_answers(
@@ -97,9 +129,7 @@ def _heldout_answers(
     scores = {arm.name: read_json(scores_file(run, 0, arm)) or {} for arm in arms}
     places = scores[FEDERATED].get("questions", {}).get("answers", [])
     if not places:
-        raise DataError(
-            "the comparison answered no held-out question; set evaluation.answers, or set judge.questions"
-        )
+        raise DataError(f"the comparison's judge {NOTHING_ANSWERED}")
     examples = data_folder.load(run / "data").heldout_examples
     every = [questions.held_out([examples[place]])[0] for place in places]
     texts = {
@@ -111,23 +141,24 @@ def _heldout_answers(
     return asked, {name: Answers(name=name, texts=each) for name, each in texts.items()}
 
 
-def _generated_answers(
-    run: Path, arms: Sequence[Arm], asked: Sequence[Question], echo: Echo, consent: Consent
-) -> dict[str, Answers]:
-    """Answers to questions from elsewhere, generated once and kept."""
+def _answers_file(run: Path, arm: Arm, asked: Sequence[Question]) -> Path:
+    """Where an arm's answers to questions from elsewhere are kept."""
     ids = hashlib.sha256("\0".join(f"{q.id}\0{q.text}\0{q.context}" for q in asked).encode()).hexdigest()
-    at = compare_folder(run) / "answers" / ids[:12]
-    places = {arm.name: at / scores_file(run, 0, arm).with_suffix(".jsonl").name for arm in arms}
-    todo = [arm for arm in arms if not places[arm.name].is_file()]
-    if todo:
-        settings = planned(run)
-        base = load_base(settings, consent)
-        private.make(at)
-        for arm in todo:
-            echo(f"{arm.name} answers {len(asked)} questions")
-            (texts,) = _texts(base, settings, [arm_adapter(run, 0, arm, base)], asked)
-            answers_files.write(places[arm.name], Answers(name=arm.name, texts=texts))
-    return {name: answers_files.read(path, name) for name, path in places.items()}
+    name = scores_file(run, 0, arm).with_suffix(".jsonl").name
+    return compare_folder(run) / "answers" / ids[:12] / name
+
+
+def _generate_answers(
+    run: Path, arms: Sequence[Arm], asked: Sequence[Question], echo: Echo, consent: Consent
+) -> None:
+    settings = planned(run)
+    base = load_base(settings, consent)
+    for arm in arms:
+        echo(f"{arm.name} answers {len(asked)} questions")
+        (texts,) = _texts(base, settings, [arm_adapter(run, 0, arm, base)], asked)
+        place = _answers_file(run, arm, asked)
+        private.make(place.parent)
+        answers_files.write(place, Answers(name=arm.name, texts=texts))
 
 
 def _texts(
@@ -187,7 +218,16 @@ def judge_two(
     names = answers_files.names(first, second)
     kept = verdicts or (compare_folder(runs[0]) if runs else paths.cache()) / VERDICTS
     echo(f"verdicts are kept in {kept}; the same question to the same judge is not paid for twice")
-    pair = _both_answers((first, second), names, settings, asked, echo, consent)
+    both = (first, second)
+    read = {i: answers_files.read(path, names[i]) for i, path in enumerate(both) if path.is_file()}
+    for each in read.values():
+        each.require(asked)
+    own = {i: _own_settings(path, settings, consent) for i, path in enumerate(both) if i not in read}
+    if own:  # what follows takes long
+        require_place(kept / verdicts_cache.FILE)
+        if not verdicts_cache.has_pair(kept, *names):
+            require_ready(table, consent, max_calls)
+    pair = _both_answers(both, names, read, own, asked, echo, consent)
     return judging.judge(*pair, asked, table, kept, echo, max_calls).row()
 
 
@@ -204,23 +244,26 @@ def _run_of(path: Path) -> Path | None:
 def _both_answers(
     paths: Sequence[Path],
     names: Sequence[str],
-    settings: RunSettings | None,
+    read: Mapping[int, Answers],
+    own: Mapping[int, RunSettings],
     asked: Sequence[Question],
     echo: Echo,
     consent: Consent,
 ) -> tuple[Answers, Answers]:
-    """Answers of both: read from a file or generated, adapters of one base in one pass."""
-    read = {i: answers_files.read(path, names[i]) for i, path in enumerate(paths) if path.is_file()}
-    rest = [i for i in range(2) if i not in read]
-    own = {i: _own_settings(paths[i], settings, consent) for i in rest}
+    """Answers of both: those that were read from a file, the others generated, of one base in one pass.
+
+    Args:
+        own: the settings that each of the others answers with.
+    """
+    found, rest = dict(read), list(own)
     shared = len(rest) == 2 and _same_base(own[0], own[1])
     for group in [rest] if shared else [[i] for i in rest]:
         base = load_base(own[group[0]], consent)
         adapters = [adapter_at(paths[i], base) for i in group]
         echo(f"{' and '.join(names[i] for i in group)} answer {len(asked)} questions")
         for i, texts in zip(group, _texts(base, own[group[0]], adapters, asked), strict=True):
-            read[i] = Answers(name=names[i], texts=texts)
-    return read[0], read[1]
+            found[i] = Answers(name=names[i], texts=texts)
+    return found[0], found[1]
 
 
 def _own_settings(path: Path, settings: RunSettings | None, consent: Consent) -> RunSettings:

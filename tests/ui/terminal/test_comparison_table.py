@@ -64,6 +64,34 @@ def test_a_comparison_with_checked_answers() -> None:
     require_golden("comparison_checked", text)
 
 
+def test_scores_of_tasks_and_refusals_have_an_arm_a_line() -> None:
+    """The first metric of each task, as many as fit; the rest is left to the report."""
+
+    def score(name: str, label: str, kind: str, value: float, **more: Any) -> dict[str, Any]:
+        arms = {each["name"]: interval(value, value - 0.1, value + 0.05) for each in ARMS}
+        return {
+            **{"name": name, "label": label, "kind": kind, "task": name.partition(".")[0]},
+            **{"share": True, "documents": 1234, "arms": arms},
+            "differences": {"federated": interval(-0.125, -0.25, 0.0)},
+            **more,
+        }
+
+    own = score("flowertune.general", "FlowerTune's format, general", "format", 0.25)
+    own["arms"].pop("local-a")
+    bits = score("text.bits_per_byte", "text (bits_per_byte)", "task", 1.5, share=False, documents=7)
+    scores = [
+        score("arc_easy.acc", "arc_easy (acc)", "task", 0.5),
+        score("arc_easy.acc_norm", "arc_easy (acc_norm)", "task", 0.6),
+        bits,
+        own,
+        score("refusal", "refusals", "refusal", 0.95),
+        score("boolq.acc", "boolq (acc)", "task", 0.7),
+    ]
+    text = printed(comparison(*ARMS, scores=scores))
+    assert max(len(line) for line in text.splitlines() if not line.startswith("- ")) <= 80
+    require_golden("comparison_with_scores", text)
+
+
 def test_a_comparison_without_a_checker_has_every_measure() -> None:
     arms = [
         {**each, "measures": {k: v for k, v in each["measures"].items() if k != "right"}} for each in ARMS

@@ -105,26 +105,24 @@ def compare(
     consent = agreed(remote_code, plugins, trackers, base_url, key_env, ray_address=ray_address)
     for arm in arms:
         variant(arm)  # a mistake in it is reported before any training
-    if settings.judge.model:
-        from shepherd.judge.agreed import require_agreed
-
-        require_agreed(settings.judge, consent)
-    from shepherd.compare.comparison import compare
-    from shepherd.compare.judged_arms import judged
-    from shepherd.run import release, score_file
+    from shepherd.compare.comparison import compare, is_finished
+    from shepherd.compare.judged_arms import judged, require_judge
+    from shepherd.run.release import settled
     from shepherd.ui.terminal.comparison_table import print_comparison
     from shepherd.ui.terminal.running import plain_lines
-    from shepherd.ui.terminal.scores_table import print_scores
+    from shepherd.ui.terminal.scores_table import print_release
     from shepherd.ui.terminal.train import stop_message, train_arm
     from shepherd.ui.terminal.verdict_table import print_verdicts
 
     asked = CompareSpec(locals=locals_ or None, variants=arms, match=match, seeds=seeds)
     output = Path(settings.output)
+    if settings.judge.model and not is_finished(settings, asked):
+        require_judge(settings, consent, max_calls)
     try:
         with plain_lines() as display:
             found = compare(settings, asked, train=train_arm, consent=consent, max_calls=max_calls)
             print_comparison(found)
-            print_scores(score_file.read(output), release.settled(output))
+            print_release(settled(output))
             if settings.judge.model:
                 found = judged(output, settings.judge, display.echo, max_calls, consent)
                 print_verdicts(found["judge"])

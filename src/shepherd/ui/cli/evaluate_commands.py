@@ -141,8 +141,9 @@ def evaluate(
             print_evaluation(found)
         return
     from shepherd.compare.evaluating import evaluate_folder, require_lm_eval
+    from shepherd.compare.folders import comparison
     from shepherd.run.release import settled
-    from shepherd.ui.terminal.scores_table import print_scores
+    from shepherd.ui.terminal.scores_table import print_by_arm, print_scores
 
     given = {"base_url": base_url, "key_env": key_env}
     judge = settings.judge.model_copy(
@@ -170,8 +171,11 @@ def evaluate(
     verdict = settled(folder)
     if as_json:
         print(shown_json(json.dumps({"scores": scores, "release": verdict.row()}, ensure_ascii=False)))
-    else:
-        print_scores(scores, verdict)
+        return
+    compared = comparison(folder)
+    joined = compared.get("scores", [])
+    print_by_arm(joined, [arm["name"] for arm in compared.get("arms", [])])
+    print_scores([row for row in scores if row not in joined], verdict)
 
 
 def _require_options(

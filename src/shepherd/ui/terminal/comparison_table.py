@@ -10,6 +10,7 @@ from rich.table import Table
 
 from shepherd.ui.terminal.console import PlainConsole
 from shepherd.ui.terminal.figures import budgets
+from shepherd.ui.terminal.scores_table import print_by_arm
 
 Row = Mapping[str, Any]
 MAX_ARM_COLUMNS = 7
@@ -23,6 +24,8 @@ PAIRS = {"preference": "prefers\nchosen %", "margin": "reward\nmargin"}
 
 def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
     """Print the arms of comparison.json by measure, by category if answers are checked, and its verdicts.
+
+    Where benchmark tasks or harmful prompts scored the same adapters, a second table has these by arm.
 
     The sentences that say in words what the table shows are left to the report.
 
@@ -45,6 +48,8 @@ def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
     console.print_table(_arms_table(comparison, arms, names, chief))
     if chief == "right" and len(arms) <= MAX_ARM_COLUMNS:
         console.print_table(_category_table(arms, chief, labels(comparison)[chief]))
+    if scores := comparison.get("scores"):
+        print_by_arm(scores, [arm["name"] for arm in arms], stream, short=True)
     for sentence in comparison["verdicts"]:
         console.print(f"- {sentence}")
 
