@@ -86,6 +86,7 @@ def text(
     revision: str | None = None,
     start: Mapping[str, str] = {},
     before: Sequence[Training] = (),
+    libraries: Mapping[str, str] = {},
 ) -> str:
     """Compose the model card as Markdown, with the metadata that the hub reads.
 
@@ -103,9 +104,10 @@ def text(
         revision: commit of the base that was loaded; None takes the one in the run file.
         start: the `file` and `sha256` of the adapter that the run began with; empty if it was a new one.
         before: the trainings that led to that adapter, as far as they are known.
+        libraries: versions that it was trained with; by default those of this process.
     """
-    whole, settings = settings, published(settings)  # a card is read on other machines
-    revision = revision or settings.model.revision
+    settings, revision = _for_others(settings, revision)
+    whole, settings = settings, published(settings)
     on_hub = hub_id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
     hides = hides or of_run(whole, rows, privacy)
@@ -121,10 +123,19 @@ def text(
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
-        "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
+        "## Versions\n\n" + _table(("library", "version"), sorted((libraries or versions()).items())),
     )
     metadata = _metadata(whole, _results(whole, rows, answers), before)
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+
+
+def _for_others(settings: RunSettings, revision: str | None) -> tuple[RunSettings, str | None]:
+    """The settings with the base as readers on other machines find it, and its commit; a folder has none."""
+    model = settings.model
+    name, commit = paths.for_others(model.base, revision or model.revision)
+    commit = None if name == TINY else commit
+    model = model.model_copy(update={"base": name, "revision": commit})
+    return settings.model_copy(update={"model": model}), commit
 
 
 def _trainings(found: Sequence[Training]) -> str:
@@ -203,6 +214,7 @@ def exported(
     library: str,
     holds_base: bool,
     serve: str,
+    repo: str = "",
     results: Sequence[Row] = (),
     scores: Sequence[Row] = (),
     release: Release = NO_GATE,
@@ -212,7 +224,8 @@ def exported(
     Args:
         library: the library that reads what was exported, as the hub names it.
         holds_base: whether it holds the base's weights.
-        serve: the command that answers with it; "" if there is none.
+        serve: the command that answers with it; "" if there is none to name.
+        repo: repository of the hub that it is for; "" where it is for a folder.
         results: results of `shepherd evaluate --json`, which are added to the metadata.
         scores: rows of the run's evaluation.json, which are added to the metadata and as a table.
         release: verdict of the run's gate.
@@ -234,9 +247,15 @@ def exported(
     text = read.text.lstrip("\n")
     if holds_base:
         text = text.replace(_LICENCE, _LICENCE_OF_BOTH)
-    if library != "peft":
-        kept = re.search(r"^Prompts follow the template .*$", text, re.MULTILINE)
-        how = f"```sh\n{serve}\n```\n\n" if serve else ""
+        text = text.replace(f"\n{_ADAPTER}", f"\n{_WHOLE}", 1)
+    how = f"```sh\n{serve}\n```\n\n" if serve else ""
+    if how and not repo:
+        how = f"In this folder:\n\n{how}"
+    if library == "peft":
+        text = text.replace(_FOLDER, repo or _FOLDER, 1)
+        text = re.sub(rf"^(?={_PROMPTS})", lambda _: how, text, count=1, flags=re.MULTILINE)
+    else:
+        kept = re.search(rf"^{_PROMPTS}.*$", text, re.MULTILINE)
         new = f"## Use\n\n{how}{kept[0] if kept else ''}".rstrip() + "\n\n"
         text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: new, text, count=1, flags=re.MULTILINE | re.DOTALL)
     text = marked(text, release, "" if release.released else _ALL_THE_SAME)
@@ -244,6 +263,9 @@ def exported(
     return shown(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
+_ADAPTER = "A LoRA adapter of rank"
+_WHOLE = "A whole model: its base, and merged into it a LoRA adapter of rank"
+_FOLDER, _PROMPTS = "path/to/this/folder", "Prompts follow the template "
 _ALL_THE_SAME = "It was exported all the same, because the person who did so asked for it."
 
 
@@ -303,8 +325,9 @@ def mixed(
         how: the way, and its keys.
         release: what speaks against its parts.
     """
+    base_name, _ = paths.for_others(base.base, base.revision)
     metadata = ModelCardData(
-        base_model=hub_id(base.base, TINY),
+        base_model=hub_id(base_name, TINY),
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "merge"],
@@ -323,7 +346,7 @@ def mixed(
     )
     text = (
         f"# {inert(name)}\n\n"
-        f"A LoRA adapter for `{paths.short(base.base)}`, combined of others ({told}). Nothing was tuned.\n\n"
+        f"A LoRA adapter for `{paths.short(base_name)}`, combined of others ({told}). Nothing was tuned.\n\n"
         + _table(("adapter", "weight", "SHA-256 of its weights"), shown_parts)
         + "\n\n".join(["", "## Trainings", *filter(None, told_of_them), "## Licence", _LICENCE])
     )
@@ -411,7 +434,7 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
     more = f", and at most {side} side ranks that no client trained," if side else ""
     return (
         f"# {Path(settings.output).name}\n\n"
-        f"A LoRA adapter of rank {settings.adapter.rank}{more} for `{settings.model.base}`,"
+        f"{_ADAPTER} {settings.adapter.rank}{more} for `{settings.model.base}`,"
         f" {tuned}{', from another adapter,' if goes_on else ''} by {settings.algorithm.name}"
         f" over {many(len(clients), 'client')} in {many(_rounds(rows), 'round')}."
         " Clients sent changes of the adapter, and no example."
@@ -431,7 +454,7 @@ def _use(settings: RunSettings, on_hub: str | None, revision: str | None) -> str
 from peft import PeftModel
 {tiny}from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-folder = "path/to/this/folder"
+folder = "{_FOLDER}"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
@@ -442,7 +465,7 @@ answer = model.generate(**prompt, generation_config=ends, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-Prompts follow the template `{settings.data.template}`; with another one the answers are worse.
+{_PROMPTS}`{settings.data.template}`; with another one the answers are worse.
 {_publishing_advice(model.base, on_hub)}""".rstrip()
 
 
