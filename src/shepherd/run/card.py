@@ -403,7 +403,11 @@ def _measured(row: Row) -> Iterator[EvalResult]:
             metric_type="accuracy" if measure["share"] else measure["name"],
             metric_name=measure["label"],
             metric_value=run["value"],
-            metric_args={"interval_95": [run["low"], run["high"]], "base": measure["base"]["value"]},
+            metric_args={
+                "interval_95": [run["low"], run["high"]],
+                "base": measure["base"]["value"],
+                **({"examples": measure["examples"]} if type(measure.get("examples")) is int else {}),
+            },
         )
 
 
