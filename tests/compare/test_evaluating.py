@@ -263,8 +263,9 @@ def test_a_comparison_asks_its_harmful_prompts_once(compared, monkeypatch) -> No
 
 
 def test_a_comparison_asks_again_where_it_is_not_known_how_it_was_asked(compared, tmp_path) -> None:
-    settings, run = compared
+    _, run = compared
     copy = shutil.copytree(run, tmp_path / "run")
+    settings = folder.planned(copy)
     (kept,) = score_file.read(copy)
     old = {key: value for key, value in kept.items() if key not in ("how", "by_adapter")}
     (copy / score_file.FILE).write_text(json.dumps({"scores": [old]}))
