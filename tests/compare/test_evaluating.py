@@ -356,6 +356,7 @@ def test_refusals_of_some_prompts_alone_are_a_part(run, harmful, tmp_path, monke
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / score_file.FILE).unlink(missing_ok=True)
     texts = [[SimpleNamespace(text=f"Answer {n} of {model}.") for n in range(4)] for model in range(2)]
     monkeypatch.setattr(evaluating, "answers", lambda *_, **__: texts)
     found = []

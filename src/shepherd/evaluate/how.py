@@ -111,8 +111,8 @@ def asked_by(rows: Sequence[Row]) -> str:
         return ""
     harness = listed(list(dict.fromkeys(str(how.lm_eval) for how in found)))
     versions = {name: task.version for how in found for name, task in how.tasks.items() if task.version}
-    named = listed([f"{name} {version}" for name, version in versions.items()])
-    return f"Tasks are asked by lm-eval {harness}{f', in the versions {named}' if named else ''}."
+    named = [f"{name} {version}" for name, version in versions.items()]
+    return f"Tasks are asked by lm-eval {harness}{f', in the versions {listed(named)}' if named else ''}."
 
 
 def replaces(new: Row, old: Row) -> bool:
