@@ -171,6 +171,7 @@ def test_results_of_an_evaluation_are_in_the_card_with_their_intervals(run: Path
     assert (own.dataset_split, own.metric_type) == ("held-out", "loss")
     assert (measured.dataset_name, measured.metric_value) == ("test.jsonl", whole["run"]["value"])
     assert measured.metric_args["interval_95"] == [whole["run"]["low"], whole["run"]["high"]]
+    assert measured.metric_args["examples"] == 9
     for other in ({"adapter": "0" * 64}, {}):
         result = {key: each for key, each in json.loads(found.stdout).items() if key != "adapter"} | other
         (tmp_path / "other.json").write_text(json.dumps(result))

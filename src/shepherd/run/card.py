@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from shepherd.config import PartTable
 from shepherd.data.examples import Turn
 from shepherd.data.template_pieces import Template, styled
+from shepherd.evaluate.how import How, asked_by, words
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
 from shepherd.io.phrases import listed
@@ -28,7 +29,7 @@ from shepherd.run import lineage
 from shepherd.run.hidden import Hidden, of_run
 from shepherd.run.lineage import SFT, Training, hub_id, training
 from shepherd.run.release import NO_GATE, Release, inert, marked
-from shepherd.run.score_file import BASE, FEDERATED
+from shepherd.run.score_file import Own
 from shepherd.run.versions import versions
 from shepherd.settings import MEMORY, TINY, WORLD, DataTable, ModelTable, RunSettings, published
 from shepherd.visible import shown, shown_line
@@ -216,7 +217,7 @@ def exported(
     serve: str,
     repo: str = "",
     results: Sequence[Row] = (),
-    scores: Sequence[Row] = (),
+    scores: Sequence[Own] = (),
     release: Release = NO_GATE,
 ) -> str:
     """The card of a run's adapter, for what was exported of it.
@@ -227,16 +228,17 @@ def exported(
         serve: the command that answers with it; "" if there is none to name.
         repo: repository of the hub that it is for; "" where it is for a folder.
         results: results of `shepherd evaluate --json`, which are added to the metadata.
-        scores: rows of the run's evaluation.json, which are added to the metadata and as a table.
+        scores: this adapter's own in the run's evaluation.json, which are added to the metadata and as a
+            table; one of a part of the documents is not where there is one of all.
         release: verdict of the run's gate.
     """
-    read = ModelCard(card, ignore_metadata_errors=True)
+    read, scores = ModelCard(card, ignore_metadata_errors=True), _whole(scores)
     data: Any = read.data
     name = data.model_name or _title(read.text)
     found = [
         *(data.eval_results or []),
         *(each for row in results for each in _measured(row)),
-        *(each for row in scores for each in _scored(row)),
+        *(each for own in scores for each in _scored(own)),
     ]
     data.library_name = library
     data.tags = sorted({*(data.tags or []), *(["gguf"] if library == "gguf" else [])})
@@ -269,21 +271,37 @@ _FOLDER, _PROMPTS = "path/to/this/folder", "Prompts follow the template "
 _ALL_THE_SAME = "It was exported all the same, because the person who did so asked for it."
 
 
-def _further(scores: Sequence[Row]) -> str:
+def _whole(scores: Sequence[Own]) -> list[Own]:
+    """Scores without those of a part of the documents that there are of all of them, too."""
+    limited = [how is not None and how.limited for how in (How.of(own.row) for own in scores)]
+    known = {own.row["name"] for own, part in zip(scores, limited, strict=True) if not part}
+    return [own for own, part in zip(scores, limited, strict=True) if not (part and own.row["name"] in known)]
+
+
+def _further(scores: Sequence[Own]) -> str:
     """Scores on benchmark tasks and harmful prompts, of the base and of the adapter."""
     lines = [
-        (inert(row["label"]), str(row["documents"]), *(_bounded(row, arm) for arm in (BASE, FEDERATED)))
-        for row in scores
+        (
+            inert(_label(own.row)),
+            str(own.row["documents"]),
+            *(_bounded(own.row, each) for each in (own.base, own.adapter)),
+        )
+        for own in scores
     ]
     if not lines:
         return ""
     head = ("score", "documents", "base", "adapter")
-    return f"## Benchmarks and refusals\n\nIn brackets, 95% intervals.\n\n{_table(head, lines)}\n\n"
+    told = " ".join(filter(None, ("In brackets, 95% intervals.", asked_by([own.row for own in scores]))))
+    return f"## Benchmarks and refusals\n\n{inert(told)}\n\n{_table(head, lines)}\n\n"
 
 
-def _bounded(row: Row, arm: str) -> str:
-    found = row["arms"].get(arm) or {"value": None}
-    if found["value"] is None:
+def _label(row: Row) -> str:
+    """A score with how it was measured, where that cannot be taken for granted."""
+    return ", ".join(filter(None, (row["label"], words(row))))
+
+
+def _bounded(row: Row, found: Row) -> str:
+    if found.get("value") is None:
         return ""
     form = ".1%" if row["share"] else ".4f"
     known = found["low"] is not None and found["high"] is not None
@@ -292,18 +310,23 @@ def _bounded(row: Row, arm: str) -> str:
     )
 
 
-def _scored(row: Row) -> Iterator[EvalResult]:
-    """One row of the run's evaluation.json for the hub."""
-    found, base = (row["arms"].get(arm) or {} for arm in (FEDERATED, BASE))
+def _scored(own: Own) -> Iterator[EvalResult]:
+    """One score of the run's evaluation.json for the hub, with how it was measured."""
+    row, found, how = own.row, own.adapter, How.of(own.row)
     if found.get("value") is not None:
+        told = how.model_dump(exclude_none=True, exclude_defaults=True) if how is not None else {}
         yield EvalResult(
             task_type="text-generation",
             dataset_type=shown_line(row["task"]),
             dataset_name=shown_line(row["task"]),
             metric_type=shown_line(row["metric"]),
-            metric_name=shown_line(row["label"]),
+            metric_name=shown_line(_label(row)),
             metric_value=found["value"],
-            metric_args={"interval_95": [found["low"], found["high"]], "base": base.get("value")},
+            metric_args={
+                "interval_95": [found["low"], found["high"]],
+                "base": own.base.get("value"),
+                **({"documents": row["documents"], **told} if told else {}),
+            },
         )
 
 
@@ -403,7 +426,11 @@ def _measured(row: Row) -> Iterator[EvalResult]:
             metric_type="accuracy" if measure["share"] else measure["name"],
             metric_name=measure["label"],
             metric_value=run["value"],
-            metric_args={"interval_95": [run["low"], run["high"]], "base": measure["base"]["value"]},
+            metric_args={
+                "interval_95": [run["low"], run["high"]],
+                "base": measure["base"]["value"],
+                **({"examples": measure["examples"]} if type(measure.get("examples")) is int else {}),
+            },
         )
 
 

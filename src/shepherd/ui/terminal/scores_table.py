@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich import box
 from rich.table import Table
 
+from shepherd.evaluate.how import words
 from shepherd.ui.terminal.console import PlainConsole, styled
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _table(scores: Sequence[Row]) -> Table:
     table.add_column("federated\n- base", justify="right", no_wrap=True)
     for row in scores:
         table.add_row(
-            styled(f"{row['label']}{' %' if row['share'] else ''}"),
+            styled("\n".join(filter(None, (f"{row['label']}{' %' if row['share'] else ''}", words(row))))),
             f"{row['documents']:,}",
             *(_interval(row, row["arms"].get(arm)) for arm in arms),
             _interval(row, row["differences"].get(FEDERATED)),
