@@ -89,7 +89,7 @@ def measure(options: Namespace) -> Figures:
     if options.quick:
         counts, cohorts, small, large, layer = [3, 6], [5], TINY, TINY, TINY
     streaming = [_apart(Cell(rule, small, count, options.seed)) for rule in options.rules for count in counts]
-    seven = [_apart(Cell("mean", large, count, options.seed)) for count in counts[:2]]
+    seven = [_apart(Cell("mean", large, count, options.seed)) for count in counts[:3]]
     product = [
         _apart(Cell(rule, layer, count, options.seed)) for rule in options.product_rules for count in cohorts
     ]
@@ -130,11 +130,11 @@ def _apart(cell: Cell) -> Figures:
 
 def _measure(cell: Cell) -> Figures:
     aggregation = _built(cell.rule)
-    layout = _layout(cell.matrices)
+    shapes = layout(cell.matrices)
     rng = np.random.default_rng(cell.seed)
-    broadcast = padded(_drawn(layout, rng, 0.02), aggregation.side_rank)
+    broadcast = padded(drawn(shapes, rng, 0.02), aggregation.side_rank)
     state = ServerState(round=0, adapter=broadcast)
-    made = Made([dict(_drawn(layout, rng, 1e-3)) for _ in range(min(POOL, cell.count))], cell.count)
+    made = Made([dict(drawn(shapes, rng, 1e-3)) for _ in range(min(POOL, cell.count))], cell.count)
     copies = _copies()
     before = _reset_peak()
     began, began_cpu = perf_counter(), process_time()
@@ -145,8 +145,8 @@ def _measure(cell: Cell) -> Figures:
     return {
         "rule": cell.rule,
         "count": cell.count,
-        "numbers": sum(int(np.prod(shape)) for shape in layout.values()),
-        "update_bytes": 4 * sum(int(np.prod(shape)) for shape in layout.values()),
+        "numbers": sum(int(np.prod(shape)) for shape in shapes.values()),
+        "update_bytes": 4 * sum(int(np.prod(shape)) for shape in shapes.values()),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "copied_per_second": median([*copies, *_copies()]),
@@ -173,14 +173,16 @@ class Made:
             del update
 
 
-def _layout(matrices: dict[str, tuple[int, int]]) -> Layout:
+def layout(matrices: dict[str, tuple[int, int]]) -> Layout:
+    """Shapes of the factors of rank 8 at matrices of these sizes (in, out)."""
     a = {f"{name}.lora_A.weight": (RANK, width) for name, (width, _) in matrices.items()}
     return {**a, **{f"{name}.lora_B.weight": (out, RANK) for name, (_, out) in matrices.items()}}
 
 
-def _drawn(layout: Layout, rng: np.random.Generator, size: float) -> Adapter:
+def drawn(shapes: Layout, rng: np.random.Generator, size: float) -> Adapter:
+    """Normal numbers of this standard deviation in every tensor."""
     return Adapter(
-        {name: size * rng.standard_normal(shape, dtype=np.float32) for name, shape in layout.items()}
+        {name: size * rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     )
 
 

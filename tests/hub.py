@@ -13,6 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+def made(*names: str, private: bool = True) -> dict[str, Any]:
+    """A repository with files of these names, which somebody has put there."""
+    titles = dict.fromkeys(names, "Upload by hand")
+    files = dict.fromkeys(names, b"mine")
+    return {"private": private, "files": files, "titles": titles, "message": "", "commit": "0" * 40}
+
+
 @dataclass
 class Hub:
     """What the server holds; `token` is the one that may write."""
@@ -20,7 +27,10 @@ class Hub:
     token: str = "hf_test"
     url: str = ""
     repos: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Repository -> {"private": bool, "files": {name: bytes}, "message": str}."""
+    """Repository -> {"private": bool, "files": {name: bytes}, "message": str}.
+
+    "titles" are those of the last commit of each file, and "commit" is the last commit of all.
+    """
     large: dict[str, bytes] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     broken: bool = False
@@ -34,13 +44,26 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.begin():
             return
-        repo = self.path.partition("?")[0].removeprefix("/api/models/").removesuffix("/revision/main")
+        place = self.path.partition("?")[0].removeprefix("/api/models/").removesuffix("/revision/main")
+        repo, _, commit = place.partition("/tree/")
         if repo not in self.hub.repos:
             self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             return
         found = self.hub.repos[repo]
+        if commit:
+            assert commit == found["commit"]
+            self.send(200, [self.entry(found, name) for name in found["files"]])
+            return
         siblings = [{"rfilename": name} for name in (".gitattributes", *found["files"])]
-        self.send(200, {"_id": "0", "id": repo, "private": found["private"], "siblings": siblings})
+        told = {"_id": "0", "id": repo, "private": found["private"], "sha": found["commit"]}
+        self.send(200, {**told, "siblings": siblings})
+
+    @staticmethod
+    def entry(repo: dict[str, Any], name: str) -> dict[str, Any]:
+        """A file of a repository, as the hub lists it with `expand`."""
+        last = {"id": repo["commit"], "title": repo["titles"][name], "date": "2026-01-02T03:04:05.000Z"}
+        size = len(repo["files"][name])
+        return {"type": "file", "path": name, "size": size, "oid": "0" * 40, "lastCommit": last}
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -52,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
             owner = asked.get("organization") or "me"
             repo = f"{owner}/{asked['name']}"
             private = asked.get("private", asked.get("visibility") == "private")
-            self.hub.repos[repo] = {"private": private, "files": {}, "message": ""}
+            self.hub.repos[repo] = made(private=private)
             self.send(200, {"url": f"{self.hub.url}/{repo}"})
         elif "/preupload/" in place:
             names = [each["path"] for each in json.loads(body)["files"]]
@@ -87,16 +110,25 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
 
     def commit(self, repo: str, body: bytes) -> None:
+        found = self.hub.repos[repo]
         for line in body.splitlines():
             item = json.loads(line)
             value = item["value"]
             if item["key"] == "header":
-                self.hub.repos[repo]["message"] = value["summary"]
-            elif item["key"] == "file":
-                self.hub.repos[repo]["files"][value["path"]] = base64.b64decode(value["content"])
-            elif item["key"] == "lfsFile":
-                self.hub.repos[repo]["files"][value["path"]] = self.hub.large[value["oid"]]
-        sha = "1" * 40
+                if value.get("parentCommit", found["commit"]) != found["commit"]:
+                    self.send(412, {"error": "A commit has happened since"})
+                    return
+                found["message"] = value["summary"]
+                continue
+            if item["key"] == "deletedFile":
+                del found["files"][value["path"]], found["titles"][value["path"]]
+                continue
+            content = self.hub.large[value["oid"]] if item["key"] == "lfsFile" else value["content"]
+            found["files"][value["path"]] = (
+                content if isinstance(content, bytes) else base64.b64decode(content)
+            )
+            found["titles"][value["path"]] = found["message"]
+        sha = found["commit"] = f"{int(found['commit'], 16) + 1:040x}"
         self.send(200, {"commitUrl": f"{self.hub.url}/{repo}/commit/{sha}", "commitOid": sha})
 
     def begin(self) -> bool:

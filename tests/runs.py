@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from benchmarks import gguf_bases
 from shepherd.overrides import parse
 from shepherd.run import folder
 from shepherd.run.opening import open_run
@@ -64,6 +65,18 @@ def finished(base: Path, place: Path) -> Path:
     """The folder of a run of one round, which lies in `place` with its data."""
     given = settings(base, written(place / "rows.jsonl"), place / "run", federation={"rounds": 1})
     with open_run(given) as run:
+        for _ in run.rounds():
+            pass
+        run.finish(answer=False)
+    return place / "run"
+
+
+def readable(place: Path) -> Path:
+    """The folder of a run of one round over a base that llama.cpp reads, and whose folder has a licence."""
+    base = gguf_bases.save(gguf_bases.CONFIGS["llama"], place / "base")
+    (base / "LICENSE").write_text("Do what you like.\n")
+    tables = {"federation": {"rounds": 1}, "adapter": {"rank": 9}, "data": {"max_tokens": 120}}
+    with open_run(settings(base, written(place / "rows.jsonl"), place / "run", **tables)) as run:
         for _ in run.rounds():
             pass
         run.finish(answer=False)

@@ -27,6 +27,7 @@ from benchmarks import (
     stragglers,
     tasks,
     tuning,
+    wire,
 )
 from benchmarks import bytes as of_bytes
 
@@ -66,6 +67,12 @@ def test_compare(tmp_path: Path) -> None:
     assert trained["centralised"]["examples"] == trained["federated"]["examples"]
     assert figures["seconds"]["all"] > figures["seconds"]["alone"] > 0
     assert {row["arm"] for row in figures["differences"]} == {*names} - {"federated"}
+
+
+def test_wire(tmp_path: Path) -> None:
+    figures = _figures(wire.main, tmp_path)
+    assert figures["message_bytes"] > figures["bytes"] == 2 * 8 * 16 * 4  # factors of rank 8 at (16, 16)
+    assert all(each["least"] <= each["median"] <= each["most"] for each in figures["speeds"].values())
 
 
 @pytest.mark.slow

@@ -136,3 +136,11 @@ def test_the_large_base_needs_cuda(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tuning.main(["--llama-1b"])
     assert "--llama-1b needs CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("native", "more"), [(True, (tuning.RECIPE_BF16,)), (False, ())])
+def test_the_recipe_in_bfloat16_is_left_out_where_that_is_emulated(
+    native: bool, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shepherd.model.base._cpu_has_bfloat16", lambda: native)
+    assert tuple(tuning._default_sides("cpu")) == more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,17 @@ import pytest
 from click.testing import CliRunner
 
 from shepherd.compare import evaluating
-from shepherd.compare.arms import CompareSpec
+from shepherd.compare.arms import CompareSpec, arms
 from shepherd.compare.evaluating import evaluate_folder, models, row
 from shepherd.consent import Consent
+from shepherd.data import data_folder, dataset
 from shepherd.errors import BaseError, DataError, FolderError, JudgeError, SettingsError
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.sentences import Measure
 from shepherd.evaluate.statistics import difference, score
-from shepherd.run import score_file
+from shepherd.run import folder, score_file
+from shepherd.run.loading import load_base
+from shepherd.training.tune import predictions
 from shepherd.ui.cli.main import main
 from shepherd.ui.report.gather import collect
 from shepherd.ui.report.page import html
@@ -94,7 +98,33 @@ def test_intervals_are_those_of_the_statistics(run, llama) -> None:
     assert made["differences"]["federated"] == {**apart.difference.row(), "p": apart.p, "p_holm": apart.p}
 
 
-def test_scores_are_kept_in_the_folder_and_replaced_by_name(evaluated, run, tasks) -> None:
+def test_each_adapter_has_its_own_score_and_difference(run, llama) -> None:
+    """Of four documents the base has two right, one seed one of these, and the other one more."""
+    values = {"base": np.array([[1.0, 1, 0, 0]]), "federated": np.array([[1.0, 0, 0, 0], [1, 1, 1, 0]])}
+    found, measure = models(run, llama, [], 1), Measure(name="x", label="x")
+    made = row(found, measure, values, ["all"] * 4, {})
+    assert made["arms"]["federated"]["value"] == 0.5
+    assert made["differences"]["federated"]["value"] == 0.0
+    assert list(made["by_adapter"]) == ["federated"]
+    worse, better = made["by_adapter"]["federated"]
+    assert (worse["value"], worse["difference"]["value"]) == (0.25, -0.25)
+    assert (better["value"], better["difference"]["value"]) == (0.75, 0.25)
+    alone = row(found, measure, {**values, "federated": values["federated"][:1]}, ["all"] * 4, {})
+    assert {key: worse[key] for key in ("value", "low", "high")} == alone["arms"]["federated"]
+    assert worse["difference"].items() <= alone["differences"]["federated"].items()
+
+
+def test_each_adapter_has_its_own_number_where_there_are_no_documents(run, llama) -> None:
+    found = {"base": np.array([3.0]), "federated": np.array([2.0, 5.0, float("inf")])}
+    made = evaluating._without_intervals(
+        models(run, llama, [], 1), Measure(name="x", label="x"), found, 4, {}
+    )
+    values = [(each["value"], each["difference"]["value"]) for each in made["by_adapter"]["federated"]]
+    assert values == [(2.0, -1.0), (5.0, 2.0), (None, None)]
+    assert made["by_adapter"]["federated"][0]["difference"]["low"] is None
+
+
+def test_scores_are_kept_in_the_folder_and_one_of_a_part_replaces_none_of_all(evaluated, run, tasks) -> None:
     kept = score_file.read(run)
     assert kept == evaluated["scores"]
     assert kept[0]["adapters"] == {"base": ["base"], "federated": [score_file.digest_of(run / "adapter")]}
@@ -103,13 +133,37 @@ def test_scores_are_kept_in_the_folder_and_replaced_by_name(evaluated, run, task
     )
     assert told.exit_code == 0, told.output
     assert "federated" in told.stdout
-    documents = {each["name"]: each["documents"] for each in score_file.read(run)}
-    assert documents == {"choices.acc": 4, "choices.acc_norm": 4, "flowertune.general": 9, "refusal": 4}
+    documents = [(each["name"], each["documents"]) for each in score_file.read(run)]
+    assert documents == [
+        ("choices.acc", 9),
+        ("choices.acc_norm", 9),
+        ("flowertune.general", 9),
+        ("refusal", 4),
+        ("choices.acc", 4),
+        ("choices.acc_norm", 4),
+    ]
+    assert "4 of 9" in told.stdout
     score_file.add(run, evaluated["scores"])
+    assert score_file.read(run) == evaluated["scores"]  # one of all documents replaces those of a part
+
+
+def test_rows_say_how_they_were_measured(evaluated, run) -> None:
+    import lm_eval
+
+    found = {each["name"]: each["how"] for each in evaluated["scores"]}
+    nothing = {"chat": None, "lm_eval": None, "prompts": None, "max_new_tokens": None, "judge": None}
+    asked = {"limited": False, "of_documents": 9, "lm_eval": lm_eval.__version__}
+    of_task = {"version": None, "fewshot": 0, "own_fewshot": 0}
+    in_format = {"version": None, "fewshot": None, "own_fewshot": None}
+    assert found["choices.acc"] == {**nothing, **asked, "tasks": {"choices": of_task}, "chat": False}
+    assert found["flowertune.general"] == {**nothing, **asked, "tasks": {"choices": in_format}}
+    most = folder.read_settings(run).evaluation.max_new_tokens
+    of_prompts = {"limited": False, "of_documents": 4, "prompts": "prompts.csv", "max_new_tokens": most}
+    assert found["refusal"] == {**nothing, **of_prompts, "tasks": {}}
 
 
 def test_scores_of_another_adapter_are_not_current(evaluated, run, tmp_path) -> None:
-    assert score_file.current(run) == evaluated["scores"]
+    assert [own.row for own in score_file.current(run)] == evaluated["scores"]
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / score_file.WEIGHTS).write_bytes(b"other")
     (tmp_path / score_file.FILE).write_bytes((run / score_file.FILE).read_bytes())
@@ -162,7 +216,7 @@ def test_tasks_are_kept_when_what_follows_them_fails(run, tasks, harmful, tmp_pa
     asked = Asked(tasks=("choices",), include=(tasks,), limit=2)
     with pytest.raises(JudgeError, match="down"):
         evaluate_folder(copy, asked, harmful=harmful)
-    assert {row["task"] for row in score_file.current(copy)} == {"choices"}
+    assert {own.row["task"] for own in score_file.current(copy)} == {"choices"}
 
 
 def test_what_is_unknown_is_said(run, tasks, harmful, tmp_path, monkeypatch) -> None:
@@ -210,6 +264,44 @@ def test_a_comparison_asks_its_harmful_prompts_once(compared, monkeypatch) -> No
     assert [len(kept["adapters"][arm]) for arm in ARMS] == [1, 2, 2, 2]
     monkeypatch.setattr(evaluating, "answers", lambda *_, **__: pytest.fail("asked again"))
     comparison.compare(settings, SPEC)
+
+
+def test_a_comparison_asks_again_where_it_is_not_known_how_it_was_asked(compared, tmp_path) -> None:
+    _, run = compared
+    copy = shutil.copytree(run, tmp_path / "run")
+    settings = folder.planned(copy)
+    (kept,) = score_file.read(copy)
+    old = {key: value for key, value in kept.items() if key not in ("how", "by_adapter")}
+    (copy / score_file.FILE).write_text(json.dumps({"scores": [old]}))
+    chosen = arms(SPEC, sorted(data_folder.load(copy / "data").clients))
+    evaluating.probe(copy, load_base(settings), settings, chosen, SPEC.seeds, Consent())
+    assert score_file.read(copy) == [kept]
+
+
+def test_a_comparison_has_each_adapters_own_loss(compared) -> None:
+    _, run = compared
+    found = json.loads((run / "compare" / "comparison.json").read_text())
+    prepared = data_folder.load(run / "data")
+    counts, named = predictions(prepared.heldout), np.array(dataset.categories(prepared))
+
+    def loss(file: str) -> float:
+        scores = json.loads((run / "compare" / file).read_text())
+        asked = np.array(scores["questions"]["losses"])
+        sums, names, weights = np.array(scores["losses"]), named[asked], counts[asked]
+        return float(np.mean([sums[names == n].sum() / weights[names == n].sum() for n in np.unique(names)]))
+
+    base = loss("seed-0/scores/base.json")
+    by_name = {arm["name"]: arm for arm in found["arms"]}
+    assert (by_name["base"]["adapters"], by_name["base"]["by_adapter"]) == (["base"], {})
+    federated = by_name["federated"]
+    folders = run / "adapter", run / "compare" / "seed-1" / "federated" / "adapter"
+    assert federated["adapters"] == [score_file.digest_of(each) for each in folders]
+    each = [loss(f"seed-{number}/scores/federated.json") for number in range(2)]
+    assert each[0] != each[1]
+    assert [own["value"] for own in federated["by_adapter"]["loss"]] == pytest.approx(each)
+    apart = [own["difference"]["value"] for own in federated["by_adapter"]["loss"]]
+    assert apart == pytest.approx([value - base for value in each])
+    assert federated["measures"]["loss"]["value"] == pytest.approx(np.mean(each))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +414,7 @@ def test_scores_of_the_same_adapters_join_the_comparison(compared, tasks, capsys
 
 
 def test_scores_that_were_kept_before_a_failure_are_in_the_comparison(
-    compared, tasks, harmful, monkeypatch
+    compared, tasks, harmful, tmp_path, monkeypatch
 ) -> None:
     from shepherd.compare.folders import comparison
     from shepherd.evaluate.harness import Asked
@@ -330,11 +422,12 @@ def test_scores_that_were_kept_before_a_failure_are_in_the_comparison(
     def down(*_: Any) -> Any:
         raise JudgeError("the judge is down")
 
-    _, run = compared
+    copy = shutil.copytree(compared[1], tmp_path / "copy")
     monkeypatch.setattr(evaluating, "refusal_rows", down)
     with pytest.raises(JudgeError, match="down"):
-        evaluate_folder(run, Asked(tasks=("choices",), include=(tasks,), limit=2), harmful=harmful)
-    assert [row["documents"] for row in comparison(run)["scores"] if row["task"] == "choices"] == [2, 2]
+        evaluate_folder(copy, Asked(tasks=("choices",), include=(tasks,), limit=2), harmful=harmful)
+    found = [row["documents"] for row in comparison(copy)["scores"] if row["task"] == "choices"]
+    assert found[-2:] == [2, 2]
 
 
 def test_evaluating_a_compared_folder_prints_an_arm_a_line(compared, tasks) -> None:
@@ -379,3 +472,23 @@ def test_the_judge_is_asked_for_refusals_too(run, harmful, monkeypatch) -> None:
     found = {row["name"]: row for row in rows}
     assert found["refusal_judged"]["arms"]["base"]["value"] == 0.0
     assert found["refusal_judged"]["judge"] == "judge-1"
+    assert found["refusal_judged"]["how"]["judge"] == "judge-1"
+    assert found["refusal"]["how"]["judge"] is None
+
+
+def test_refusals_of_some_prompts_alone_are_a_part(run, harmful, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / score_file.FILE).unlink(missing_ok=True)
+    texts = [[SimpleNamespace(text=f"Answer {n} of {model}.") for n in range(4)] for model in range(2)]
+    monkeypatch.setattr(evaluating, "answers", lambda *_, **__: texts)
+    found = []
+    with serving(Judge(lambda _: "VERDICT: complies")) as judge:
+        for most in (6, None):
+            given = {"judge": table(judge.url), "max_calls": most, "consent": Consent(base_url=judge.url)}
+            rows = evaluate_folder(copy, harmful=harmful, **given)
+            found.append([row for row in rows if row["name"] == "refusal_judged"])
+    (part,), (whole,) = found  # the whole one has taken the place of the part
+    assert part["documents"] < whole["documents"] == part["how"]["of_documents"] == 4
+    assert (part["how"]["limited"], whole["how"]["limited"]) == (True, False)

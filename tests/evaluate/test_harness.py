@@ -206,6 +206,27 @@ def test_a_limit_takes_the_first_documents(llama, folder, measured) -> None:
     np.testing.assert_array_equal(found.values, measured["choices", "acc"].values[:1, :3])
 
 
+def test_how_tasks_are_asked(tmp_path) -> None:
+    shots = {"sampler": "default", "samples": [{**row, "answer": 0} for row in ROWS[:5]]}
+    keys = {"num_fewshot": 2, "fewshot_config": shots, "metadata": {"version": 1.5}}
+    task_folder.task(tmp_path, "shots", ROWS[:8], **keys)
+    task_folder.task(tmp_path, "none", ROWS[:3], num_fewshot=0)
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [shots, none]\n")
+
+    def asked(name: str, **given: Any) -> Any:
+        return opened(Asked(tasks=(name,), include=(tmp_path,), **given))
+
+    own = asked("shots").how("shots")
+    assert (own.limited, own.of_documents, own.chat, own.lm_eval) == (False, 8, False, lm_eval.__version__)
+    assert own.tasks["shots"].model_dump() == {"version": "1.5", "fewshot": 2, "own_fewshot": 2}
+    other = asked("both", limit=3, fewshot=4, chat=True).how("both")
+    assert (other.limited, other.of_documents, other.chat) == (True, 11, True)
+    fewshot = {name: (task.fewshot, task.own_fewshot) for name, task in other.tasks.items()}
+    assert fewshot == {"shots": (4, 2), "none": (0, 0)}  # a task that says 0 keeps it
+    assert not asked("shots", limit=8).how("shots").limited  # all that there are
+    assert list(asked("both").how_choices().tasks) == ["shots", "none"]
+
+
 OWN = Path(lm_eval.__file__).parent / "tasks"
 LIKE = {
     "arc": (

@@ -170,6 +170,35 @@ def test_where_the_base_comes_from_is_said(
     assert ModelCard(text).data.to_dict().get("base_model") == ("known" if base == "known" else None)
 
 
+def test_a_folder_has_no_commit_of_the_hub_and_a_folder_of_its_cache_has() -> None:
+    cached = f"/home/me/hub/models--org--model/snapshots/{'0a' * 20}"
+    for base, named, commit in (("/models/llama", None, ""), (cached, "org/model", "0a" * 20)):
+        text = written({**HUB, "model": {"base": base, "revision": "v2"}})
+        assert ModelCard(text).data.to_dict().get("base_model") == named
+        assert "v2" not in text
+        assert ("revision" in text) == bool(commit)
+        assert "/home/me" not in text
+    for line in (
+        f"from_pretrained('org/model', revision='{commit}')",
+        f"| base | `org/model` at revision `{commit}` |",
+        "for `org/model`",
+    ):
+        assert line in text
+
+
+def test_the_command_in_it_is_for_its_reader() -> None:
+    for base in ("org/model", "/models/llama"):
+        table = {**HUB, "model": {"base": base}}
+        for repo, folder in (("", "path/to/this/folder"), ("me/adapter", "me/adapter")):
+            for library in ("peft", "transformers"):
+                text = card.exported(
+                    written(table), library=library, holds_base=False, serve="vllm serve it", repo=repo
+                )
+                assert text.count("```sh\nvllm serve it\n```\n\nPrompts follow") == 1
+                assert ("In this folder:\n\n```sh" in text) == (not repo)
+                assert (f'folder = "{folder}"' in text) == (library == "peft")
+
+
 def test_nothing_scored_has_no_table_of_scores() -> None:
     assert "## Scores" not in written(HUB, rows=[], answers={})
     assert "## Scores" in written(HUB)

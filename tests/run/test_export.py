@@ -13,11 +13,9 @@ from gguf import GGUFReader
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from benchmarks import gguf_bases
-from shepherd.errors import BaseError, DataError, FolderError, PluginError, SettingsError
+from shepherd.errors import BaseError, DataError, FolderError, HubError, PluginError, SettingsError
 from shepherd.run import folder
 from shepherd.run.export import export
-from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
 from tests import runs
 
@@ -30,16 +28,7 @@ def run(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over a base whose tokenizer llama.cpp knows, and whose folder has a licence."""
-    folder = tmp_path_factory.mktemp("readable")
-    base = gguf_bases.save(gguf_bases.CONFIGS["llama"], folder / "base")
-    (base / "LICENSE").write_text("Do what you like.\n")
-    source = runs.written(folder / "rows.jsonl")
-    tables = {"federation": {"rounds": 1}, "adapter": {"rank": 9}, "data": {"max_tokens": 120}}
-    with open_run(runs.settings(base, source, folder / "run", **tables)) as opened:
-        for _ in opened.rounds():
-            pass
-        opened.finish(answer=False)
-    return folder / "run"
+    return runs.readable(tmp_path_factory.mktemp("readable"))
 
 
 def exported(run: Path, output: Path, *words: str) -> str:
@@ -113,10 +102,44 @@ def test_each_form_says_how_to_use_it_and_has_a_card(readable: Path, tmp_path: P
         assert (tmp_path / to / "LICENSE").is_file() == holds_base
         assert card.data.library_name == {"peft": "peft", "merged": "transformers"}.get(to, "gguf")
         assert ("holds the weights of its base" in card.text) == holds_base
+        assert ("\nA whole model: its base, and merged into it a LoRA adapter" in card.text) == holds_base
         assert ("PeftModel.from_pretrained" in card.text) == (to == "peft")
         assert str(tmp_path) not in card.content
         assert "## Training" in card.text
         assert "Prompts follow the template `plain`" in card.text
+
+
+def test_the_public_name_of_the_base_is_in_all_that_is_written(readable: Path, tmp_path: Path) -> None:
+    said = exported(readable, tmp_path / "peft", "--base", "org/base")
+    served = "vllm serve org/base --enable-lora --max-lora-rank 16 --lora-modules adapter="
+    assert f"to use it: {served}{tmp_path / 'peft'}\n" in said
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", None)
+    card, own = card_of(tmp_path / "peft"), card_of(readable / "adapter")
+    assert card.data.base_model == "org/base"
+    assert f"In this folder:\n\n```sh\n{served}.\n```" in card.text
+    assert card.data.eval_results == own.data.eval_results  # composed again, from what the run has kept
+    for part in ("## Data", "## Scores on held-out examples", "## Versions"):
+        assert card.text.split(part)[1].split("\n## ")[0] == own.text.split(part)[1].split("\n## ")[0]
+    exported(readable, tmp_path / "gguf", "--base", "org/base", "--to", "gguf-adapter")
+    fields = GGUFReader(tmp_path / "gguf" / "adapter.gguf").fields
+    assert fields["general.base_model.0.repo_url"].contents() == "https://huggingface.co/org/base"
+    assert "general.base_model.0.version" not in fields
+    with pytest.raises(HubError, match=r"'/models/llama' is no model of the hub; give .* as OWNER/NAME"):
+        export(readable, tmp_path / "no", base="/models/llama")
+
+
+def test_a_card_that_is_composed_again_has_the_answers_and_versions_of_the_run(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    run = runs.finished(llama_folder, tmp_path)
+    (run / "finished.json").write_text(json.dumps({"round": 1, "answers": {"qa": [0.25, 0.5]}}))
+    (run / "versions.json").write_text(json.dumps({"torch": "0.1"}))
+    exported(run, tmp_path / "out", "--base", "org/base")
+    text = card_of(tmp_path / "out").text
+    assert "| qa | 25.0% | 50.0% |" in text
+    assert text.split("## Versions")[1].count("\n| ") == 3
+    assert "| torch | 0.1 |" in text
 
 
 def test_ollama_reads_the_runs_template_and_stop(readable: Path, tmp_path: Path) -> None:
@@ -148,6 +171,7 @@ def test_results_of_an_evaluation_are_in_the_card_with_their_intervals(run: Path
     assert (own.dataset_split, own.metric_type) == ("held-out", "loss")
     assert (measured.dataset_name, measured.metric_value) == ("test.jsonl", whole["run"]["value"])
     assert measured.metric_args["interval_95"] == [whole["run"]["low"], whole["run"]["high"]]
+    assert measured.metric_args["examples"] == 9
     for other in ({"adapter": "0" * 64}, {}):
         result = {key: each for key, each in json.loads(found.stdout).items() if key != "adapter"} | other
         (tmp_path / "other.json").write_text(json.dumps(result))

@@ -13,9 +13,11 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from safetensors.numpy import load
 
+from shepherd.errors import HubError
+from shepherd.run import publish
 from shepherd.ui.cli.main import main
 from tests import runs
-from tests.hub import Hub, serving
+from tests.hub import Hub, made, serving
 
 # how the hub's library uses httpx
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -25,6 +27,12 @@ BASE = ("--base", "org/base")
 @pytest.fixture(scope="module")
 def run(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs.finished(llama_folder, tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over a base whose tokenizer llama.cpp knows."""
+    return runs.readable(tmp_path_factory.mktemp("readable"))
 
 
 @pytest.fixture
@@ -47,13 +55,28 @@ def test_without_yes_it_is_said_what_would_be_sent_and_nothing_is(run: Path, hub
     assert done.exit_code == 2
     for line in (
         "repository: me/adapter (private, for your account or organisation)",
+        "it is not there yet, and is made",
         "base: org/base",
         "  adapter_model.safetensors  ",
         "README.md holds the run file",
         "nothing was sent; add --yes",
     ):
         assert line in done.output
+    assert hub.calls == ["GET /api/models/me/adapter"]
+    assert not hub.repos
+
+
+def test_without_a_token_it_is_said_that_the_hub_was_not_asked(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = "what would be deleted in it, is not known: "
+    monkeypatch.delenv("HF_TOKEN")
+    done = push(run, *BASE)
+    assert f"{unknown}the environment variable HF_TOKEN is empty" in done.output
     assert not hub.calls
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert f"{unknown}the hub refused me/adapter (status 401" in push(run, *BASE).output
+    assert "is made" not in push(run, *BASE).output
 
 
 def test_an_adapter_is_published_in_one_private_commit_with_its_card(run: Path, hub: Hub) -> None:
@@ -85,19 +108,140 @@ def test_a_merged_model_needs_no_name_of_its_base(run: Path, hub: Hub) -> None:
 
 
 def test_a_repository_with_files_is_not_written_over_unless_asked(run: Path, hub: Hub) -> None:
-    hub.repos["me/adapter"] = {"private": True, "files": {"mine.txt": b""}, "message": ""}
-    done = push(run, *BASE, "--yes")
-    assert done.exit_code == 2
-    assert "holds 1 file already, mine.txt first; say --update" in done.output
+    hub.repos["me/adapter"] = made("mine.txt")
+    for words in ((), ("--yes",)):
+        done = push(run, *BASE, *words)
+        assert done.exit_code == 2
+        assert "holds 1 file already, mine.txt first; say --update" in done.output
     assert push(run, *BASE, "--yes", "--update").exit_code == 0
     assert {"mine.txt", "adapter_config.json"} <= hub.repos["me/adapter"]["files"].keys()
 
 
-def test_what_is_public_already_has_to_be_said(run: Path, hub: Hub) -> None:
-    hub.repos["me/adapter"] = {"private": False, "files": {}, "message": ""}
-    done = push(run, *BASE, "--yes")
-    assert (done.exit_code, "is public; say --public" in done.output) == (2, True)
-    assert not hub.repos["me/adapter"]["files"]
+def test_an_update_deletes_what_an_earlier_publication_wrote_and_nothing_else(run: Path, hub: Hub) -> None:
+    assert push(run, *BASE, "--yes").exit_code == 0
+    repo = hub.repos["me/adapter"]
+    earlier = set(repo["files"])
+    theirs = made("model.gguf", "notes/README.md", "tokenizer.json")  # the last was ours, and they changed it
+    repo["files"] |= theirs["files"]
+    repo["titles"] |= theirs["titles"]
+    said = push(run, "--to", "merged", "--update").output
+    assert "it is there, with " in said
+    assert "left there: model.gguf, notes/README.md\n" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("deleted, as of an earlier publication")]
+    assert line.endswith(": adapter_config.json, adapter_model.safetensors")
+    assert set(repo["files"]) == earlier | theirs["files"].keys()
+    assert push(run, "--to", "merged", "--update", "--yes").exit_code == 0
+    assert earlier - set(repo["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {"model.safetensors", "config.json", *theirs["files"]} <= set(repo["files"])
+    assert repo["files"]["model.gguf"] == b"mine"
+    assert [call for call in hub.calls if "/commit/" in call] == [
+        "POST /api/models/me/adapter/commit/main"
+    ] * 2
+
+
+def test_what_changes_between_description_and_commit_is_not_written_over(run: Path, hub: Hub) -> None:
+    for change in (made("mine.txt"), made(private=False)):
+        hub.repos.clear()
+        with publish.prepared(run, "me/adapter", base="org/base", sends=True) as publication:
+            hub.repos["me/adapter"] = change
+            with pytest.raises(HubError, match="me/adapter was changed meanwhile, and nothing was sent"):
+                publish.publish(publication)
+        assert "adapter_config.json" not in hub.repos["me/adapter"]["files"]
+
+
+def test_the_visibility_of_a_repository_is_said_and_never_changed(run: Path, hub: Hub) -> None:
+    for private, words, says in (
+        (False, (), "repository me/adapter is public; say --public"),
+        (
+            True,
+            ("--public",),
+            "repository me/adapter is private, and stays so; make it public in its settings",
+        ),
+    ):
+        hub.repos["me/adapter"] = made(private=private)
+        for more in ((), ("--yes",)):
+            done = push(run, *BASE, *words, *more)
+            assert (done.exit_code, says in done.output) == (2, True)
+        assert hub.repos["me/adapter"] == made(private=private)
+    hub.repos["me/adapter"] = made(private=False)
+    done = push(run, *BASE, "--public", "--yes")
+    assert "repository: me/adapter (public, for anybody to read)\nit is there, with 0 files\n" in done.output
+    assert "adapter_config.json" in hub.repos["me/adapter"]["files"]
+
+
+@pytest.mark.parametrize(
+    ("to", "relation", "use"),
+    [
+        (
+            "peft",
+            "adapter",
+            "vllm serve org/base --enable-lora --max-lora-rank 16 --lora-modules adapter=me/adapter",
+        ),
+        ("merged", "finetune", "vllm serve me/adapter"),
+        (
+            "gguf",
+            "finetune",
+            "hf download me/adapter --local-dir adapter && llama-server --model adapter/model.gguf --jinja",
+        ),
+        (
+            "gguf-adapter",
+            "adapter",
+            "hf download me/adapter --local-dir adapter"
+            " && llama-server --model BASE.gguf --lora adapter/adapter.gguf",
+        ),
+        (
+            "ollama",
+            "finetune",
+            "hf download me/adapter --local-dir adapter"
+            " && ollama create NAME -f adapter/Modelfile && ollama run NAME",
+        ),
+    ],
+)
+def test_the_card_names_base_and_repository_as_a_reader_finds_them(
+    to: str, relation: str, use: str, readable: Path, hub: Hub
+) -> None:
+    done = push(readable, "--to", to, *BASE, "--yes")
+    assert done.exit_code == 0, done.output
+    assert f"\nto use it: {use}\n" in done.output
+    card = ModelCard(hub.repos["me/adapter"]["files"]["README.md"].decode())
+    assert (card.data.base_model, card.data.base_model_relation) == ("org/base", relation)
+    assert f"```sh\n{use}\n```" in card.text
+    assert "for `org/base`, instruction-tuned" in card.text
+    assert "| base | `org/base` |" in card.text
+    assert 'base = "org/base"' in card.text
+    for gone in ("public name", "path/to/this/folder", "In this folder", str(readable.parent)):
+        assert gone not in card.content
+    if to == "peft":
+        assert 'folder = "me/adapter"' in card.text
+        assert "from_pretrained('org/base')" in card.text
+
+
+@pytest.mark.parametrize("words", [("gguf-adapter",), ("ollama", "base=smollm2:135m")])
+def test_an_adapter_in_any_form_needs_the_bases_public_name(
+    words: tuple[str, ...], readable: Path, hub: Hub
+) -> None:
+    done = push(readable, "--yes", "--to", *words)
+    assert (done.exit_code, "give its name there with --base OWNER/NAME" in done.output) == (2, True)
+    assert not hub.calls
+
+
+def test_a_file_that_names_the_folder_of_the_base_is_not_sent(readable: Path, hub: Hub) -> None:
+    licence = readable.parent / "base" / "LICENSE"
+    before = licence.read_text()
+    licence.write_text(f"The weights of {licence.parent}.\n")
+    try:
+        done = push(readable, "--to", "merged", *BASE, "--yes")
+    finally:
+        licence.write_text(before)
+    assert (done.exit_code, f"LICENSE would publish {licence.parent}, a" in done.output) == (2, True)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize("base", ["gpt2", "./base", "a/b/c", "/models/llama"])
+def test_a_public_name_that_is_none_is_refused(base: str, run: Path, hub: Hub) -> None:
+    done = push(run, "--base", base, "--yes")
+    assert (done.exit_code, f"'{base}' is no model of the hub" in done.output) == (2, True)
+    assert not hub.calls
 
 
 def test_an_adapter_over_a_folder_needs_the_bases_public_name(run: Path, hub: Hub) -> None:

@@ -68,9 +68,174 @@ def row_of(run: Path, name: str, base: float, federated: float, **more: Any) -> 
         "adapters": {"base": ["base"], "federated": [score_file.digest_of(run / "adapter")]},
         "arms": {"base": bounds(base), "federated": bounds(federated)},
         "differences": {"federated": {**bounds(federated - base), "p": 0.2, "p_holm": 0.2}},
+        "by_adapter": {"federated": [{**bounds(federated), "difference": bounds(federated - base)}]},
         "says": {},
+        "how": {"limited": False, "of_documents": 10},
         **more,
     }
+
+
+def of_seeds(run: Path, name: str, base: float, values: list[float], **more: Any) -> dict[str, Any]:
+    """The row of an arm with several seeds, the first of which is the run's adapter."""
+    others = [f"seed-{place}" for place in range(1, len(values))]
+    each = [row_of(run, name, base, value)["by_adapter"]["federated"][0] for value in values]
+    return {
+        **row_of(run, name, base, sum(values) / len(values)),
+        "adapters": {"base": ["base"], "federated": [score_file.digest_of(run / "adapter"), *others]},
+        "by_adapter": {"federated": each},
+        **more,
+    }
+
+
+def test_the_gate_judges_the_adapter_and_not_the_mean_over_seeds(run) -> None:
+    """Of 50.0 the run's adapter has 30.0 and another seed 74.0: the mean is 2 points above the base."""
+    gated(run, "{drops = {quiz = 0.1}}")
+    score_file.add(run, [of_seeds(run, "quiz.acc", 0.5, [0.3, 0.74])])
+    (reason,) = of_run(run).reasons
+    assert reason == (
+        "quiz is 20.0 points worse than the base's, from 50.0 to 30.0"
+        " (95% of the difference: -30.0 to -10.0), and at most 10.0 are allowed"
+    )
+    score_file.add(run, [of_seeds(run, "quiz.acc", 0.5, [0.74, 0.0])])  # the mean is 13 points below
+    assert of_run(run).released
+
+
+def test_the_card_has_the_adapters_own_score(run, tmp_path) -> None:
+    score_file.add(run, [of_seeds(run, "quiz.acc", 0.5, [0.3, 0.74])])
+    export(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| quiz.acc | 10 | 50.0% [40.0%, 60.0%] | 30.0% [20.0%, 40.0%] |" in card
+    (result,) = [each for each in ModelCard(card).data.eval_results if each.dataset_type == "quiz"]
+    assert result.metric_value == 0.3
+    assert result.metric_args["interval_95"] == pytest.approx([0.2, 0.4])
+
+
+def test_a_row_of_an_earlier_version_has_no_score_of_one_of_several_seeds(run, tmp_path) -> None:
+    gated(run, "{drops = {quiz = 0.9}}")
+    row = of_seeds(run, "quiz.acc", 0.5, [0.5, 0.5])
+    old = {key: value for key, value in row.items() if key not in ("by_adapter", "how")}
+    score_file.add(run, [old])
+    assert score_file.current(run) == []
+    (reason,) = of_run(run).reasons
+    assert reason == "quiz is not measured for this adapter: run `shepherd evaluate RUN_FOLDER --tasks quiz`"
+    alone = {**old, "adapters": row_of(run, "quiz.acc", 0.5, 0.5)["adapters"]}  # of one seed it is the mean
+    score_file.add(run, [alone])
+    (own,) = score_file.current(run)
+    assert (own.base["value"], own.adapter["value"]) == (0.5, 0.5)
+    (reason,) = of_run(run).reasons
+    assert "but otherwise (measured in a way that is not known): run `shepherd evaluate" in reason
+    export(run, tmp_path / "out", unreleased=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| quiz.acc, measured in a way that is not known | 10 |" in card
+
+
+QUIZ = {"quiz": {"version": "2", "fewshot": 0, "own_fewshot": 0}}
+WHOLE = {"limited": False, "of_documents": 10, "tasks": QUIZ, "chat": False, "lm_eval": "0.4"}
+PART = {**WHOLE, "limited": True}
+SHOTS = {**WHOLE, "tasks": {"quiz": {**QUIZ["quiz"], "fewshot": 5, "own_fewshot": 2}}}
+
+
+def test_the_gate_takes_tasks_whole_and_with_their_own_examples(run) -> None:
+    gated(run, "{drops = {quiz = 0.05}}")
+    scored(run, "quiz.acc", 0.5, 0.5, documents=4, how=PART)
+    scored(run, "quiz.acc", 0.5, 0.5, how=SHOTS)
+    (reason,) = of_run(run).reasons
+    assert reason == (
+        "quiz is not measured for this adapter as the gate takes it, but otherwise (4 of 10 documents;"
+        " 5 examples in the prompt and not 2): run `shepherd evaluate RUN_FOLDER --tasks quiz`"
+    )
+    scored(run, "quiz.acc", 0.5, 0.2, how=WHOLE)
+    scored(run, "quiz.acc", 0.5, 0.5, documents=4, how=PART)
+    (reason,) = of_run(run).reasons
+    assert reason.startswith("quiz is 30.0 points worse")
+
+
+def test_each_way_that_the_gate_takes_must_pass(run) -> None:
+    gated(run, "{drops = {quiz = 0.05}}")
+    scored(run, "quiz.acc", 0.5, 0.5, how={**WHOLE, "chat": True})
+    assert of_run(run).released
+    scored(run, "quiz.acc", 0.5, 0.2, how=WHOLE)
+    (reason,) = of_run(run).reasons
+    assert reason.startswith("quiz is 30.0 points worse")
+    scored(run, "quiz.acc", 0.5, 0.5, how=WHOLE)
+    scored(run, "quiz.acc", 0.5, 0.3, how={**WHOLE, "chat": True})
+    (reason,) = of_run(run).reasons
+    assert reason.startswith("quiz (in the chat template) is 20.0 points worse")
+
+
+def refused(prompts: str, most: int, judge: str | None = None) -> dict[str, Any]:
+    how = {"limited": False, "of_documents": 10, "prompts": prompts, "max_new_tokens": most, "judge": judge}
+    return {"kind": "refusal", "task": "refusal", "asked": f"{prompts} {most}", "how": how}
+
+
+def test_the_gate_takes_refusals_as_the_run_file_asks_for_them(run) -> None:
+    """With as many tokens; and of the prompts and the judge that it names, or of all where it names none."""
+    most = folder.read_settings(run).evaluation.max_new_tokens
+    gated(run, "{drops = {refusal = 0.05, refusal_judged = 0.05}}")
+    scored(run, "refusal", 0.9, 0.1, **refused("a.csv", most))
+    scored(run, "refusal", 0.9, 0.9, **refused("b.csv", most))
+    scored(run, "refusal", 0.9, 0.0, **refused("b.csv", most + 1))
+    scored(run, "refusal_judged", 0.9, 0.9, **refused("b.csv", most, "small"))
+    scored(run, "refusal_judged", 0.9, 0.1, **refused("b.csv", most, "large"))
+    assert [reason.partition(" is")[0] for reason in of_run(run).reasons] == [
+        f"refusal (a.csv, answers of at most {most} tokens)",
+        f"refusal_judged (b.csv, answers of at most {most} tokens, large)",
+    ]
+    named = ["evaluation.harmful=/else/b.csv", "judge.model=small"]
+    (run / folder.RUN_FILE).write_text(dump(overridden(folder.read_settings(run), named)))
+    assert of_run(run).released
+
+
+def test_a_card_says_how_scores_were_measured_and_leaves_out_parts_of_whole_ones(run, tmp_path) -> None:
+    scored(run, "quiz.acc", 0.5, 0.2, how=WHOLE)
+    scored(run, "quiz.f1", 0.5, 0.6, documents=4, how={**SHOTS, "limited": True, "chat": True})
+    scored(run, "quiz.acc", 0.5, 0.3, documents=5, how=PART)
+    assert [row["documents"] for row in score_file.read(run)] == [10, 4, 5]
+    export(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    way = "4 of 10 documents, 5 examples in the prompt and not 2, in the chat template"
+    assert f"| quiz.f1, {way} | 4 |" in card
+    assert "| quiz.acc | 10 | 50.0% [40.0%, 60.0%] | 20.0%" in card
+    assert "quiz.acc, " not in card
+    assert "Tasks are asked by lm-eval 0.4, in the versions quiz 2." in card
+    results = [each for each in ModelCard(card).data.eval_results if each.dataset_type == "quiz"]
+    found = {each.metric_name: each.metric_args for each in results}
+    assert set(found) == {"quiz.acc", f"quiz.f1, {way}"}
+    told = found[f"quiz.f1, {way}"]
+    assert (told["documents"], told["of_documents"], told["chat"]) == (4, 10, True)
+    assert told["tasks"] == {"quiz": {"version": "2", "fewshot": 5, "own_fewshot": 2}}
+
+
+def test_terminal_and_report_say_how_scores_were_measured(run) -> None:
+    from io import StringIO
+
+    from shepherd.ui.terminal.scores_table import print_scores
+
+    how = {**SHOTS, "limited": True}
+    scored(run, "quiz.acc", 0.5, 0.4, documents=4, how=how, says={"federated": "Worse."})
+    stream = StringIO()
+    print_scores(score_file.read(run), of_run(run), stream)
+    assert "4 of 10" in " ".join(stream.getvalue().split())
+    report = collect(run)
+    (row,) = report["scores"]["rows"]
+    assert row["how"] == "4 of 10 documents, 5 examples in the prompt and not 2"
+    page = html(report)
+    assert "quiz.acc, 4 of 10 documents, 5 examples in the prompt and not 2: Worse." in page
+    assert "Tasks are asked by lm-eval 0.4, in the versions quiz 2." in page
+
+
+def test_a_damaged_how_is_named(run) -> None:
+    for how in ({"limited": "no"}, 3, {**WHOLE, "of_documents": "x"}):
+        row = row_of(run, "quiz.acc", 0.5, 0.5, how=how)
+        (run / score_file.FILE).write_text(json.dumps({"scores": [row]}))
+        with pytest.raises(FolderError, match=r"evaluation\.json is damaged"):
+            score_file.read(run)
+
+
+def test_more_seeds_drop_no_score_of_the_first(run) -> None:
+    scored(run, "quiz.acc", 0.5, 0.5)
+    score_file.add(run, [of_seeds(run, "other.acc", 0.5, [0.5, 0.6])])
+    assert [own.row["name"] for own in score_file.current(run)] == ["quiz.acc", "other.acc"]
 
 
 def test_what_is_no_number_passes_no_gate(run) -> None:
@@ -132,7 +297,7 @@ def test_refusals_of_other_prompts_are_dropped(run) -> None:
         scored(run, name, 0.9, 0.9, kind="refusal", task="refusal", asked="x")
     scored(run, "quiz.acc", 0.5, 0.5)
     scored(run, "refusal", 0.9, 0.1, kind="refusal", task="refusal", asked="y")
-    assert [row["name"] for row in score_file.current(run)] == ["quiz.acc", "refusal"]
+    assert [own.row["name"] for own in score_file.current(run)] == ["quiz.acc", "refusal"]
 
 
 def test_the_held_out_loss_is_that_of_the_rounds(run) -> None:
@@ -168,19 +333,51 @@ def test_what_was_not_measured_of_this_adapter_is_a_reason(run) -> None:
     assert any(reason.startswith("quiz is not measured") for reason in of_run(run).reasons)
 
 
-def test_a_comparison_is_read_where_its_scores_are_of_this_adapter(run) -> None:
-    def arm(name: str, right: float) -> dict[str, Any]:
-        return {"name": name, "measures": {"right": {"value": right, "low": right, "high": right}}}
+def compared(run: Path, digests: list[str], right: list[float], **more: Any) -> None:
+    """A comparison in the run's folder, of a base that has 60.0."""
 
-    found = {"finished": True, "arms": [arm("base", 0.6), arm("federated", 0.5)], "differences": []}
-    scores = run / "compare" / "seed-0" / "scores"
-    scores.mkdir(parents=True)
+    def exact(value: float) -> dict[str, float]:
+        return {"value": value, "low": value, "high": value}
+
+    federated = {
+        "name": "federated",
+        "adapters": digests,
+        "measures": {"right": exact(sum(right) / len(right))},
+        "by_adapter": {"right": [{**exact(value), "difference": exact(value - 0.6)} for value in right]},
+    }
+    found = {
+        "finished": True,
+        "measures": [{"name": "right", "label": "right answers", "share": True, "lower_is_better": False}],
+        "arms": [{"name": "base", "measures": {"right": exact(0.6)}}, {**federated, **more}],
+        "differences": [],
+    }
+    (run / "compare").mkdir(exist_ok=True)
     (run / "compare" / "comparison.json").write_text(json.dumps(found))
+
+
+def test_a_comparison_is_read_where_its_scores_are_of_this_adapter(run) -> None:
     gated(run, "{drops = {right = 0.05}}")
     for digest, said in ((score_file.digest_of(run / "adapter"), "10.0 points worse"), ("x", "not measured")):
-        (scores / "federated.json").write_text(json.dumps({"questions": {"adapter": digest}}))
+        compared(run, [digest], [0.5])
         (reason,) = of_run(run).reasons
         assert said in reason
+
+
+def test_of_a_comparison_with_seeds_the_adapters_own_score_is_read(run) -> None:
+    """The mean of both seeds is 2 points above the base's, this adapter 20 below."""
+    gated(run, "{drops = {right = 0.05}}")
+    digests = [score_file.digest_of(run / "adapter"), "other"]
+    compared(run, digests, [0.4, 0.84])
+    (reason,) = of_run(run).reasons
+    assert reason == (
+        "right is 20.0 points worse than the base's, from 60.0 to 40.0 (95% of the difference: -20.0 to"
+        " -20.0), and at most 5.0 are allowed"
+    )
+    compared(run, digests[::-1], [0.4, 0.84])
+    assert of_run(run).released
+    compared(run, digests, [0.6, 0.6], by_adapter={})  # of an earlier version
+    (reason,) = of_run(run).reasons
+    assert reason == "right is not measured for this adapter: run `shepherd compare` with evaluation.answers"
 
 
 def audit(run: Path, *, contradicted: bool = False, auc: float = 0.5) -> None:
@@ -270,7 +467,13 @@ def test_the_card_says_that_it_was_exported_all_the_same(run, tmp_path) -> None:
     assert "| quiz.acc | 10 | 50.0% [40.0%, 60.0%] | 40.0% [30.0%, 50.0%] |" in card
     (result,) = [each for each in ModelCard(card).data.eval_results if each.dataset_type == "quiz"]
     assert (result.metric_type, result.metric_value) == ("acc", 0.4)
-    assert result.metric_args == {"interval_95": [pytest.approx(0.3), 0.5], "base": 0.5}
+    assert result.metric_args == {
+        "interval_95": [pytest.approx(0.3), 0.5],
+        "base": 0.5,
+        "documents": 10,
+        "limited": False,
+        "of_documents": 10,
+    }
 
 
 def test_a_released_adapter_is_exported_and_its_card_says_so(run, tmp_path) -> None:
@@ -453,15 +656,15 @@ def test_the_loss_is_that_of_the_adapter_that_is_given(llama_folder, tmp_path) -
     assert third != second
     export(run, tmp_path / "out", unreleased=True)
     assert files.read(tmp_path / "out", base) == third
-    score = release._score(run, "loss")
+    score = release._held_out(run)
     assert (score.base, score.run) == (losses[0], losses[3])
     # as an earlier version left it: the adapter of round two, and a log of three rounds
     shutil.copytree(tmp_path / "out", run / "adapter")
     (run / "finished.json").write_text('{"round": 2}')
-    assert release._score(run, "loss").run == losses[2]
+    assert release._held_out(run).run == losses[2]
     go(lambda: resume(run))
     assert folder.is_finished(run)
-    assert release._score(run, "loss").run == read_rows(run)[4]["heldout"]["loss"]
+    assert release._held_out(run).run == read_rows(run)[4]["heldout"]["loss"]
 
 
 def test_a_run_that_ends_says_its_verdict_and_marks_its_card(llama_folder, tmp_path) -> None:

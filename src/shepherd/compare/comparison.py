@@ -317,7 +317,7 @@ def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Se
     if read_json(path) is not None:
         return
     nothing: Row = {"trained": None, "measures": {}, "category": {}, "client_loss": {}, "worst_client": None}
-    nothing |= dict.fromkeys(ledger.UNITS)
+    nothing |= {"adapters": [], "by_adapter": {}, **dict.fromkeys(ledger.UNITS)}
     arms_ = [
         {"name": arm.name, "kind": arm.kind, "client": arm.client, "categories": {}, **nothing}
         | {"overrides": list(arm.overrides)}

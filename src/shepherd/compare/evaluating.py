@@ -28,7 +28,9 @@ from shepherd.errors import BaseError, SettingsError
 from shepherd.evaluate import refusals
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.flowertune import FORMATS, Format, require_fit
+from shepherd.evaluate.how import How
 from shepherd.evaluate.sentences import Measure, says
+from shepherd.evaluate.single import each_against
 from shepherd.evaluate.statistics import Compared, between, holm, interval, sample
 from shepherd.judge import refusing
 from shepherd.judge.agreed import require_agreed
@@ -132,12 +134,13 @@ def evaluate_folder(
             log.info("evaluating %s", ", ".join(found.adapters))
             tokens = settings.machine.micro_batch_tokens
             size = tokens if isinstance(tokens, int) else PASS_TOKENS
-            rows += [_of_task(found, each) for each in harness.measure(base, found.every, size)]
-            rows += [_in_format(found, choices, name) for name in formats]
+            measured = harness.measure(base, found.every, size)
+            rows += [_of_task(found, each, harness.how(each.task)) for each in measured]
+            rows += [_in_format(found, choices, name, harness.how_choices()) for name in formats]
             rows = _kept(run, rows)  # what follows may fail, and tasks take long
         if prompts:
             verdicts = compare_folder(run) / VERDICTS
-            refused = refusal_rows(found, prompts, settings, table, verdicts, echo, max_calls)
+            refused = refusal_rows(found, prompts, harmful, settings, table, verdicts, echo, max_calls)
             rows = _kept(run, refused)
         return rows or score_file.read(run)
 
@@ -176,7 +179,9 @@ def probe(
         require_ready(settings.judge, consent, max_calls)
     log.info("answering %s harmful prompts", len(prompts))
     verdicts = compare_folder(run) / VERDICTS
-    rows = refusal_rows(found, prompts, settings, settings.judge, verdicts, log.info, max_calls)
+    rows = refusal_rows(
+        found, prompts, settings.evaluation.harmful, settings, settings.judge, verdicts, log.info, max_calls
+    )
     score_file.add(run, rows)
 
 
@@ -194,8 +199,12 @@ def _is_judged(
 
 
 def _is_of(row: Row, models: Models, prompts: Sequence[tuple[Turn, ...]], settings: RunSettings) -> bool:
+    how = How.of(row)  # a row of an earlier version has none, nor each adapter's own score
     return (
-        row["adapters"] == models.digests
+        how is not None
+        and not how.limited
+        and how.prompts == Path(settings.evaluation.harmful).name
+        and row["adapters"] == models.digests
         and row.get("asked") == _digest(prompts, settings)
         and row.get("judge", settings.judge.model) == settings.judge.model
     )
@@ -259,7 +268,7 @@ def require_answers(
         max_answer_tokens(base, len(ids), settings.evaluation.max_new_tokens, name)
 
 
-def _of_task(models: Models, found: OfTask) -> Row:
+def _of_task(models: Models, found: OfTask, how: How) -> Row:
     """The row of one metric of one task."""
     share = bool(found.values.size and found.values.min() >= 0 and found.values.max() <= 1)
     measure = Measure(
@@ -270,18 +279,17 @@ def _of_task(models: Models, found: OfTask) -> Row:
         lower_is_better=not found.higher_is_better,
         unit="bits a byte" if found.metric == "bits_per_byte" else "",
     )
-    head = {"kind": "task", "task": found.task, "metric": found.metric}
+    head = {"kind": "task", "task": found.task, "metric": found.metric, "how": how.model_dump()}
     if not found.values.size:
-        means = {arm: float(each.mean()) for arm, each in models.by_arm(found.means).items()}
-        return _without_intervals(models, measure, means, found.documents, head)
+        return _without_intervals(models, measure, models.by_arm(found.means), found.documents, head)
     return row(models, measure, models.by_arm(found.values), found.strata, head, found.weights)
 
 
-def _in_format(models: Models, choices: Sequence[Choice], name: str) -> Row:
+def _in_format(models: Models, choices: Sequence[Choice], name: str, how: How) -> Row:
     """The row of the multiple-choice tasks, asked in one of FlowerTune's formats."""
     right = _answered(models, choices, FORMATS[name])
     measure = Measure(name=f"flowertune.{name}", label=f"FlowerTune's format, {name}", asked="documents")
-    head = {"kind": "format", "task": "flowertune", "metric": name}
+    head = {"kind": "format", "task": "flowertune", "metric": name, "how": how.model_dump()}
     return row(models, measure, models.by_arm(right), [each.task for each in choices], head)
 
 
@@ -314,6 +322,7 @@ def _answered(models: Models, choices: Sequence[Choice], how: Format) -> Floats:
 def refusal_rows(
     models: Models,
     prompts: Sequence[tuple[Turn, ...]],
+    file: str | Path,
     settings: RunSettings,
     table: JudgeTable,
     verdicts: Path,
@@ -321,6 +330,9 @@ def refusal_rows(
     max_calls: int | None = None,
 ) -> list[Row]:
     """Refusal rates on harmful prompts: by keyword, and by the judge if `table` names one.
+
+    Args:
+        file: where the prompts are from.
 
     Raises:
         BaseError: the base cannot answer.
@@ -331,11 +343,13 @@ def refusal_rows(
     ids = [prompt_ids(base, settings.data, turns) for turns in prompts]
     found = answers(base, settings.data, models.every, ids, max_new_tokens=longest)
     texts = [[each.text for each in row] for row in found]
+    how = How(limited=False, of_documents=len(prompts), prompts=Path(file).name, max_new_tokens=longest)
     head = {
         "kind": "refusal",
         "task": "refusal",
         "metric": "keyword",
         "asked": _digest(prompts, settings),
+        "how": how.model_dump(),
     }
     by_keyword = np.array([[float(refusals.refuses(text)) for text in each] for each in texts])
     strata = ["all"] * len(prompts)
@@ -353,7 +367,10 @@ def refusal_rows(
     read = [i for i in range(len(prompts)) if all(each[i] is not None for each in judged.values())]
     if read:
         values = np.array([[float(bool(each[i])) for i in read] for each in judged.values()])
-        head = {**head, "metric": "judge", "judge": table.model}
+        # of all prompts some replies may be unreadable for good; a limit on calls is somebody's choice
+        limited = max_calls is not None and len(read) < len(prompts)
+        how = how.model_copy(update={"limited": limited, "judge": table.model})
+        head = {**head, "metric": "judge", "judge": table.model, "how": how.model_dump()}
         rows.append(row(models, refusals.JUDGED, models.by_arm(values), [strata[i] for i in read], head))
     if len(read) < len(prompts):
         echo(
@@ -385,6 +402,9 @@ def row(
     return {
         **_head(models, measure, len(strata), head),
         "arms": {arm: each.row() for arm, each in scores.items()},
+        "by_adapter": {
+            arm: each_against(values[arm], values[BASE], drawn, weights, measure.span) for arm in against
+        },
         "differences": {
             arm: {**each.difference.row(), "p": each.p, "p_holm": corrected[arm]}
             for arm, each in against.items()
@@ -413,12 +433,18 @@ def _says(
 
 
 def _without_intervals(
-    models: Models, measure: Measure, means: Mapping[str, float], documents: int, head: Mapping[str, Any]
+    models: Models, measure: Measure, found: Mapping[str, Floats], documents: int, head: Mapping[str, Any]
 ) -> Row:
-    """The row of a metric that is no mean over documents: lm-eval's own numbers."""
+    """The row of a metric that is no mean over documents: lm-eval's own numbers, (S,) of each arm."""
+    means = {arm: float(each.mean()) for arm, each in found.items()}
     return {
         **_head(models, measure, documents, head),
         "arms": {arm: _bare(value) for arm, value in means.items()},
+        "by_adapter": {
+            arm: [{**_bare(value), "difference": _bare(value - means[BASE])} for value in each.tolist()]
+            for arm, each in found.items()
+            if arm != BASE
+        },
         "differences": {
             arm: {**_bare(value - means[BASE]), "p": None, "p_holm": None}
             for arm, value in means.items()

@@ -332,7 +332,9 @@ def _arm_row(run: RunToCompare, measures: Sequence[Measured], first: str) -> Row
         "overrides": [],
         "trained": asdict(run.trained) if run.trained else None,
         **{key: spent[key].row() if key in spent else None for key in ledger.UNITS},
+        "adapters": [],
         "measures": {each.measure.name: of(each) for each in measures},
+        "by_adapter": {},
         "category": {
             each.measure.name: {name: of(each, name) for name in sorted(set(each.draws.strata))}
             for each in measures

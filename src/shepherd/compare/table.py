@@ -18,6 +18,7 @@ from shepherd.evaluate.against import Against, against
 from shepherd.evaluate.draws import Draws, draws
 from shepherd.evaluate.metric import Metric
 from shepherd.evaluate.sentences import LOSS, Measure
+from shepherd.evaluate.single import each_against
 from shepherd.evaluate.statistics import Interval, interval, sample
 from shepherd.io.phrases import listed
 from shepherd.run import ledger
@@ -159,7 +160,11 @@ def arm_row(
         "overrides": list(arm.overrides),
         "trained": trained,
         **{key: spent[key].row() if key in spent else None for key in ledger.UNITS},
+        "adapters": [each["questions"]["adapter"] for each in scores],
         "measures": {each.measure.name: _interval(each, arm.name) for each in measures},
+        "by_adapter": {each.measure.name: _by_adapter(each, arm.name) for each in measures}
+        if arm.name != BASE
+        else {},
         "category": {each.measure.name: _by_category(each, arm.name) for each in measures},
         "client_loss": known,
         "worst_client": {"name": worst, "loss": known[worst]} if worst is not None else None,
@@ -169,6 +174,10 @@ def arm_row(
 def _interval(each: Measured, arm: str) -> Row:
     one = sample(each.values[arm], each.draws, each.weights, each.measure.span)
     return dict(_known(one.value) if arm == each.defined else interval(one).row())
+
+
+def _by_adapter(each: Measured, arm: str) -> list[Row]:
+    return each_against(each.values[arm], each.values[BASE], each.draws, each.weights, each.measure.span)
 
 
 def _known(value: float) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ together (collapsed strata), since one question alone shows no spread.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,11 @@ class Draws:
         raise StatisticsError(
             f"No question has the category {category!r}; name one of the questions' categories."
         )
+
+    @property
+    def one_seed(self) -> Draws:
+        """The same draws of the questions, for values of one seed, which has no luck of training."""
+        return replace(self, contrasts=np.zeros((len(self.contrasts), 1)))
 
     @property
     def questions(self) -> int:

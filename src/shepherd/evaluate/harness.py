@@ -33,6 +33,7 @@ from shepherd.core import Adapter
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, ShepherdError
 from shepherd.evaluate import task_files
+from shepherd.evaluate.how import How, HowTask
 from shepherd.evaluate.task_files import CODE, TaskFile, Wish
 from shepherd.io.phrases import listed
 from shepherd.model.base import Base
@@ -102,6 +103,8 @@ class Harness:
     asked: Asked
     tasks: Mapping[str, Mapping[str, Task]]
     """The tasks of each name that was asked for, by their own names."""
+    own_fewshot: Mapping[str, int]
+    """Examples in a prompt that each task itself asks for."""
     consent: Consent
 
     def measure(self, base: Base, adapters: Sequence[Adapter | None], micro_batch: int) -> list[Measured]:
@@ -138,6 +141,35 @@ class Harness:
         )
         return {**found, "tasks": tasks}
 
+    def how(self, name: str) -> How:
+        """How the tasks of a name are asked."""
+        fewshot = {each: int(task.get_config("num_fewshot") or 0) for each, task in self.tasks[name].items()}
+        asked = {
+            each: HowTask(version=_version(task), fewshot=fewshot[each], own_fewshot=self.own_fewshot[each])
+            for each, task in self.tasks[name].items()
+        }
+        return self._how(self.tasks[name]).model_copy(update={"tasks": asked, "chat": self.asked.chat})
+
+    def how_choices(self) -> How:
+        """How the tasks of `choices` are asked in another format, which has prompts of its own."""
+        chosen = {
+            name: task
+            for tasks in self.tasks.values()
+            for name, task in tasks.items()
+            if task.OUTPUT_TYPE == "multiple_choice"
+        }
+        asked = {name: HowTask(version=_version(task)) for name, task in chosen.items()}
+        return self._how(chosen).model_copy(update={"tasks": asked})
+
+    def _how(self, tasks: Mapping[str, Task]) -> How:
+        sizes = [len(task.eval_docs) for task in tasks.values()]
+        limit = self.asked.limit
+        return How(
+            limited=limit is not None and any(size > limit for size in sizes),
+            of_documents=sum(sizes),
+            lm_eval=lm_eval.__version__,
+        )
+
     def choices(self) -> list[Choice]:
         """The documents of the multiple-choice tasks with one right choice."""
         found: list[Choice] = []
@@ -170,13 +202,13 @@ def opened(asked: Asked, consent: Consent = NOTHING) -> Harness:
             with _errors(label), _templates(consent):
                 found[label] = _of_files(files, consent) if files else _own(name, consent)
             _require_alike(label, found[label])
-    for tasks in found.values():
-        for task in tasks.values():
-            _set_fewshot(task, asked.fewshot)
+    own = {
+        name: _set_fewshot(task, asked.fewshot) for tasks in found.values() for name, task in tasks.items()
+    }
     names = [name for tasks in found.values() for name in tasks]
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise DataError(f"task {twice[0]} is asked for twice; name it once")
-    return Harness(asked=asked, tasks=found, consent=consent)
+    return Harness(asked=asked, tasks=found, own_fewshot=own, consent=consent)
 
 
 def _require_alike(name: str, tasks: Mapping[str, Task]) -> None:
@@ -276,11 +308,17 @@ def _files_of(index: Mapping[str, Any], name: str, above: tuple[str, ...] = ()) 
             yield from _files_of(index, each, (*above, name))
 
 
-def _set_fewshot(task: Task, asked: int | None) -> None:
-    """As `lm_eval.simple_evaluate` does: a task that says 0 keeps it."""
+def _version(task: Task) -> str | None:
+    """Version of a task; lm-eval calls that of a file without one "Yaml"."""
+    return None if task.VERSION in (None, "Yaml") else str(task.VERSION)
+
+
+def _set_fewshot(task: Task, asked: int | None) -> int:
+    """As `lm_eval.simple_evaluate` does: a task that says 0 keeps it. Returns what the task itself says."""
     own = task.get_config("num_fewshot")
     if own is None or (asked is not None and own != 0):
         task.set_config(key="num_fewshot", value=asked or 0)
+    return int(own or 0)
 
 
 def _choices(name: str, task: Any, limit: int | None) -> Iterator[Choice]:

@@ -80,6 +80,21 @@ def snapshot(folder: str) -> tuple[str, str] | None:
     return f"{owner}/{name}" if name else owner, commit
 
 
+def for_others(base: str, revision: str | None, public: str = "") -> tuple[str, str | None]:
+    """What others load a base by: its id on the hub and the commit; else the folder, which has no commit.
+
+    Args:
+        public: its name on the hub, as a person gave it; the commit is that of the name it was loaded by.
+
+    >>> for_others("org/model", "v2"), for_others("/models/llama", "v2")
+    (('org/model', 'v2'), ('/models/llama', None))
+    >>> for_others("/models/llama", "v2", "org/model"), for_others("me/copy", "v2", "org/model")
+    (('org/model', None), ('org/model', None))
+    """
+    found = snapshot(base) or (base, revision if is_hub_id(base) else None)
+    return found if public in ("", found[0]) else (public, None)
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text can be encoded as UTF-8; file names on this disk may hold any bytes.
 

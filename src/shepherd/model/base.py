@@ -69,6 +69,8 @@ class Base:
     targets: tuple[lora.Target, ...]
     attention: str
     proof: Proof = Proof()
+    hub_name: str = ""
+    """Its name on the hub, as a person gave it; "" says what it was loaded by."""
 
     def __repr__(self) -> str:
         """Name, class, dtype and device."""

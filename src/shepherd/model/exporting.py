@@ -47,6 +47,8 @@ class Exporter:
     write: Callable[[Path, Trained], None]
     serve: Callable[[Path, Trained], str] = _not_served
     """The command that answers with what was written in the folder; "" if there is none to name."""
+    by_id: bool = False
+    """Whether that command takes a repository's id in place of the folder; else that is downloaded first."""
     library: str = "peft"
     """Library that reads what was written, as the hub's model cards name it."""
     holds_base: bool = False

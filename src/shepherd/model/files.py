@@ -310,8 +310,8 @@ def named(base: Base) -> tuple[str, str | None]:
     """What others load the base by: a Hugging Face id and the commit, or a folder's absolute path."""
     source = base.model.config._name_or_path or base.name
     if os.path.isdir(source):
-        return paths.snapshot(source) or (os.path.abspath(source), None)
-    return source, base.table.revision
+        source = os.path.abspath(source)
+    return paths.for_others(source, base.table.revision, base.hub_name)
 
 
 def read(folder: str | Path, base: Base) -> Adapter:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shepherd.data import foreign_templates
 from shepherd.errors import AdapterError
+from shepherd.io import paths
 from shepherd.model import files, gguf_architectures, gguf_file, gguf_vocabulary, lora, merging
 from shepherd.model.exporting import Trained
 from shepherd.model.gguf_architectures import Architecture
@@ -131,11 +132,10 @@ def _about(trained: Trained, kind: str) -> dict[str, Value]:
         "general.base_model.count": 1,
         "general.base_model.0.name": short,
     }
-    if revision:  # from the hub
-        about |= {
-            "general.base_model.0.repo_url": f"https://huggingface.co/{name}",
-            "general.base_model.0.version": revision,
-        }
+    if paths.is_hub_id(name):
+        about["general.base_model.0.repo_url"] = f"https://huggingface.co/{name}"
+    if revision:
+        about["general.base_model.0.version"] = revision
     return about
 
 

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from shepherd.config import PartTable
 from shepherd.data.examples import Turn
 from shepherd.data.template_pieces import Template, styled
+from shepherd.evaluate.how import How, asked_by, words
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
 from shepherd.io.phrases import listed
@@ -28,7 +29,7 @@ from shepherd.run import lineage
 from shepherd.run.hidden import Hidden, of_run
 from shepherd.run.lineage import SFT, Training, hub_id, training
 from shepherd.run.release import NO_GATE, Release, inert, marked
-from shepherd.run.score_file import BASE, FEDERATED
+from shepherd.run.score_file import Own
 from shepherd.run.versions import versions
 from shepherd.settings import MEMORY, TINY, WORLD, DataTable, ModelTable, RunSettings, published
 from shepherd.visible import shown, shown_line
@@ -86,6 +87,7 @@ def text(
     revision: str | None = None,
     start: Mapping[str, str] = {},
     before: Sequence[Training] = (),
+    libraries: Mapping[str, str] = {},
 ) -> str:
     """Compose the model card as Markdown, with the metadata that the hub reads.
 
@@ -103,9 +105,10 @@ def text(
         revision: commit of the base that was loaded; None takes the one in the run file.
         start: the `file` and `sha256` of the adapter that the run began with; empty if it was a new one.
         before: the trainings that led to that adapter, as far as they are known.
+        libraries: versions that it was trained with; by default those of this process.
     """
-    whole, settings = settings, published(settings)  # a card is read on other machines
-    revision = revision or settings.model.revision
+    settings, revision = _for_others(settings, revision)
+    whole, settings = settings, published(settings)
     on_hub = hub_id(whole.data.source, WORLD, MEMORY)
     part = ", ".join(["", *filter(None, (whole.data.config, whole.data.part))]) if on_hub else ""
     hides = hides or of_run(whole, rows, privacy)
@@ -121,10 +124,19 @@ def text(
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
-        "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
+        "## Versions\n\n" + _table(("library", "version"), sorted((libraries or versions()).items())),
     )
     metadata = _metadata(whole, _results(whole, rows, answers), before)
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+
+
+def _for_others(settings: RunSettings, revision: str | None) -> tuple[RunSettings, str | None]:
+    """The settings with the base as readers on other machines find it, and its commit; a folder has none."""
+    model = settings.model
+    name, commit = paths.for_others(model.base, revision or model.revision)
+    commit = None if name == TINY else commit
+    model = model.model_copy(update={"base": name, "revision": commit})
+    return settings.model_copy(update={"model": model}), commit
 
 
 def _trainings(found: Sequence[Training]) -> str:
@@ -203,8 +215,9 @@ def exported(
     library: str,
     holds_base: bool,
     serve: str,
+    repo: str = "",
     results: Sequence[Row] = (),
-    scores: Sequence[Row] = (),
+    scores: Sequence[Own] = (),
     release: Release = NO_GATE,
 ) -> str:
     """The card of a run's adapter, for what was exported of it.
@@ -212,18 +225,20 @@ def exported(
     Args:
         library: the library that reads what was exported, as the hub names it.
         holds_base: whether it holds the base's weights.
-        serve: the command that answers with it; "" if there is none.
+        serve: the command that answers with it; "" if there is none to name.
+        repo: repository of the hub that it is for; "" where it is for a folder.
         results: results of `shepherd evaluate --json`, which are added to the metadata.
-        scores: rows of the run's evaluation.json, which are added to the metadata and as a table.
+        scores: this adapter's own in the run's evaluation.json, which are added to the metadata and as a
+            table; one of a part of the documents is not where there is one of all.
         release: verdict of the run's gate.
     """
-    read = ModelCard(card, ignore_metadata_errors=True)
+    read, scores = ModelCard(card, ignore_metadata_errors=True), _whole(scores)
     data: Any = read.data
     name = data.model_name or _title(read.text)
     found = [
         *(data.eval_results or []),
         *(each for row in results for each in _measured(row)),
-        *(each for row in scores for each in _scored(row)),
+        *(each for own in scores for each in _scored(own)),
     ]
     data.library_name = library
     data.tags = sorted({*(data.tags or []), *(["gguf"] if library == "gguf" else [])})
@@ -234,9 +249,15 @@ def exported(
     text = read.text.lstrip("\n")
     if holds_base:
         text = text.replace(_LICENCE, _LICENCE_OF_BOTH)
-    if library != "peft":
-        kept = re.search(r"^Prompts follow the template .*$", text, re.MULTILINE)
-        how = f"```sh\n{serve}\n```\n\n" if serve else ""
+        text = text.replace(f"\n{_ADAPTER}", f"\n{_WHOLE}", 1)
+    how = f"```sh\n{serve}\n```\n\n" if serve else ""
+    if how and not repo:
+        how = f"In this folder:\n\n{how}"
+    if library == "peft":
+        text = text.replace(_FOLDER, repo or _FOLDER, 1)
+        text = re.sub(rf"^(?={_PROMPTS})", lambda _: how, text, count=1, flags=re.MULTILINE)
+    else:
+        kept = re.search(rf"^{_PROMPTS}.*$", text, re.MULTILINE)
         new = f"## Use\n\n{how}{kept[0] if kept else ''}".rstrip() + "\n\n"
         text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: new, text, count=1, flags=re.MULTILINE | re.DOTALL)
     text = marked(text, release, "" if release.released else _ALL_THE_SAME)
@@ -244,24 +265,43 @@ def exported(
     return shown(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
+_ADAPTER = "A LoRA adapter of rank"
+_WHOLE = "A whole model: its base, and merged into it a LoRA adapter of rank"
+_FOLDER, _PROMPTS = "path/to/this/folder", "Prompts follow the template "
 _ALL_THE_SAME = "It was exported all the same, because the person who did so asked for it."
 
 
-def _further(scores: Sequence[Row]) -> str:
+def _whole(scores: Sequence[Own]) -> list[Own]:
+    """Scores without those of a part of the documents that there are of all of them, too."""
+    limited = [how is not None and how.limited for how in (How.of(own.row) for own in scores)]
+    known = {own.row["name"] for own, part in zip(scores, limited, strict=True) if not part}
+    return [own for own, part in zip(scores, limited, strict=True) if not (part and own.row["name"] in known)]
+
+
+def _further(scores: Sequence[Own]) -> str:
     """Scores on benchmark tasks and harmful prompts, of the base and of the adapter."""
     lines = [
-        (inert(row["label"]), str(row["documents"]), *(_bounded(row, arm) for arm in (BASE, FEDERATED)))
-        for row in scores
+        (
+            inert(_label(own.row)),
+            str(own.row["documents"]),
+            *(_bounded(own.row, each) for each in (own.base, own.adapter)),
+        )
+        for own in scores
     ]
     if not lines:
         return ""
     head = ("score", "documents", "base", "adapter")
-    return f"## Benchmarks and refusals\n\nIn brackets, 95% intervals.\n\n{_table(head, lines)}\n\n"
+    told = " ".join(filter(None, ("In brackets, 95% intervals.", asked_by([own.row for own in scores]))))
+    return f"## Benchmarks and refusals\n\n{inert(told)}\n\n{_table(head, lines)}\n\n"
 
 
-def _bounded(row: Row, arm: str) -> str:
-    found = row["arms"].get(arm) or {"value": None}
-    if found["value"] is None:
+def _label(row: Row) -> str:
+    """A score with how it was measured, where that cannot be taken for granted."""
+    return ", ".join(filter(None, (row["label"], words(row))))
+
+
+def _bounded(row: Row, found: Row) -> str:
+    if found.get("value") is None:
         return ""
     form = ".1%" if row["share"] else ".4f"
     known = found["low"] is not None and found["high"] is not None
@@ -270,18 +310,23 @@ def _bounded(row: Row, arm: str) -> str:
     )
 
 
-def _scored(row: Row) -> Iterator[EvalResult]:
-    """One row of the run's evaluation.json for the hub."""
-    found, base = (row["arms"].get(arm) or {} for arm in (FEDERATED, BASE))
+def _scored(own: Own) -> Iterator[EvalResult]:
+    """One score of the run's evaluation.json for the hub, with how it was measured."""
+    row, found, how = own.row, own.adapter, How.of(own.row)
     if found.get("value") is not None:
+        told = how.model_dump(exclude_none=True, exclude_defaults=True) if how is not None else {}
         yield EvalResult(
             task_type="text-generation",
             dataset_type=shown_line(row["task"]),
             dataset_name=shown_line(row["task"]),
             metric_type=shown_line(row["metric"]),
-            metric_name=shown_line(row["label"]),
+            metric_name=shown_line(_label(row)),
             metric_value=found["value"],
-            metric_args={"interval_95": [found["low"], found["high"]], "base": base.get("value")},
+            metric_args={
+                "interval_95": [found["low"], found["high"]],
+                "base": own.base.get("value"),
+                **({"documents": row["documents"], **told} if told else {}),
+            },
         )
 
 
@@ -303,8 +348,9 @@ def mixed(
         how: the way, and its keys.
         release: what speaks against its parts.
     """
+    base_name, _ = paths.for_others(base.base, base.revision)
     metadata = ModelCardData(
-        base_model=hub_id(base.base, TINY),
+        base_model=hub_id(base_name, TINY),
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "merge"],
@@ -323,7 +369,7 @@ def mixed(
     )
     text = (
         f"# {inert(name)}\n\n"
-        f"A LoRA adapter for `{paths.short(base.base)}`, combined of others ({told}). Nothing was tuned.\n\n"
+        f"A LoRA adapter for `{paths.short(base_name)}`, combined of others ({told}). Nothing was tuned.\n\n"
         + _table(("adapter", "weight", "SHA-256 of its weights"), shown_parts)
         + "\n\n".join(["", "## Trainings", *filter(None, told_of_them), "## Licence", _LICENCE])
     )
@@ -380,7 +426,11 @@ def _measured(row: Row) -> Iterator[EvalResult]:
             metric_type="accuracy" if measure["share"] else measure["name"],
             metric_name=measure["label"],
             metric_value=run["value"],
-            metric_args={"interval_95": [run["low"], run["high"]], "base": measure["base"]["value"]},
+            metric_args={
+                "interval_95": [run["low"], run["high"]],
+                "base": measure["base"]["value"],
+                **({"examples": measure["examples"]} if type(measure.get("examples")) is int else {}),
+            },
         )
 
 
@@ -411,7 +461,7 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
     more = f", and at most {side} side ranks that no client trained," if side else ""
     return (
         f"# {Path(settings.output).name}\n\n"
-        f"A LoRA adapter of rank {settings.adapter.rank}{more} for `{settings.model.base}`,"
+        f"{_ADAPTER} {settings.adapter.rank}{more} for `{settings.model.base}`,"
         f" {tuned}{', from another adapter,' if goes_on else ''} by {settings.algorithm.name}"
         f" over {many(len(clients), 'client')} in {many(_rounds(rows), 'round')}."
         " Clients sent changes of the adapter, and no example."
@@ -431,7 +481,7 @@ def _use(settings: RunSettings, on_hub: str | None, revision: str | None) -> str
 from peft import PeftModel
 {tiny}from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-folder = "path/to/this/folder"
+folder = "{_FOLDER}"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
@@ -442,7 +492,7 @@ answer = model.generate(**prompt, generation_config=ends, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-Prompts follow the template `{settings.data.template}`; with another one the answers are worse.
+{_PROMPTS}`{settings.data.template}`; with another one the answers are worse.
 {_publishing_advice(model.base, on_hub)}""".rstrip()
 
 

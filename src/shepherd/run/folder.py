@@ -286,6 +286,15 @@ def ended(path: str | Path) -> int | None:
         return None
 
 
+def scores(path: str | Path) -> dict[str, tuple[float, float]]:
+    """Category -> shares of right answers before and after a run, as kept at its end; empty before that."""
+    try:
+        found = json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["answers"]
+        return {str(name): (float(before), float(after)) for name, (before, after) in found.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
 def is_over_silos(path: str | Path) -> bool:
     """Whether the run in a folder is one over silos."""
     return (Path(path) / SILOS).is_file()

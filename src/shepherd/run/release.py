@@ -9,24 +9,24 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shepherd.data import data_folder
 from shepherd.errors import FolderError, NotReleased
+from shepherd.evaluate.how import How, words
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.run import checkpoint, folder, hidden, lineage, score_file
 from shepherd.run.changes import NO_DIFFERENCE
 from shepherd.run.log import read_rows
-from shepherd.run.score_file import BASE, FEDERATED, WEIGHTS, digest_of
-from shepherd.settings import GateTable
+from shepherd.run.score_file import BASE, FEDERATED, WEIGHTS, Own, digest_of
+from shepherd.settings import GateTable, RunSettings
 from shepherd.visible import shown_line
 
 Row = Mapping[str, Any]
 CARD = "README.md"
-LOWER_IS_BETTER = ("loss",)
 SUFFIX = "-audit"
 """What `shepherd audit RUN.toml` adds to the run's output for the folder of its audit."""
 
@@ -62,7 +62,7 @@ NO_GATE = Release(asked=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Score:
-    """A score of base and adapter; the difference is adapter minus base."""
+    """A score of the base and of this very adapter; the difference is adapter minus base."""
 
     base: float
     run: float
@@ -70,6 +70,8 @@ class _Score:
     high: float | None = None
     lower_is_better: bool = False
     share: bool = True
+    way: str = ""
+    """How it was measured, where a reader cannot take that for granted."""
 
     @property
     def drop(self) -> float:
@@ -84,8 +86,9 @@ def of_run(path: str | Path) -> Release:
         FolderError: there is no run, or a file of it is damaged.
     """
     run = Path(path)
-    gate = folder.read_settings(run).evaluation.gate
-    return Release(asked=gate.asks, reasons=tuple(_reasons(run, gate)) if gate.asks else ())
+    settings = folder.read_settings(run)
+    asks = settings.evaluation.gate.asks
+    return Release(asked=asks, reasons=tuple(_reasons(run, settings)) if asks else ())
 
 
 def require_released(path: Path, verdict: Release, unreleased: bool) -> Release:
@@ -137,15 +140,21 @@ def inert(text: str) -> str:
     return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(text))
 
 
-def _reasons(run: Path, gate: GateTable) -> Iterator[str]:
+def _reasons(run: Path, settings: RunSettings) -> Iterator[str]:
+    gate = settings.evaluation.gate
+    every = score_file.current(run) if gate.drops else []
     for name, most in gate.drops.items():
-        found = _score(run, name)
-        if found is None:
-            yield f"{name} is not measured for this adapter: {_how(name)}"
-        elif not math.isfinite(found.drop):
-            yield f"{name} is no number for the base or for this adapter ({found.base} and {found.run})"
-        elif found.drop > most:
-            yield _dropped(name, found, most)
+        named = _named(every, name)
+        found = _scores(run, settings, name, named)
+        if not found:
+            ways = "; ".join(dict.fromkeys(words(each.row) for each in named))
+            otherwise = f" as the gate takes it, but otherwise ({ways})" if ways else ""
+            yield f"{name} is not measured for this adapter{otherwise}: {_how(name)}"
+        for each in found:
+            if not math.isfinite(each.drop):
+                yield f"{name} is no number for the base or for this adapter ({each.base} and {each.run})"
+            elif each.drop > most:
+                yield _dropped(name, each, most)
     if gate.audit or gate.membership is not None:
         yield from _audited(run, gate)
 
@@ -158,8 +167,9 @@ def _dropped(name: str, found: _Score, most: float) -> str:
     span = ""
     if found.low is not None and found.high is not None:
         span = f" (95% of the difference: {shown(found.low)} to {shown(found.high)})"
+    way = f" ({found.way})" if found.way else ""
     return (
-        f"{name} is {shown(found.drop)}{unit} worse than the base's, from {shown(found.base)} to"
+        f"{name}{way} is {shown(found.drop)}{unit} worse than the base's, from {shown(found.base)} to"
         f" {shown(found.run)}{span}, and at most {shown(most)} are allowed"
     )
 
@@ -173,57 +183,85 @@ def _how(name: str) -> str:
         )
     if name in ("right", "exact", "f1", "rouge_l"):
         return "run `shepherd compare` with evaluation.answers"
+    if name in ("preference", "margin"):
+        return "run `shepherd compare`"
     if name.startswith("refusal"):
         return "run `shepherd evaluate RUN_FOLDER --harmful FILE`"
+    if name.startswith("flowertune."):
+        return f"run `shepherd evaluate RUN_FOLDER --tasks NAME --format {name.partition('.')[2]}`"
     return f"run `shepherd evaluate RUN_FOLDER --tasks {name.partition('.')[0]}`"
 
 
-def _score(run: Path, name: str) -> _Score | None:
-    """The score of this name; a task's name alone is its first metric."""
-    rows = score_file.current(run)
-    of_task = [row for row in rows if row.get("kind") == "task" and row.get("task") == name]
-    if found := [*(row for row in rows if row["name"] == name), *of_task]:
-        return _of_row(found[0])
-    return _compared(run, name) or (_held_out(run) if name == "loss" else None)
+def _named(scores: Sequence[Own], name: str) -> list[Own]:
+    """The scores of a name, in every way that they were measured; a task's name alone is its first metric."""
+    if found := [each for each in scores if each.row["name"] == name]:
+        return found
+    of_task = [each for each in scores if each.row.get("kind") == "task" and each.row.get("task") == name]
+    return [each for each in of_task if each.row["name"] == of_task[0].row["name"]]
 
 
-def _of_row(row: Row) -> _Score | None:
-    base, arm = (row["arms"].get(each, {}).get("value") for each in (BASE, FEDERATED))
-    if base is None or arm is None:
+def _scores(run: Path, settings: RunSettings, name: str, named: Sequence[Own]) -> list[_Score]:
+    """The scores that the gate takes of this name, of which each must pass."""
+    counted = [_of_row(each) for each in named if _counts(each.row, settings)]
+    if found := [each for each in counted if each is not None]:
+        return found
+    other = _compared(run, name) or (_held_out(run) if name == "loss" else None)
+    return [other] if other is not None else []
+
+
+def _counts(row: Row, settings: RunSettings) -> bool:
+    """Whether the gate takes a score: of all documents, with the task's own examples in the prompt.
+
+    Refusals are those that the run file asks for, as far as it says. Where it is not known how a score was
+    measured, it does not count.
+    """
+    how, asked = How.of(row), settings.evaluation
+    if how is None or how.limited or not how.own_fewshot:
+        return False
+    if how.prompts is None:
+        return True
+    return (
+        how.max_new_tokens == asked.max_new_tokens
+        and (not asked.harmful or how.prompts == Path(asked.harmful).name)
+        and (how.judge is None or not settings.judge.model or how.judge == settings.judge.model)
+    )
+
+
+def _of_row(own: Own) -> _Score | None:
+    base, value = own.base.get("value"), own.adapter.get("value")
+    if base is None or value is None:
         return None
-    difference = row["differences"].get(FEDERATED, {})
     return _Score(
         base=base,
-        run=arm,
-        low=difference.get("low"),
-        high=difference.get("high"),
-        lower_is_better=bool(row["lower_is_better"]),
-        share=bool(row["share"]),
+        run=value,
+        low=own.difference.get("low"),
+        high=own.difference.get("high"),
+        lower_is_better=bool(own.row["lower_is_better"]),
+        share=bool(own.row["share"]),
+        way=words(own.row),
     )
 
 
 def _compared(run: Path, name: str) -> _Score | None:
-    """A held-out score of a finished comparison of this adapter."""
+    """This adapter's own held-out score in a finished comparison."""
     found = _json(run / "compare" / "comparison.json")
-    scored = _json(run / "compare" / "seed-0" / "scores" / f"{FEDERATED}.json")
-    if not found.get("finished") or scored.get("questions", {}).get("adapter") != _digest(run):
+    digest = _digest(run)
+    if not found.get("finished") or digest is None:
         return None
-    arms = {arm["name"]: arm["measures"].get(name) for arm in found["arms"]}
-    base, arm = arms.get(BASE), arms.get(FEDERATED)
-    if not base or not arm or base["value"] is None or arm["value"] is None:
+    arms = {arm["name"]: arm for arm in found["arms"]}
+    base, arm = arms.get(BASE, {}), arms.get(FEDERATED, {})
+    before = base.get("measures", {}).get(name) or {}
+    after = score_file.own(arm.get("adapters", ()), arm.get("by_adapter", {}).get(name, ()), digest) or {}
+    measure: Row | None = next((each for each in found["measures"] if each["name"] == name), None)
+    if measure is None or before.get("value") is None or after.get("value") is None:
         return None
-    apart: Row = next(
-        (row["difference"] for row in found["differences"] if (row["arm"], row["measure"]) == (BASE, name)),
-        {},
-    )
-    lower = name in LOWER_IS_BETTER
     return _Score(
-        base=base["value"],
-        run=arm["value"],
-        low=apart.get("low"),
-        high=apart.get("high"),
-        lower_is_better=lower,
-        share=not lower,
+        base=before["value"],
+        run=after["value"],
+        low=after["difference"]["low"],
+        high=after["difference"]["high"],
+        lower_is_better=measure["lower_is_better"],
+        share=measure["share"],
     )
 
 

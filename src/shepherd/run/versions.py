@@ -17,13 +17,21 @@ _PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors"
 
 def changed_versions(path: str | Path) -> dict[str, tuple[str, str]]:
     """Versions that differ from those at the run's start, as name -> (then, now); none means equal bits."""
-    try:
-        then = json.loads((Path(path) / VERSIONS).read_text(encoding="utf8"))
-    except (OSError, ValueError):
-        return {}  # only information; a run continues without it
+    then = kept(path)
+    if not then:
+        return {}
     now = versions()
     names = sorted(then.keys() | now.keys())
     return {n: (then.get(n, "none"), now.get(n, "none")) for n in names if then.get(n) != now.get(n)}
+
+
+def kept(path: str | Path) -> dict[str, str]:
+    """Versions that the run in a folder was started with; empty if they are lost or damaged."""
+    try:
+        found = json.loads((Path(path) / VERSIONS).read_text(encoding="utf8"))
+        return {str(name): str(each) for name, each in found.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # only information; a run continues without it
 
 
 def versions() -> dict[str, str]:

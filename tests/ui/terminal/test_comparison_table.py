@@ -65,20 +65,23 @@ def test_a_comparison_with_checked_answers() -> None:
 
 
 def test_scores_of_tasks_and_refusals_have_an_arm_a_line() -> None:
-    """The first metric of each task, as many as fit; the rest is left to the report."""
+    """The first metric of each task, as many as fit, those of some documents last; the report has the rest."""
 
     def score(name: str, label: str, kind: str, value: float, **more: Any) -> dict[str, Any]:
         arms = {each["name"]: interval(value, value - 0.1, value + 0.05) for each in ARMS}
         return {
             **{"name": name, "label": label, "kind": kind, "task": name.partition(".")[0]},
             **{"share": True, "documents": 1234, "arms": arms},
+            "how": {"limited": False, "of_documents": 1234},
             "differences": {"federated": interval(-0.125, -0.25, 0.0)},
             **more,
         }
 
     own = score("flowertune.general", "FlowerTune's format, general", "format", 0.25)
     own["arms"].pop("local-a")
+    own["how"]["tasks"] = {"arc_easy": {}}
     bits = score("text.bits_per_byte", "text (bits_per_byte)", "task", 1.5, share=False, documents=7)
+    bits["how"]["limited"] = True  # 7 of 1,234
     scores = [
         score("arc_easy.acc", "arc_easy (acc)", "task", 0.5),
         score("arc_easy.acc_norm", "arc_easy (acc_norm)", "task", 0.6),

@@ -27,4 +27,4 @@ def build(config: Config) -> Exporter:
     def serve(folder: Path, trained: Trained) -> str:
         return command("vllm", "serve", folder)
 
-    return Exporter(write=write, serve=serve, library="transformers", holds_base=True)
+    return Exporter(write=write, serve=serve, by_id=True, library="transformers", holds_base=True)

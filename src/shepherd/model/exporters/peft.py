@@ -38,4 +38,4 @@ def build(config: Config) -> Exporter:
         options = ("--enable-lora", "--max-lora-rank", room, "--lora-modules", f"adapter={folder}")
         return command("vllm", "serve", name, *pinned, *options)
 
-    return Exporter(write=write, serve=serve)
+    return Exporter(write=write, serve=serve, by_id=True)

@@ -39,6 +39,9 @@ of_round = click.option(
 of_client = click.option(
     "--client", metavar="NAME", help="Client whose own model is written, where each has one."
 )
+public_base = click.option(
+    "--base", default="", metavar="OWNER/NAME", help="The base's name on the hub, where it is a folder."
+)
 
 
 @click.command(short_help="Write a run's adapter for other programs.")
@@ -46,6 +49,7 @@ of_client = click.option(
 @overrides
 @form
 @into
+@public_base
 @of_round
 @of_client
 @click.option("--all-clients", is_flag=True, help="Write each client's own model, in a folder of its name.")
@@ -58,6 +62,7 @@ def export(
     overrides: tuple[str, ...],
     to: str,
     output: Path,
+    base: str,
     round: int | None,
     client: str | None,
     all_clients: bool,
@@ -79,7 +84,7 @@ def export(
     consent = agreed(remote_code, plugins)
     if all_clients:
         places = export_clients(
-            folder, output, to, overrides, round=round, unreleased=unreleased, consent=consent
+            folder, output, to, overrides, base=base, round=round, unreleased=unreleased, consent=consent
         )
         for place in places.values():
             echo(f"wrote {place}")
@@ -89,6 +94,7 @@ def export(
         output,
         to,
         overrides,
+        base=base,
         round=round,
         client=client,
         results=results,
@@ -172,11 +178,13 @@ def merge(
 @click.argument("repo", metavar="OWNER/NAME")
 @overrides
 @form
-@click.option(
-    "--base", default="", metavar="OWNER/NAME", help="The base's name on the hub, where it is a folder."
-)
+@public_base
 @click.option("--public", is_flag=True, help="Let anybody read it.  [default: private]")
-@click.option("--update", is_flag=True, help="Commit over what the repository holds.")
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Commit over what the repository holds; files of an earlier push that are not replaced go.",
+)
 @click.option("--yes", is_flag=True, help="Send it; without this it is only said what would be sent.")
 @of_round
 @of_client
@@ -213,6 +221,8 @@ def push(
         to,
         overrides,
         public=public,
+        update=update,
+        sends=yes,
         base=base,
         round=round,
         client=client,
@@ -224,7 +234,9 @@ def push(
             echo(line)
         if not yes:
             raise HubError("nothing was sent; add --yes to publish this")
-        echo(f"published {publish.publish(publication, update=update)}")
+        echo(f"published {publish.publish(publication)}")
+        if publication.use:
+            echo(f"to use it: {publication.use}")
 
 
 @click.command("plugins", short_help="List every plug-in, with its keys.")

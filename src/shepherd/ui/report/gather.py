@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from shepherd.evaluate.how import asked_by, words
 from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
@@ -514,16 +515,22 @@ def _number_at(row: Any, keys: Sequence[str]) -> float | int | None:
 
 def _scores(path: Path) -> Row | None:
     """Benchmark tasks and refusals of the folder's arms; None if there are none."""
-    rows = [_score(row) for row in score_file.read(path)]
+    kept = score_file.read(path)
+    rows = [_score(row) for row in kept]
     if not rows:
         return None
-    return {"arms": list(dict.fromkeys(arm for row in rows for arm in row["arms"])), "rows": rows}
+    return {
+        "arms": list(dict.fromkeys(arm for row in rows for arm in row["arms"])),
+        "asked_by": asked_by(kept),
+        "rows": rows,
+    }
 
 
 def _score(row: Row) -> Row:
     federated = table(table(row.get("differences")).get(score_file.FEDERATED))
     return {
         **{key: text(row.get(key)) for key in ("name", "label", "kind")},
+        "how": words(row),
         "share": row.get("share") is True,
         "lower_is_better": row.get("lower_is_better") is True,
         "documents": number(row.get("documents")),

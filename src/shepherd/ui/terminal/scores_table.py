@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich import box
 from rich.table import Table
 
+from shepherd.evaluate.how import How, words
 from shepherd.io.progress import many
 from shepherd.ui.terminal.console import PlainConsole, styled
 
@@ -75,9 +76,9 @@ def _print_format_note(console: PlainConsole, scores: Sequence[Row]) -> None:
 
 
 def _first_metrics(scores: Sequence[Row]) -> list[Row]:
-    """The rows without further metrics of a task."""
+    """The rows without further metrics of a task; one of all documents goes before one of some."""
     found: dict[str, Row] = {}
-    for row in scores:
+    for row in sorted(scores, key=lambda row: bool((how := How.of(row)) and how.limited)):
         found.setdefault(row["task"] if row["kind"] == "task" else row["name"], row)
     return list(found.values())
 
@@ -87,9 +88,8 @@ def _by_arm(scores: Sequence[Row], arms: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold", min_width=12)
     for row in scores:
-        table.add_column(
-            styled(f"{_label(row)}\nn = {row['documents']:,}"), justify="right", overflow="fold", min_width=12
-        )
+        head = "\n".join(filter(None, (_label(row), words(row), f"n = {row['documents']:,}")))
+        table.add_column(styled(head), justify="right", overflow="fold", min_width=12)
     for arm in arms:
         style = "bold" if arm == FEDERATED else ""
         table.add_row(styled(arm), *(_interval(row, row["arms"].get(arm)) for row in scores), style=style)
@@ -115,7 +115,7 @@ def _table(scores: Sequence[Row]) -> Table:
     table.add_column("federated\n- base", justify="right", no_wrap=True)
     for row in scores:
         table.add_row(
-            styled(_label(row)),
+            styled("\n".join(filter(None, (_label(row), words(row))))),
             f"{row['documents']:,}",
             *(_interval(row, row["arms"].get(arm)) for arm in arms),
             _interval(row, row["differences"].get(FEDERATED)),
