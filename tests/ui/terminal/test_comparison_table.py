@@ -65,7 +65,7 @@ def test_a_comparison_with_checked_answers() -> None:
 
 
 def test_scores_of_tasks_and_refusals_have_an_arm_a_line() -> None:
-    """The first metric of each task, as many as fit, those of some documents last; the report has the rest."""
+    """The first metric of each task, as many as fit, those of some documents last."""
 
     def score(name: str, label: str, kind: str, value: float, **more: Any) -> dict[str, Any]:
         arms = {each["name"]: interval(value, value - 0.1, value + 0.05) for each in ARMS}
