@@ -41,7 +41,7 @@ def measure(options: Namespace) -> Figures:
     adapter = drawn(layout(TINY if options.quick else LARGE), rng, 1e-3)
     tensors = dict(adapter)
     update = Update(round=0, clients=("clinic",), weight=100.0, delta=adapter)
-    request = _request(Broadcast(round=0, adapter=adapter))
+    request = _request(Broadcast(round=0, adapter=adapter, seed=0))
     reply, asked, plain = wire.encode_reply(update), wire.encode_request(request), save(tensors)
     _require_same(wire.decode_reply(reply), adapter)
     sides: dict[str, Callable[[], object]] = {
@@ -92,7 +92,7 @@ def _request(broadcast: Broadcast) -> wire.Request:
         round=0,
         deadline=60.0,
         sent=0.0,
-        version=wire.version,
+        version=wire.version(),
         cohort=3,
         base="0" * 64,
         settings={},

@@ -176,7 +176,7 @@ def _write(
     verdict: release.Release,
     repo: str = "",
     results: Sequence[Mapping[str, Any]] = (),
-    scores: Sequence[Mapping[str, Any]] = (),
+    scores: Sequence[score_file.Own] = (),
 ) -> str:
     """Write one adapter with its card; returns the command that answers with it."""
     elsewhere = _published_command(exporter, trained, repo) if repo else exporter.serve(Path(), trained)
