@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.cache_utils import DynamicLayer
 
 from shepherd.model import decode, lora
 from shepherd.model import generate as generation
@@ -99,6 +101,47 @@ def test_a_finished_row_leaves_and_the_others_do_not_notice(llama, shapes) -> No
     # exactly as many rows as are still without their end, and none for the last token
     lengths = [len(row) + (len(row) < 12) for row in expected]
     assert sum(steps) == sum(lengths) - len(lengths)
+
+
+def test_few_finished_rows_stay_until_it_pays_to_leave(llama, shapes) -> None:
+    prompts = [[4 + number, 30, 31] for number in range(16)]
+    (whole,) = answers(llama, arms(llama, 1), prompts, stop=(0,))
+    early = [token for row in whole for token in row[1:6]]
+    stop = next(token for token in early if sum(token in row for row in whole) == 1)
+    expected = [row[: row.index(stop)] if stop in row else row for row in whole]
+    shapes.clear()
+    (found,) = answers(llama, arms(llama, 1), prompts, stop=(stop,))
+    assert found == expected
+    steps = [rows for rows, tokens in shapes if tokens == 1]
+    for step, rows in enumerate(steps, start=1):
+        going = sum(len(row) >= step for row in expected)
+        assert going >= (1 - decode.MOST_IDLE) * rows
+        assert rows in (16, *(sum(len(row) >= earlier for row in expected) for earlier in range(1, step + 1)))
+    assert any(rows > sum(len(row) >= step for row in expected) for step, rows in enumerate(steps, start=1))
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_keys_and_values_in_place_are_those_of_transformers_cache(data) -> None:
+    """Whatever is added, kept and copied: also when a copy goes its own way."""
+    pairs = [(decode._InPlace(), DynamicLayer())]
+    rows = {0: data.draw(st.integers(1, 4))}
+    for number in range(data.draw(st.integers(1, 6))):
+        which = data.draw(st.sampled_from(sorted(rows)))
+        ours, theirs = pairs[which]
+        new = torch.full((rows[which], 2, data.draw(st.sampled_from([1, 1, 1, 5, 70])), 3), float(number))
+        new += torch.arange(rows[which]).view(-1, 1, 1, 1)
+        for mine, own in zip(ours.update(new, -new), theirs.update(new, -new), strict=True):
+            assert torch.equal(mine, own)
+        index = torch.tensor(data.draw(st.lists(st.integers(0, rows[which] - 1), min_size=1, max_size=4)))
+        pairs.append((copy(ours), copy(theirs)))
+        for layer in pairs[-1]:
+            layer.batch_select_indices(index)
+        rows[len(pairs) - 1] = len(index)
+    for ours, theirs in pairs:
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+        assert ours.get_seq_length() == theirs.get_seq_length()
 
 
 def test_the_host_reads_once_a_token(llama, monkeypatch) -> None:

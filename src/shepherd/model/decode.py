@@ -3,6 +3,7 @@
 transformers' own generate keeps every row until the last one is finished, and reads a prompt again for each
 sample of its answer. Here the rows of several adapters decode together (row k of the batch belongs to
 adapter k), what all prompts begin with is read once an adapter, and a prompt with several samples once.
+Keys and values are written where they stay: transformers' cache copies all of them at each token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,10 @@ MIN_PREFIX_TOKENS = 8
 """Shortest common beginning of prompts that is worth a pass of its own."""
 MIN_PASS_TOKENS = 512
 """Fewest tokens of a pass over prompts, where there are as many; fewer make its products slow."""
+MOST_IDLE = 1 / 8
+"""Share of a batch's rows that may be finished and still compute, since leaving copies the others."""
+SPARE_TOKENS = 64
+"""Room behind keys and values that are copied to a larger place."""
 Choose = Callable[[Tensor, Sequence[int]], Tensor]
 """Pick each row's next token: logits (R, vocabulary) float32, and the sample that each row is -> (R,)."""
 
@@ -45,6 +51,40 @@ def is_possible(base: Base) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
+class _InPlace(DynamicLayer):  # type: ignore[misc]
+    """Keys and values with room behind them, into which those of the next tokens are written."""
+
+    keys: Tensor
+    values: Tensor
+    place: tuple[Tensor, Tensor] | None = None
+    """(R, heads, most tokens, size) each; `keys` and `values` are its beginning."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Add keys and values, (R, heads, n, size) each; returns all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self.get_seq_length()
+        size = held + key_states.shape[2]
+        if self.place is None or self.place[0].shape[2] < size:
+            self.place = (_with_room(key_states, size), _with_room(value_states, size))
+            if held:
+                for place, own in zip(self.place, (self.keys, self.values), strict=True):
+                    place[:, :, :held] = own
+        for place, new in zip(self.place, (key_states, value_states), strict=True):
+            place[:, :, held:size] = new
+        self.keys, self.values = (place[:, :, :size] for place in self.place)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in a place of their own."""
+        super().batch_select_indices(indices)
+        self.place = None
+
+
+def _with_room(states: Tensor, tokens: int) -> Tensor:
+    return states.new_empty(*states.shape[:2], tokens + SPARE_TOKENS, states.shape[3])
+
+
 @dataclass(slots=True, kw_only=True)
 class Rows:
     """A batch under way: R rows, sorted by adapter."""
@@ -61,6 +101,7 @@ class Rows:
     def __post_init__(self) -> None:
         self.mask = torch.zeros((len(self.owners), 0), dtype=torch.long, device=self.base.device)
         self.cache = DynamicCache(config=self.base.model.config)
+        self.cache.layers = [_InPlace() if type(each) is DynamicLayer else each for each in self.cache.layers]
 
     def read(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Read more tokens of each row, (R, n), padded on the left; returns the logits after them, (R, V)."""
@@ -138,21 +179,22 @@ def decode(
         scores = scores[again]
     answers: list[list[int]] = [[] for _ in samples]
     going = list(range(len(samples)))  # of the rows, which answer each is
+    left = going  # places of the rows that are not finished
     for step in range(max_new_tokens):
         tokens = choose(scores, [samples[row] for row in going])
-        left = []
-        for place, token in enumerate(tokens.tolist()):  # all that the host reads: it waits for a GPU
-            if token not in stop:
-                answers[going[place]].append(token)
-                left.append(place)
+        chosen = tokens.tolist()  # all that the host reads: it waits for a GPU
+        left = [place for place in left if chosen[place] not in stop]
+        for place in left:
+            answers[going[place]].append(chosen[place])
         if until:
             texts = base.tokenizer.batch_decode([answers[going[p]] for p in left], skip_special_tokens=True)
             left = [p for p, text in zip(left, texts, strict=True) if not any(end in text for end in until)]
         if not left or step == max_new_tokens - 1:
             break
-        if len(left) < len(going):
+        if len(left) < (1 - MOST_IDLE) * len(going):
             rows.take(left)
             going, tokens = [going[place] for place in left], tokens[left]
+            left = list(range(len(going)))
         scores = rows.read(tokens.unsqueeze(1), rows.mask.new_ones(len(going), 1))
     return [answers[k * len(prompts) : (k + 1) * len(prompts)] for k in range(adapters)]
 
@@ -172,7 +214,7 @@ def read_prompts(
     two tokens as distance, and keeps no more than a window of them.
     """
     first = Rows(base=base, owners=list(range(adapters)), alone=alone)
-    if any(type(layer) is not DynamicLayer for layer in first.cache.layers):
+    if any(type(layer) is not _InPlace for layer in first.cache.layers):
         first.owners = [k for k in range(adapters) for _ in prompts]
         first.mask = first.mask.new_zeros(len(first.owners), 0)
         return first, first.read(*left_padded(list(prompts) * adapters, 0, base.device))
