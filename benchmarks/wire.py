@@ -91,7 +91,7 @@ def _request(broadcast: Broadcast) -> wire.Request:
         id="0" * 64,
         round=0,
         deadline=60.0,
-        sent=0.0,
+        sent=1.8e9,
         version=wire.version(),
         cohort=3,
         base="0" * 64,

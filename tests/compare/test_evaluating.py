@@ -492,3 +492,18 @@ def test_refusals_of_some_prompts_alone_are_a_part(run, harmful, tmp_path, monke
     (part,), (whole,) = found  # the whole one has taken the place of the part
     assert part["documents"] < whole["documents"] == part["how"]["of_documents"] == 4
     assert (part["how"]["limited"], whole["how"]["limited"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "option", [("--base-url", "http://127.0.0.1:1/v1"), ("--key-env", "MINE"), ("--max-calls", "3")]
+)
+def test_options_of_a_judge_are_refused_where_none_is_asked(run, tasks, harmful, option) -> None:
+    """They were taken, and no judge was asked."""
+    told = CliRunner().invoke(main, ["evaluate", str(run), "--harmful", str(harmful), *option])
+    assert told.exit_code == 2
+    assert "set judge.model" in " ".join(told.output.split())
+    told = CliRunner().invoke(
+        main, ["evaluate", str(run), "--tasks", "choices", "--include", str(tasks), *option]
+    )
+    assert told.exit_code == 2
+    assert "add --harmful FILE" in " ".join(told.output.split())

@@ -286,3 +286,19 @@ def test_a_name_that_is_no_repository_is_refused(repo: str, run: Path, hub: Hub)
     done = CliRunner().invoke(main, ["push", str(run), repo, "--yes"])
     assert (done.exit_code, "is no repository of the hub; give it as OWNER/NAME" in done.output) == (2, True)
     assert not hub.calls
+
+
+def test_a_failed_upload_says_that_a_new_repository_was_made(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError("broken pipe")
+
+    monkeypatch.setattr(publish.HfApi, "create_commit", failing)
+    done = push(run, *BASE, "--yes")
+    assert "broken pipe" in done.output
+    assert "repository me/adapter was made for it, and is empty" in " ".join(done.output.split())
+    assert hub.repos["me/adapter"]["files"] == {}
+    again = push(run, *BASE, "--yes")
+    assert "broken pipe" in again.output
+    assert "was made for it" not in again.output

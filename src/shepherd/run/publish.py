@@ -265,10 +265,15 @@ def publish(publication: Publication) -> str:
     with _hub_errors(repo):
         if there is None:
             api.create_repo(repo, private=not publication.public)
-        with stage(f"sending {many(len(publication.files), 'file')} to {repo}"):
+    try:
+        with _hub_errors(repo), stage(f"sending {many(len(publication.files), 'file')} to {repo}"):
             commit = api.create_commit(
                 repo, operations, commit_message=MESSAGE, parent_commit=there.commit if there else None
             )
+    except HubError as error:
+        if there is not None:
+            raise
+        raise HubError(f"{error}; repository {repo} was made for it, and is empty") from error
     return str(commit.commit_url)
 
 

@@ -20,6 +20,10 @@ from shepherd.visible import shown_json
 
 FILE = "evaluation.json"
 FORMAT = 1
+OF_ARMS = ("arms", "differences", "says", "adapters", "by_adapter")
+"""Keys of a row that have a value for each arm."""
+MEASUREMENT = ("name", "kind", "documents", "how", "asked", "judge")
+"""Keys of a row that say what was measured, and how."""
 BASE, FEDERATED = "base", "federated"
 WEIGHTS = "adapter_model.safetensors"
 
@@ -76,23 +80,29 @@ def read(run: Path) -> list[Row]:
 def add(run: Path, new: Sequence[Row]) -> list[Row]:
     """Write scores into a run folder, in place of older ones that they replace; returns all of them.
 
-    Scores that were measured in another way stay beside them; see `how.replaces`. Older scores of adapters
-    that are there no longer are dropped, and refusals of what a file of prompts held before.
+    Scores that were measured in another way stay beside them; see `how.replaces`. So do those of arms that
+    were not measured again, in the row of the others: their p-values are corrected for the arms that were
+    measured with them. Older scores of adapters that are there no longer are dropped, and refusals of what a
+    file of prompts held before.
 
     Raises:
         FolderError: the file is damaged, or the disk is full.
     """
     digests = {arm: digest for row in new for arm, digest in row["adapters"].items()}
+    before = [row for row in read(run) if _same(row["adapters"], digests)]
     kept = [
-        row
-        for row in read(run)
-        if _same(row["adapters"], digests)
-        and not any(replaces(each, row) or _asks_otherwise(each, row) for each in new)
+        row for row in before if not any(replaces(each, row) or _asks_otherwise(each, row) for each in new)
     ]
-    scores = [*kept, *new]
+    scores = [*kept, *(_with_other_arms(each, before) for each in new)]
     text = json.dumps({"format": FORMAT, "scores": scores}, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(run / FILE, shown_json(text) + "\n")
     return scores
+
+
+def _with_other_arms(new: Row, before: Sequence[Row]) -> Row:
+    """The row, with those arms of an older one of the same measurement that it lacks."""
+    old = next((row for row in before if all(row.get(key) == new.get(key) for key in MEASUREMENT)), {})
+    return new | {key: {**old[key], **new[key]} for key in OF_ARMS if key in old and key in new}
 
 
 def current(run: Path) -> list[Own]:

@@ -125,6 +125,12 @@ def evaluate(
     settings = read_settings(folder)
     if adapter is not None and round is not None:
         raise click.UsageError("--round is of the run's own adapter; leave it out with --adapter")
+    asks_judge = harmful is not None and settings.judge.model
+    if not asks_judge and (base_url or key_env or max_calls is not None):
+        raise click.UsageError(
+            "--base-url, --key-env and --max-calls are of a judge, which is asked about --harmful where the"
+            f" run names one: {'set judge.model in its run file' if harmful else 'add --harmful FILE'}"
+        )
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `generate`
     from shepherd.ui.terminal.running import plain_lines
 
