@@ -148,7 +148,7 @@ class _OnDisk(_Examples):
 def _record(example: Example) -> bytes | None:
     """The example as bytes; None where `marshal` would not give it back."""
     turns, rejected = (
-        [(turn.role, turn.text, turn.context, turn.trained) for turn in each]
+        [(turn.role, str(turn.text), str(turn.context), turn.trained) for turn in each]
         for each in (example.turns, example.rejected)
     )
     names = example.category, example.client, example.label, example.group, example.where
