@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
 from shepherd.data.folding import folded, shows_nothing
-from shepherd.data.groups import joined, marks
+from shepherd.data.groups import DIGEST_BYTES, Edges, _numbers, joined, marks
 from shepherd.data.holdout import HoldOut, duplicate_warning, hold_out, hold_out_remarks, set_apart
 from shepherd.evaluate.loss import stratified_subset
 
@@ -504,7 +504,10 @@ def test_where_all_hang_together_the_same_question_still_does_not_cross() -> Non
 @given(st.lists(st.lists(st.integers(0, 12), max_size=4), max_size=30))
 def test_groups_are_the_connected_parts(ties: list[list[int]]) -> None:
     """Against reachability by matrices."""
-    found = joined(dict(enumerate(ties)))
+    pairs = np.array([(i, tie) for i, own in enumerate(ties) for tie in own], np.int32).reshape(-1, 2)
+    found = joined(np.arange(len(ties)), Edges(*pairs.T.copy()))
+    assert [len(group) for group in found] == found.sizes.tolist()
+    assert [group[0] for group in found] == sorted(group[0] for group in found)
     assert sorted(i for group in found for i in group) == list(range(len(ties)))
     shares = np.array(
         [[bool(set(a) & set(b)) or i == j for j, b in enumerate(ties)] for i, a in enumerate(ties)]
@@ -512,6 +515,16 @@ def test_groups_are_the_connected_parts(ties: list[list[int]]) -> None:
     reach = np.linalg.matrix_power(shares.astype(float), max(1, len(ties))) > 0 if ties else shares
     for group in found:
         assert np.flatnonzero(reach[group[0]]).tolist() == group
+
+
+@given(st.lists(st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES), max_size=20), st.randoms())
+def test_equal_digests_and_no_others_have_one_number(digests: list[bytes], random) -> None:
+    """Also those that differ in their first or in their last byte alone."""
+    every = [each for one in digests for each in (one, one, b"\0" + one[1:], one[:-1] + b"\0")]
+    random.shuffle(every)
+    numbers = _numbers(bytearray(b"".join(every))).tolist()
+    assert len(set(zip(every, numbers, strict=True))) == len(set(every)) == len(set(numbers))
+    assert set(numbers) == set(range(len(set(every))))
 
 
 # ---- the share

@@ -11,6 +11,7 @@ import numpy as np
 from shepherd.core import seed_for
 from shepherd.data.examples import Example, Reading
 from shepherd.data.holdout import HoldOut
+from shepherd.data.keep import keep
 from shepherd.data.noted import Notes
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
@@ -42,8 +43,8 @@ class Partition:
         held, clients = self.held, many(len(self.clients), "client")
         return f"<Division: {clients}, {len(held.train):,} examples, {len(held.heldout):,} held out>"
 
-    def of(self, indices: Sequence[int]) -> list[Example]:
-        return [self.reading.examples[i] for i in indices]
+    def of(self, indices: Sequence[int]) -> Sequence[Example]:
+        return keep(self.reading.examples[i] for i in indices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

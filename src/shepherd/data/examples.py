@@ -14,9 +14,11 @@ import numpy as np
 from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.chats import ROLES, Role, Turn
+from shepherd.data.example import Example
 from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, part_keys, sort
 from shepherd.data.form import Form
 from shepherd.data.in_memory import memory_parts
+from shepherd.data.keep import keep
 from shepherd.data.layouts import missing, question, require_full
 from shepherd.data.noted import Notes, Tally
 from shepherd.data.pairs import turns_of
@@ -37,49 +39,13 @@ RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Example:
-    """One instruction with its response, or a chat: [system,] user, assistant, user, assistant, ...
+class Reading:
+    """Examples of a source; `skipped` has one sentence for each bad row that was skipped.
 
-    `label` is the value of `split.field`, if a split uses it; `group` that of `data.group`; `where` is file
-    and line; `check` is the settings of a checker of answers, if the row has one (as in the embedded world).
-    `rejected` is the whole chat of a pair of answers that ends with the worse one, as `turns` ends with the
-    better one; both begin with the same prompt.
+    Where the examples are many they are on disk, and made anew each time that one is asked for; see `keep`.
     """
 
-    turns: tuple[Turn, ...]
-    category: str = ""
-    client: str = ""
-    label: str = ""
-    group: str = ""
-    where: str = ""
-    check: Mapping[str, Any] | None = None
-    rejected: tuple[Turn, ...] = ()
-
-    def __repr__(self) -> str:
-        """The place and the number of turns: the text of an example stays out of logs."""
-        return f"<Example: {self.where or 'in memory'}, {len(self.turns)} turns>"
-
-    @property
-    def instruction(self) -> str:
-        """The first user turn's text."""
-        return next(turn.text for turn in self.turns if turn.role == "user")
-
-    @property
-    def context(self) -> str:
-        """The first user turn's context."""
-        return next(turn.context for turn in self.turns if turn.role == "user")
-
-    @property
-    def response(self) -> str:
-        """The last assistant turn's text."""
-        return next(turn.text for turn in reversed(self.turns) if turn.role == "assistant")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Reading:
-    """Examples of a source; `skipped` has one sentence for each bad row that was skipped."""
-
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     skipped: tuple[str, ...] = ()
     notes: Notes = field(default_factory=Notes)
     """Counts of what of the rows is not read, refused or changed."""
@@ -110,23 +76,25 @@ def read(table: DataTable, split: Split, seed: int, rows: Any = None) -> Reading
         parts = files.parts(table.source, table.config, table.part, folder_only=split.by_file, form=form)
     else:
         parts = memory_parts(rows, form, by_client=split.by_file)
-    readings = {
-        part.client: _gather(part.rows, table, split, part.client if split.by_file else "") for part in parts
-    }
-    examples = tuple(example for reading in readings.values() for example in reading.examples)
-    skipped = tuple(sentence for reading in readings.values() for sentence in reading.skipped)
+    counted = {part.client: _Noted() for part in parts}
+    examples = keep(
+        example
+        for part in parts
+        for example in _taken(
+            part.rows, table, split, part.client if split.by_file else "", counted[part.client]
+        )
+    )
+    skipped = tuple(sentence for each in counted.values() for sentence in each.skipped)
     if not examples:
         raise DataError(f"{table.source} has no usable row: {_why_none(skipped)}")
-    for client, reading in readings.items():
-        if split.by_file and not reading.examples:
-            raise DataError(f"client {client} has no usable row: {_why_none(reading.skipped)}")
+    for client, each in counted.items():
+        if split.by_file and not each.taken:
+            raise DataError(f"client {client} has no usable row: {_why_none(each.skipped)}")
     return Reading(
         examples=_limited(examples, table.limit, seed),
         skipped=skipped,
-        notes=Notes.together(reading.notes for reading in readings.values()),
-        skipped_by_client=sum(
-            (Counter(reading.skipped_by_client) for reading in readings.values()), Counter()
-        ),
+        notes=Notes.together(each.notes() for each in counted.values()),
+        skipped_by_client=sum((each.whose for each in counted.values()), Counter()),
     )
 
 
@@ -143,11 +111,17 @@ def from_rows(
         BadRow: a row cannot be read and `on_bad_row` is "error".
     """
     placed = ((f"{where}, record {number}", row) for number, row in enumerate(rows, 1))
-    return _gather(placed, table, split, client)
+    noted = _Noted()
+    examples = keep(_taken(placed, table, split, client, noted))
+    return Reading(
+        examples=examples, skipped=tuple(noted.skipped), notes=noted.notes(), skipped_by_client=noted.whose
+    )
 
 
-def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client: str) -> Reading:
-    examples, skipped, noted, whose = list[Example](), list[str](), _Noted(), Counter[str]()
+def _taken(
+    rows: Iterable[files.Placed], table: DataTable, split: Split, client: str, noted: _Noted
+) -> Iterator[Example]:
+    """The rows that can be read, one after another, each counted in `noted` as it passes."""
     for where, row in rows:
         noted.rows += 1
         try:
@@ -157,27 +131,31 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client
         except BadRow as error:
             if table.on_bad_row == "error":
                 raise
-            skipped.append(str(error))
-            whose[client or _client(row, split)] += 1
+            noted.skip(str(error), client or _client(row, split))
             noted.count("refused", [_reason(error, where)], where)
             continue
         for name in ("unread", "changed", "seen"):
             noted.count(name, getattr(found, name), where)
         noted.count("empty", map(noted.spelled, found.empty), where)
-        examples.append(found.example if split.client_field else replace(found.example, client=client))
-    del whose[""]
-    return Reading(
-        examples=tuple(examples), skipped=tuple(skipped), notes=noted.notes(), skipped_by_client=whose
-    )
+        noted.taken += 1
+        yield found.example if split.client_field else replace(found.example, client=client)
 
 
 class _Noted:
     """Running counts over the rows of a source."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows = self.taken = 0
+        self.skipped: list[str] = []
+        self.whose = Counter[str]()
+        """How many rows were skipped of each client that is known."""
         self._found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
         self._spellings: dict[str, str] = {}
+
+    def skip(self, sentence: str, client: str) -> None:
+        self.skipped.append(sentence)
+        if client:
+            self.whose[client] += 1
 
     def count(self, kind: str, whats: Iterable[str], where: str) -> None:
         found = self._found[kind]
@@ -310,12 +288,12 @@ def _full_name(row: Mapping[str, Any], name: str, where: str) -> str:
     return text
 
 
-def _limited(examples: tuple[Example, ...], limit: int | None, seed: int) -> tuple[Example, ...]:
+def _limited(examples: Sequence[Example], limit: int | None, seed: int) -> Sequence[Example]:
     if limit is None:
         return examples
     groups: Mapping[str, list[int]] = by_category(examples)
     kept = (_drawn(groups[name], limit, seed_for(seed, "limit", name)) for name in groups)
-    limited = tuple(examples[index] for index in sorted(i for part in kept for i in part))
+    limited = keep(examples[index] for index in sorted(i for part in kept for i in part))
     for client in sorted({e.client for e in examples} - {e.client for e in limited}):
         raise DataError(f"data.limit = {limit} leaves client {client} without an example; raise it")
     return limited

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush, heapreplace
+from itertools import chain
 from typing import Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from shepherd.core import seed_for
 from shepherd.data.examples import Example
-from shepherd.data.groups import FEW, Marks, Ties, joined, marks, shared_by_most, ties_shared
+from shepherd.data.groups import FEW, Groups, Marked, Ties, Whose, joined, shared_by_most, ties_shared
 from shepherd.io.progress import many
 
 Indices = NDArray[np.int64]
@@ -64,34 +65,35 @@ def hold_out(
     what that costs. A group that the data name is never taken apart. A client's last example is never held
     out.
     """
-    found = {index: marks(example) for index, example in enumerate(examples)}
-    distinct, repeats = _distinct(examples, found)
-    kept = list(found) if keep_duplicates else distinct
+    found = Marked.of(examples)
+    distinct, repeats = _distinct(found, len(examples))
+    kept = np.arange(len(examples)) if keep_duplicates else distinct
     rng = np.random.default_rng(seed_for(seed, "holdout"))
     wanted = min(len(kept) - 1, max(1, round(share * len(kept)))) if share > 0 and len(kept) > 1 else 0
+    categories, clients = (
+        Counter(getattr(found.whose[index], name) for index in kept) for name in ("category", "client")
+    )
     room = _Room(
-        categories=_quotas(Counter(examples[index].category for index in kept), wanted, rng),
-        clients=_quotas(Counter(examples[index].client for index in kept), wanted, rng),
-        trained=Counter(examples[index].client for index in kept),
+        categories=_quotas(categories, wanted, rng),
+        clients=_quotas(clients, wanted, rng),
+        trained=clients,
         left=wanted,
         size=len(kept),
     )
-    ties = Ties.among([found[index] for index in kept])
-    tied = {index: ties.every(found[index]) for index in kept}
-    held = _drawn(tied, found, ties, examples, room, rng) if wanted else set()
-    train = [index for index in kept if index not in held]
-    scored = joined({index: tied[index] for index in sorted(held)})
-    common, commonest = shared_by_most(
-        *([ties.common_questions(found[index]) for index in side] for side in (held, train))
-    )
+    ties = Ties.among(found.only(kept))
+    tied = ties.every()
+    held = np.array(sorted(_drawn(kept, ties, room, rng)) if wanted else [], np.int64)
+    train = np.setdiff1d(kept, held, assume_unique=True)
+    sides = found.at(held), found.at(train)
+    common, commonest = shared_by_most(ties.common_questions(), *sides)
     return HoldOut(
-        train=_indices(train),
-        heldout=np.array(_scoring_order(scored, examples, seed), dtype=np.int64),
+        train=train,
+        heldout=np.array(_scoring_order(joined(held, tied), found.whose, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
         repeated=len(repeats),
         repeats=tuple(repeats[:SHOWN]),
-        copies=_copies([found[index] for index in distinct]),
-        shared=ties_shared((tied[index] for index in held), (tied[index] for index in train)),
+        copies=_copies(found, distinct),
+        shared=len(ties_shared(tied, *sides)),
         common=common,
         commonest=commonest,
     )
@@ -110,37 +112,35 @@ def set_apart(
         Indices into `examples` followed by `tested`.
     """
     size = len(examples)
-    every = [*examples, *tested]
-    found = {index: marks(example) for index, example in enumerate(every)}
-    own = {index: found[index] for index in range(size)}
-    distinct, repeats = _distinct(examples, own)
-    kept = list(own) if keep_duplicates else distinct
-    scored = range(size, len(every))
-    said = {found[index].said for index in scored}
-    groups = {group for index in scored for group in found[index].group}
-    gone = [index for index in kept if found[index].said in said or not groups.isdisjoint(found[index].group)]
-    train = sorted({*kept} - {*gone})
-    ties = Ties.among([found[index] for index in (*train, *scored)])
-    tied = {index: ties.every(found[index]) for index in (*train, *scored)}
-    known = {tie for index in train for tie in tied[index]}
-    shared = [index for index in scored if not known.isdisjoint(tied[index])]
-    order = _scoring_order(joined({index: tied[index] for index in scored}), every, seed)
-    common, commonest = shared_by_most(
-        *([ties.common_questions(found[index]) for index in side] for side in (scored, train))
+    found = Marked.of(chain(examples, tested))
+    scored = np.arange(size, size + len(tested))
+    distinct, repeats = _distinct(found, size)
+    kept = np.arange(size) if keep_duplicates else distinct
+    in_test = found.at(scored)
+    gone = np.unique(
+        np.concatenate(
+            [ties_shared(found.edges[kind], found.at(kept), in_test) for kind in ("said", "group")]
+        )
     )
+    train = np.setdiff1d(kept, gone, assume_unique=True)
+    trained = found.at(train)
+    ties = Ties.among(found.only(np.concatenate([train, scored])))
+    tied = ties.every()
+    shared = ties_shared(tied, in_test, trained)
+    common, commonest = shared_by_most(ties.common_questions(), in_test, trained)
     return HoldOut(
-        train=_indices(train),
-        heldout=np.array(order, dtype=np.int64),
+        train=train,
+        heldout=np.array(_scoring_order(joined(scored, tied), found.whose, seed), dtype=np.int64),
         duplicates=size - len(kept),
         repeated=len(repeats),
         repeats=tuple(repeats[:SHOWN]),
-        copies=_copies([found[index] for index in distinct]),
+        copies=_copies(found, distinct),
         shared=len(shared),
         common=common,
         commonest=commonest,
         tested=len(gone),
-        first_tested=min(gone, default=None),
-        first_shared=min(shared, default=None),
+        first_tested=_first(gone),
+        first_shared=_first(shared),
     )
 
 
@@ -197,69 +197,62 @@ def hold_out_remarks(
     return said
 
 
-def _drawn(
-    tied: Mapping[int, Iterable[Hashable]],
-    found: Mapping[int, Marks],
-    ties: Ties,
-    examples: Sequence[Example],
-    room: _Room,
-    rng: np.random.Generator,
-) -> set[int]:
+def _drawn(kept: Indices, ties: Ties, room: _Room, rng: np.random.Generator) -> set[int]:
     """Whole groups, and parts of those that are too large, where there is too little without them."""
-    groups = joined(tied)
+    whose = ties.of.whose
+    groups = joined(kept, ties.every())
     for weaker in (ties.own, ties.questions, ties.whole, ties.none):
-        held = _taken(groups, examples, room.copy(), rng)
-        large = _too_large(groups, held, examples, room)
-        if not large:
+        held = _taken(groups, whose, room.copy(), rng)
+        large = _too_large(groups, held, whose, room)
+        if not large.any():
             return held
-        whole = [group for place, group in enumerate(groups) if place not in large]
-        apart = {index: weaker(found[index]) for place in sorted(large) for index in groups[place]}
-        groups = whole + joined(apart)
-    return _taken(groups, examples, room, rng)
+        groups = groups.of(~large) + joined(groups.of(large).members, weaker())
+    return _taken(groups, whose, room, rng)
 
 
-def _too_large(
-    groups: Sequence[list[int]], held: Set[int], examples: Sequence[Example], room: _Room
-) -> set[int]:
-    """Places of the groups to be taken apart, if any.
+def _too_large(groups: Groups, held: Set[int], whose: Sequence[Whose], room: _Room) -> NDArray[np.bool_]:
+    """Of each group, whether it is to be taken apart.
 
     Those that cannot be held out whole, where there is not twice of what is wanted besides: what is scored
     would else be of one kind, and none of it be trained on. And where less than half of what is wanted was
     held out, those that stood in the way.
     """
-    spared = [room.spares([examples[index] for index in group]) for group in groups]
-    sizes = [len(group) for group in groups]
-    most = room.most()
-    vast = {place for place, size in enumerate(sizes) if size > most}
-    whole = sum(size for size, spare in zip(sizes, spared, strict=True) if spare and size <= most)
-    if vast and whole < 2 * room.left:
+    sizes = groups.sizes
+    vast = sizes > room.most()
+    enough = 2 * len(held) >= room.left
+    if not vast.any() and enough:
         return vast
-    if 2 * len(held) >= room.left:
-        return set()
+    spared = np.array([room.spares([whose[index] for index in group]) for group in groups])
+    if vast.any() and int(sizes[spared & ~vast].sum()) < 2 * room.left:
+        return vast
+    if enough:
+        return np.zeros_like(vast)
     left = room.left - len(held)
-    return {
-        place
-        for place, (group, spare) in enumerate(zip(groups, spared, strict=True))
-        if len(group) > (left if spare else min(left, FEW)) and held.isdisjoint(group)
-    }
+    large = sizes > np.where(spared, left, min(left, FEW))
+    for place in np.flatnonzero(large).tolist():
+        large[place] = held.isdisjoint(groups[place])
+    return large
 
 
-def _distinct(
-    examples: Sequence[Example], found: Mapping[int, Marks]
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """The first of each conversation that a client has, ascending; and each later one with its first."""
-    first: dict[tuple[str, bytes], int] = {}
-    repeats = []
-    for index, mark in found.items():
-        same = first.setdefault((examples[index].client, mark.whole), index)
-        if same != index:
-            repeats.append((index, same))
-    return list(first.values()), repeats
+def _distinct(found: Marked, size: int) -> tuple[Indices, list[tuple[int, int]]]:
+    """The first of each conversation that a client has, of the first `size` examples, ascending; and each
+    later one with its first."""
+    clients: dict[str, int] = {}
+    own = np.array([clients.setdefault(each.client, len(clients)) for each in found.whose[:size]], np.int64)
+    keys = own * found.numbers + found.edges["whole"].marks[:size]
+    first, same = np.unique(keys, return_index=True, return_inverse=True)[1:]
+    firsts = first[same]
+    later = np.flatnonzero(firsts != np.arange(size))
+    return np.sort(first), list(zip(later.tolist(), firsts[later].tolist(), strict=True))
 
 
-def _copies(distinct: Sequence[Marks]) -> int:
-    times = Counter(mark.whole for mark in distinct)
-    return sum(count for count in times.values() if count > 1)
+def _copies(found: Marked, distinct: Indices) -> int:
+    times = np.bincount(found.edges["whole"].marks[distinct], minlength=1)
+    return int(times[times > 1].sum())
+
+
+def _first(places: Indices) -> int | None:
+    return int(places[0]) if len(places) else None
 
 
 def _quotas(sizes: Mapping[str, int], wanted: int, rng: np.random.Generator) -> Counter[str]:
@@ -302,47 +295,51 @@ class _Room:
         """How many examples one group may have that is held out whole: twice what is wanted, or a few."""
         return max(2 * self.left, min(FEW, self.size // 4))
 
-    def spares(self, group: Sequence[Example]) -> bool:
+    def spares(self, group: Sequence[Whose]) -> bool:
         """Whether each client keeps an example without this group."""
         own = Counter(example.client for example in group if example.client)
         return all(self.trained[client] > count for client, count in own.items())
 
-    def in_categories(self, group: Sequence[Example]) -> bool:
+    def in_categories(self, group: Sequence[Whose]) -> bool:
         """Whether the group fits into what is left of its categories."""
         own = Counter(example.category for example in group)
         return all(count <= self.categories[name] for name, count in own.items())
 
-    def in_clients(self, group: Sequence[Example]) -> bool:
+    def in_clients(self, group: Sequence[Whose]) -> bool:
         """Whether the group fits into what is left of its clients."""
         own = Counter(example.client for example in group)
         return all(count <= self.clients[name] for name, count in own.items())
 
-    def take(self, group: Sequence[Example]) -> None:
+    def take(self, group: Sequence[Whose]) -> None:
         self.categories.subtract(example.category for example in group)
         self.clients.subtract(example.client for example in group)
         self.trained.subtract(example.client for example in group)
         self.left -= len(group)
 
 
-def _taken(
-    groups: Sequence[list[int]], examples: Sequence[Example], room: _Room, rng: np.random.Generator
-) -> set[int]:
+def _taken(groups: Groups, whose: Sequence[Whose], room: _Room, rng: np.random.Generator) -> set[int]:
     """Groups that fit their categories and clients, then their categories, then at all; then the smallest,
     if that comes nearer."""
     held: set[int] = set()
     most = room.most()
-    order = [groups[place] for place in rng.permutation(len(groups))]
+    order = rng.permutation(len(groups))
+    sizes = groups.sizes[order]
     for within in ((room.in_categories, room.in_clients), (room.in_categories,), ()):
-        for group in order:
-            members = [examples[index] for index in group]
+        for place in order[sizes <= room.left]:
+            group = groups[place]
+            members = [whose[index] for index in group]
             fits = len(group) <= room.left and held.isdisjoint(group) and room.spares(members)
             if fits and all(fit(members) for fit in within):
                 room.take(members)
                 held.update(group)
-    open_ = [g for g in order if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
-    smallest: list[int] = min(open_, key=len, default=[])
+                if not room.left:
+                    return held
+    by_size = (groups[place] for place in order[np.argsort(sizes, kind="stable")])
+    smallest: list[int] = next(
+        (g for g in by_size if held.isdisjoint(g) and room.spares([whose[index] for index in g])), []
+    )
     if smallest and _worth_it(len(smallest), len(held), room, most):
-        room.take([examples[index] for index in smallest])
+        room.take([whose[index] for index in smallest])
         held.update(smallest)
     return held
 
@@ -359,13 +356,13 @@ def _worth_it(group: int, held: int, room: _Room, most: int) -> bool:
     return few or group - room.left < room.left
 
 
-def _scoring_order(groups: Sequence[Sequence[int]], examples: Sequence[Example], seed: int) -> list[int]:
+def _scoring_order(groups: Iterable[list[int]], whose: Sequence[Whose], seed: int) -> list[int]:
     """At random, but in turn over the categories and over the clients, and one of a group before a second."""
     rng = np.random.default_rng(seed_for(seed, "scored"))
     rank = {index: place for group in groups for place, index in enumerate(rng.permutation(group).tolist())}
-    members = _by_category(sorted(rank), examples)
+    members = _by_category(sorted(rank), whose)
     names = rng.permutation(sorted(members)).tolist()
-    queues = [_Queue.of(members[name], rank, examples, seed_for(seed, "scored", name)) for name in names]
+    queues = [_Queue.of(members[name], rank, whose, seed_for(seed, "scored", name)) for name in names]
     order: list[int] = []
     taken: Counter[str] = Counter()
     while queues := [queue for queue in queues if queue.heap]:
@@ -383,13 +380,11 @@ class _Queue:
     """Of each client, the next one last."""
 
     @classmethod
-    def of(
-        cls, members: Sequence[int], rank: Mapping[int, int], examples: Sequence[Example], seed: int
-    ) -> Self:
+    def of(cls, members: Sequence[int], rank: Mapping[int, int], whose: Sequence[Whose], seed: int) -> Self:
         rng = np.random.default_rng(seed)
         own: dict[str, list[int]] = {}
         for index in sorted(rng.permutation(members).tolist(), key=lambda index: -rank[index]):
-            own.setdefault(examples[index].client, []).append(index)
+            own.setdefault(whose[index].client, []).append(index)
         return cls(sorted(zip([0] * len(own), rng.permutation(len(own)).tolist(), own, strict=True)), own)
 
     def next(self, taken: Counter[str]) -> int:
@@ -405,13 +400,9 @@ class _Queue:
         return index
 
 
-def _by_category(indices: Iterable[int], examples: Sequence[Example]) -> dict[str, list[int]]:
+def _by_category(indices: Iterable[int], whose: Sequence[Whose]) -> dict[str, list[int]]:
     """Category -> those of the indices that are of it, in their order."""
     found: dict[str, list[int]] = {}
     for index in indices:
-        found.setdefault(examples[index].category, []).append(index)
+        found.setdefault(whose[index].category, []).append(index)
     return found
-
-
-def _indices(found: Iterable[int]) -> Indices:
-    return np.array(sorted(found), dtype=np.int64)

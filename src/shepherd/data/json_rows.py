@@ -49,10 +49,12 @@ def _rows(path: Path, form: Form) -> Iterator[Placed]:
     first, more = _first_line(path, form)
     if not first.strip():
         return iter(())
+    if not more and first.lstrip().startswith("["):  # never made as a whole, since it may be all the rows
+        return _array(sniff.text(path, form), path)
     whole = None
     with suppress(ValueError, RecursionError):
         whole = _loads(_without_comma(first))
-    if isinstance(whole, list) and (not more or all(map(_is_record, whole))):
+    if isinstance(whole, list) and all(map(_is_record, whole)):
         return _array(sniff.text(path, form), path)
     if isinstance(whole, Mapping) and not more:
         return _of_object(whole, form, path)

@@ -17,11 +17,8 @@ from shepherd.core import seed_for
 from shepherd.data.dataset import Partition, TokenisedData
 from shepherd.data.examples import Example, Reading, from_rows, read
 from shepherd.data.files import left_out
-from shepherd.data.holdout import (
-    HoldOut,
-    hold_out,
-    set_apart,
-)
+from shepherd.data.holdout import HoldOut, hold_out, set_apart
+from shepherd.data.keep import chosen, keep
 from shepherd.data.noted import Notes
 from shepherd.data.remarks import division_counts, division_places
 from shepherd.data.split import Split, rule, split
@@ -58,23 +55,22 @@ def divide(settings: RunSettings, allowed: Collection[str] = (), rows: Any = Non
         DataError: a row, a file, or the split cannot be used.
         SettingsError: there is no such split, or a key of it is wrong.
     """
-    chosen = rule(settings.split, allowed)
+    dealt = rule(settings.split, allowed)
     with stage(f"reading {settings.data.source}"):
-        reading = examples(settings, chosen, rows)
+        reading = examples(settings, dealt, rows)
     seed = seed_for(settings.data_seed, "data")
     if settings.evaluation.data:
         reading, held = _tested(reading, settings, seed)
     else:
         held = _held(reading.examples, settings, seed)
-    training = [reading.examples[i] for i in held.train]
-    shares = split(training, chosen, seed)
+    shares = split(chosen(reading.examples, held.train), dealt, seed)
     clients = {name: held.train[places].tolist() for name, places in shares.items()}
     return Partition(reading=reading, held=held, clients=clients)
 
 
 def _held(examples: Sequence[Example], settings: RunSettings, seed: int) -> HoldOut:
-    keep = settings.data.duplicates == "keep"
-    return hold_out(examples, settings.data.holdout, seed, keep_duplicates=keep)
+    repeated = settings.data.duplicates == "keep"
+    return hold_out(examples, settings.data.holdout, seed, keep_duplicates=repeated)
 
 
 def _tested(reading: Reading, settings: RunSettings, seed: int) -> tuple[Reading, HoldOut]:
@@ -82,8 +78,9 @@ def _tested(reading: Reading, settings: RunSettings, seed: int) -> tuple[Reading
     path = settings.evaluation.data
     with stage(f"reading {path}"):
         test = test_set(settings.data, path, "evaluation.data")
-    keep = settings.data.duplicates == "keep"
-    held = set_apart(reading.examples, test.examples, seed, keep_duplicates=keep)
+    held = set_apart(
+        reading.examples, test.examples, seed, keep_duplicates=settings.data.duplicates == "keep"
+    )
     left = {reading.examples[index].client for index in held.train}
     for example in reading.examples:
         if example.client not in left:
@@ -93,7 +90,7 @@ def _tested(reading: Reading, settings: RunSettings, seed: int) -> tuple[Reading
                 " evaluation.data, or take these examples out of it"
             )
     together = Reading(
-        examples=(*reading.examples, *test.examples),
+        examples=keep(chain(reading.examples, test.examples)),
         skipped=(*reading.skipped, *test.skipped),
         notes=Notes.together([reading.notes, test.notes]),
         skipped_by_client=reading.skipped_by_client,
@@ -249,7 +246,7 @@ def alone(settings: RunSettings, name: str) -> Partition:
         DataError: a row or a file cannot be used.
     """
     reading = examples(settings, rule(SplitTable()))
-    own = tuple(replace(example, client=name) for example in reading.examples)
+    own = keep(replace(example, client=name) for example in reading.examples)
     held = _held(own, settings, seed_for(settings.data_seed, "data"))
     return Partition(reading=replace(reading, examples=own), held=held, clients={name: held.train.tolist()})
 
@@ -264,9 +261,10 @@ def tokenised(
     """
     sizes = [len(indices) for indices in division.clients.values()]
     every = np.fromiter(chain.from_iterable(division.clients.values()), np.int64, sum(sizes))
+    categories: list[str] = []
     with stage(f"tokenising the examples of {len(sizes)} clients", len(every)) as now:
         # all together: a call for each of thousands of clients costs more than their few examples
-        taken = _counted((division.reading.examples[i] for i in every), now)
+        taken = _counted(chosen(division.reading.examples, every), now, categories)
         tokens, worse, found = _tokenised(taken, settings, tokenizer, paired)
     borders = np.cumsum([0, *sizes])
     of = {
@@ -284,8 +282,7 @@ def tokenised(
     rejected = {} if worse is None else dict(zip(of, worse.split(own), strict=True))
     kept = iter(found.kept)
     example_categories = {
-        name: [division.reading.examples[every[i]].category or "all" for i in islice(kept, each.kept)]
-        for name, each in of.items()
+        name: [categories[i] or "all" for i in islice(kept, each.kept)] for name, each in of.items()
     }
     held = division.of(division.held.heldout.tolist())
     with stage(f"tokenising {len(held):,} held-out examples"):
@@ -325,10 +322,11 @@ def _halved(examples: Sequence[Example], paired: bool) -> dict[str, int]:
     return {"pairs_halved": count} if count else {}
 
 
-def _counted(examples: Iterable[Example], now: Stage) -> Iterator[Example]:
-    """The examples, each counted as done in `now` as it is taken."""
+def _counted(examples: Iterable[Example], now: Stage, categories: list[str]) -> Iterator[Example]:
+    """The examples, each counted as done in `now` as it is taken, and its category put into the list."""
     for example in examples:
         now.advance()
+        categories.append(example.category)
         yield example
 
 

@@ -18,6 +18,8 @@ Placed = tuple[str, Any]
 
 _SEP = re.compile(r'"?sep ?= ?(.)"?(\r\n?|\n)', re.IGNORECASE)
 """First line that declares the delimiter, as Excel writes it."""
+_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
+"""A line: it ends at a newline, and not at U+2028 and the like, where `str.splitlines` would cut it."""
 
 
 def csv_rows(path: Path, form: Form) -> Iterator[Placed]:
@@ -32,7 +34,7 @@ def csv_rows(path: Path, form: Form) -> Iterator[Placed]:
     mark = said[1] if said and form.delimiter == AUTO else sniff.delimiter(text, path, form)
     name = sniff.NAMES.get(mark, f"the delimiter {mark}")
     with sniff.wide_cells():
-        lines = _only_newlines(iter(text.splitlines(keepends=True)))
+        lines = (line[0] for line in _LINE.finditer(text))
         reader = csv.reader(lines, delimiter=mark, strict=True, **_habits(text, mark))
         yield from named(_cells(reader, path, 1 if said else 0), form, path, f"its {name} or quotes")
 
@@ -107,15 +109,3 @@ def _cells(reader: Any, path: Path, before: int) -> Iterator[tuple[str, Sequence
         if cells is None:
             return
         yield where, cells
-
-
-def _only_newlines(lines: Iterator[str]) -> Iterator[str]:
-    """Join lines that `str.splitlines` cut at U+2028 and the like, which end no line of a file."""
-    held = ""
-    for line in lines:
-        held += line
-        if line.endswith(("\n", "\r")):
-            yield held
-            held = ""
-    if held:
-        yield held

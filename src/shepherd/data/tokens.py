@@ -144,7 +144,7 @@ def save_together(folder: str | Path, parts: Sequence[Tokens]) -> None:
                 header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (size,)}
                 np.lib.format.write_array_header_1_0(file, header)
                 for piece in pieces[name]:
-                    file.write(np.asarray(piece, kind).tobytes())
+                    file.write(np.ascontiguousarray(piece, kind).data)
 
 
 def typical_length(parts: Collection[Tokens]) -> int:
