@@ -241,7 +241,7 @@ class SilosRun(HeldRun):
             self.trackers.finish()
             self.holder.close()
 
-    def _heldout(self) -> list[Example]:
+    def _heldout(self) -> Sequence[Example]:
         try:
             division = pipeline.divide(self.settings, self.consent.plugins)
         except DataError as error:  # the coordinator may have no data
