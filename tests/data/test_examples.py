@@ -277,6 +277,25 @@ def test_a_text_in_parquet_that_is_not_utf8_is_said_of_the_file(tmp_path):
         read(DataTable(source=str(tmp_path / "a.parquet")), IID, 0)
 
 
+def test_parquet_and_arrow_count_their_rows_over_batches_and_a_late_fault_is_said(tmp_path):
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    table = pyarrow.table({"instruction": list("abcdefg"), "response": list("tuvwxyz")})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    for name, opened in (("a.arrow", ipc.new_stream), ("b.arrow", ipc.new_file)):
+        with opened(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    for name in ("a.parquet", "a.arrow", "b.arrow"):
+        found = read(DataTable(source=str(tmp_path / name)), IID, 0).examples
+        assert [(e.instruction, e.response) for e in found] == list(zip("abcdefg", "tuvwxyz", strict=True))
+        assert [e.where for e in found] == [f"{tmp_path / name}, record {n}" for n in range(1, 8)]
+    whole = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(DataError, match=r"a\.arrow cannot be read as Arrow \(.+\); write it again"):
+        read(DataTable(source=str(tmp_path / "a.arrow")), IID, 0)
+
+
 def test_a_saved_set_is_read_from_its_own_files_alone(tmp_path):
     import datasets
 

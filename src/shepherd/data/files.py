@@ -262,35 +262,47 @@ def _parquet(path: Path, form: Form) -> Iterator[Placed]:
     """Rows of one Parquet file; `Dataset.from_parquet` would treat its name as a pattern of several."""
     from pyarrow import parquet
 
-    with _seekable(path) as file, _quiet() as datasets:
-        try:
-            table = parquet.ParquetFile(file).read()
-            table.validate(full=True)  # or a text that is not UTF-8 would be found at its row
-            table = datasets.Dataset(datasets.table.InMemoryTable(table))
-        except Exception as error:
-            raise DataError(
-                f"data file {path} cannot be read as Parquet ({_first_line(error)}); write it again"
-            ) from error
-    return records(table, str(path))
+    return _batched(path, "Parquet", lambda file: parquet.ParquetFile(file).iter_batches())
 
 
 def _arrow(path: Path, form: Form) -> Iterator[Placed]:
     """Rows of one Arrow file, in the stream or the file (Feather) format."""
     from pyarrow import ArrowInvalid, ipc
 
-    with _seekable(path) as file, _quiet() as datasets:
+    def batches(file: BinaryIO) -> Iterator[Any]:
         try:
-            try:
-                table = ipc.open_stream(file).read_all()
-            except ArrowInvalid:
-                table = ipc.open_file(file).read_all()
-            table.validate(full=True)
-            table = datasets.Dataset(datasets.table.InMemoryTable(table))
+            stream = ipc.open_stream(file)
+        except ArrowInvalid:
+            whole = ipc.open_file(file)
+            return map(whole.get_batch, range(whole.num_record_batches))
+        return iter(stream)
+
+    return _batched(path, "Arrow", batches)
+
+
+def _batched(path: Path, name: str, opened: Callable[[BinaryIO], Iterator[Any]]) -> Iterator[Placed]:
+    """Rows of a file in the format `name`, one batch after another, so that not all are in memory."""
+    first = 1
+    for table in _tables(path, name, opened):
+        yield from records(table, str(path), first)
+        first += len(table)
+
+
+def _tables(path: Path, name: str, opened: Callable[[BinaryIO], Iterator[Any]]) -> Iterator[Any]:
+    from pyarrow import Table
+
+    with _seekable(path) as file:
+        try:
+            for batch in opened(file):
+                batch.validate(full=True)  # or a text that is not UTF-8 would be found at its row
+                with _quiet() as datasets:
+                    held = datasets.table.InMemoryTable(Table.from_batches([batch]))
+                    table = datasets.Dataset(held, fingerprint=name)  # else one is made of all its bytes
+                yield table
         except Exception as error:
             raise DataError(
-                f"data file {path} cannot be read as Arrow ({_first_line(error)}); write it again"
+                f"data file {path} cannot be read as {name} ({_first_line(error)}); write it again"
             ) from error
-    return records(table, str(path))
 
 
 def _seekable(path: Path) -> BinaryIO:
@@ -429,14 +441,14 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
     return records(table, source)
 
 
-def records(table: Any, where: str) -> Iterator[Placed]:
-    """Rows of a `datasets.Dataset`, with class labels replaced by their names."""
+def records(table: Any, where: str, first: int = 1) -> Iterator[Placed]:
+    """Rows of a `datasets.Dataset`, with class labels replaced by their names; they count from `first`."""
     features = _stored(dict(table.features))
     if features != table.features:
         with _quiet() as datasets:
             table = table.cast(datasets.Features(features))
     named = namer(features)
-    return ((f"{where}, record {number}", untangled(named(row))) for number, row in enumerate(table, 1))
+    return ((f"{where}, record {number}", untangled(named(row))) for number, row in enumerate(table, first))
 
 
 def _stored(feature: Any) -> Any:
