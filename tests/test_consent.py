@@ -126,7 +126,17 @@ def test_a_run_folder_runs_no_code(strange: Path, mark: Path, tmp_path: Path) ->
     questions = tmp_path / "q.jsonl"
     questions.write_text('{"id": "a", "question": "w5"}\n')
     (tmp_path / "answers.jsonl").write_text('{"question": "a", "answer": "w6"}\n')
-    judge = ("judge", strange, tmp_path / "answers.jsonl", "--questions", questions, "--model", "m")
+    judge = (
+        "judge",
+        strange,
+        tmp_path / "answers.jsonl",
+        "--questions",
+        questions,
+        "--model",
+        "m",
+        "--key-env",
+        "",
+    )
     for words in (("generate", strange, "w5"), ("chat", strange), judge):
         refused(said(*words), "--trust-remote-code")
     (strange / "finished.json").unlink()
@@ -156,7 +166,17 @@ def test_an_adapter_folder_runs_no_code(strange: Path, evil: Path, mark: Path, t
     questions = tmp_path / "q.jsonl"
     questions.write_text('{"id": "a", "question": "w5"}\n')
     (tmp_path / "answers.jsonl").write_text('{"question": "a", "answer": "w6"}\n')
-    said("judge", adapter, tmp_path / "answers.jsonl", "--questions", questions, "--model", "m")
+    said(
+        "judge",
+        adapter,
+        tmp_path / "answers.jsonl",
+        "--questions",
+        questions,
+        "--model",
+        "m",
+        "--key-env",
+        "",
+    )
     assert not mark.exists()
 
 

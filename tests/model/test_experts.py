@@ -18,7 +18,7 @@ from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BaseError
 from shepherd.model import files, generate, lora, lora_layers, meta_shapes, pass_plan
 from shepherd.model.base import Base
-from shepherd.settings import AdapterTable, TuningTable
+from shepherd.settings import AdapterTable, ModelTable, TuningTable
 from shepherd.training import tune
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_gradients
@@ -66,6 +66,7 @@ def test_two_adapters_in_one_pass_are_each_alone_in_peft(kind: str, tmp_path: Pa
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
     targets = lora.attach(model, TABLE)
     base: Any = SimpleNamespace(model=model, targets=targets, adapter=TABLE, name=str(folder), fingerprint="")
+    base.table, base.hub_name = ModelTable(base=str(folder)), ""
     base.shapes = lora.shapes(targets, RANK)
     adapters, rows = [random(targets, seed) for seed in (1, 2)], [slice(0, 1), slice(1, 4)]
     ids = torch.randint(4, bases.VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(3))
